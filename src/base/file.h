@@ -1,0 +1,77 @@
+// Bytes on disk: mapped reads, and writes that leave the old or the new, never half.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace quatrain {
+
+// A read-only mapping of a whole file. Movable; the bytes live as long as the object. An empty file has an empty span.
+class MappedFile {
+ public:
+  // Error kIo naming the path if it is missing, a folder or unreadable.
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The whole file as text. Error kIo as above.
+std::string ReadFile(const std::filesystem::path& path);
+
+// Writes beside `path`, fsyncs, renames over it and fsyncs the folder. Error kIo (disk full named as such); the
+// old file then stands untouched.
+void WriteFileAtomic(const std::filesystem::path& path, std::string_view content);
+
+// A sequential writer with errors checked on every call; nothing is visible under the final name before the
+// folder that holds it is published.
+class FileWriter {
+ public:
+  explicit FileWriter(const std::filesystem::path& path);  // creates or truncates
+  ~FileWriter();                                           // closes without fsync if Close was not called
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+  void Write(std::span<const std::byte> bytes);
+  void Close();  // fsync + close; Error kIo
+
+ private:
+  std::filesystem::path path_;
+  int fd_;
+};
+
+// A folder that appears under its final name all at once: `path()` is a temporary sibling ("<target>.tmp-<pid>");
+// Commit fsyncs everything and renames it to the target, replacing an older folder of that name (which is moved
+// aside first and removed after). Without Commit the destructor removes it. Left-overs of dead processes are
+// removed at construction.
+class AtomicFolder {
+ public:
+  explicit AtomicFolder(const std::filesystem::path& target);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+  const std::filesystem::path& path() const { return temporary_; }
+  void Commit();
+
+ private:
+  std::filesystem::path target_, temporary_;
+  bool committed_ = false;
+};
+
+// Free bytes on the file system that holds `path` (its nearest existing parent).
+uint64_t FreeDiskBytes(const std::filesystem::path& path);
+
+// Memory this process may still take: MemAvailable, cut by a cgroup limit if one is set.
+uint64_t AvailableMemoryBytes();
+
+}  // namespace quatrain
