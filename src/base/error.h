@@ -29,11 +29,11 @@ int ExitStatus(ErrorCode code);
 // The parts of a message; empty parts are left out. Printed as one paragraph:
 // "<where>: <what>; expected <expected>, found <found>. <todo>"
 struct ErrorParts {
-  std::string where;     // file, tensor, flag or line
-  std::string what;      // one clause
-  std::string expected;  // what would have been right
-  std::string found;     // what stood there
-  std::string todo;      // what to do, a sentence
+  std::string where = {};     // file, tensor, flag or line
+  std::string what = {};      // one clause
+  std::string expected = {};  // what would have been right
+  std::string found = {};     // what stood there
+  std::string todo = {};      // what to do, a sentence
 };
 
 class Error : public std::runtime_error {

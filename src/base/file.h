@@ -10,7 +10,8 @@
 
 namespace quatrain {
 
-// A read-only mapping of a whole file. Movable; the bytes live as long as the object. An empty file has an empty span.
+// A read-only mapping of a whole file. Movable; the bytes live as long as the object. An empty file
+// has an empty span.
 class MappedFile {
  public:
   // Error kIo naming the path if it is missing, a folder or unreadable.
@@ -30,30 +31,36 @@ class MappedFile {
 // The whole file as text. Error kIo as above.
 std::string ReadFile(const std::filesystem::path& path);
 
-// Writes beside `path`, fsyncs, renames over it and fsyncs the folder. Error kIo (disk full named as such); the
-// old file then stands untouched.
+// Writes beside `path`, fsyncs, renames over it and fsyncs the folder. Error kIo (disk full named
+// as such); the old file then stands untouched.
 void WriteFileAtomic(const std::filesystem::path& path, std::string_view content);
 
-// A sequential writer with errors checked on every call; nothing is visible under the final name before the
-// folder that holds it is published.
+// A writer with errors checked on every call; nothing is visible under the final name
+// before the folder that holds it is published.
 class FileWriter {
  public:
   explicit FileWriter(const std::filesystem::path& path);  // creates or truncates
-  ~FileWriter();                                           // closes without fsync if Close was not called
+  ~FileWriter();  // closes without fsync if Close was not called
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
-  void Write(std::span<const std::byte> bytes);
-  void Close();  // fsync + close; Error kIo
+  void Write(std::span<const std::byte> bytes);  // behind what Write wrote before
+  // At a place of the caller's choice; does not move where Write goes on. What is never written reads as zeros.
+  void WriteAt(uint64_t offset, std::span<const std::byte> bytes);
+  void Close();  // fsync + close; Error kIo. Nothing may be written after
 
  private:
   std::filesystem::path path_;
   int fd_;
 };
 
-// A folder that appears under its final name all at once: `path()` is a temporary sibling ("<target>.tmp-<pid>");
-// Commit fsyncs everything and renames it to the target, replacing an older folder of that name (which is moved
-// aside first and removed after). Without Commit the destructor removes it. Left-overs of dead processes are
-// removed at construction.
+// A folder that appears under its final name all at once: `path()` is a temporary sibling
+// ("<target>.tmp-<pid>"); Commit fsyncs everything and renames it to the target, replacing an older
+// folder of that name: the two are exchanged in one step and the older one removed after (a file
+// system that cannot exchange moves it aside as
+// "<target>.old-<pid>" first). Without Commit the destructor removes it. At construction left-overs
+// of dead processes are removed, and an older folder that a dead one had moved aside is put back. A
+// lock on the temporary folder tells the living from the dead. Error kIo naming the folder, also if
+// the target is a file.
 class AtomicFolder {
  public:
   explicit AtomicFolder(const std::filesystem::path& target);
@@ -65,7 +72,7 @@ class AtomicFolder {
 
  private:
   std::filesystem::path target_, temporary_;
-  bool committed_ = false;
+  int lock_fd_ = -1;  // of temporary_, locked as long as this object lives
 };
 
 // Free bytes on the file system that holds `path` (its nearest existing parent).

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -11,7 +12,8 @@ namespace quatrain {
 using Json = nlohmann::ordered_json;
 
 // Parses a whole text. Error kData naming `where` with line and column; duplicate object keys are an error too.
-Json ParseJson(std::string_view text, const std::string& where);
+// `first_line` is the number of the text's first line, for one line of a longer file.
+Json ParseJson(std::string_view text, const std::string& where, size_t first_line = 1);
 
 // Compact text, ASCII only (\uXXXX), invalid UTF-8 replaced by U+FFFD; doubles round-trip.
 std::string DumpJson(const Json& json);

@@ -21,7 +21,7 @@ class Progress {
  private:
   void Draw(bool is_last);
   std::string title_, unit_, note_;
-  int64_t total_, done_ = 0;
+  int64_t total_, done_ = 0, last_drawn_done_ = 0;
   bool is_terminal_;
   std::chrono::steady_clock::time_point start_, last_draw_;
 };

@@ -33,7 +33,7 @@ struct AdamWTask {
   BFloat16* weight_bf16 = nullptr;
   int32_t* packed = nullptr;   // [O, P]
   BFloat16* scale = nullptr;   // [O, G]
-  QuantizeSpec spec;
+  QuantizeSpec spec = {};
 };
 
 struct AdamWStats {

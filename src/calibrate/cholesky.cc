@@ -1,0 +1,148 @@
+#include "calibrate/cholesky.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "calibrate/panel_product.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "calibrate/cholesky.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#ifndef QUATRAIN_CALIBRATE_CHOLESKY_CONSTANTS_
+#define QUATRAIN_CALIBRATE_CHOLESKY_CONSTANTS_
+namespace quatrain {
+inline constexpr int64_t kCholeskyBlock = 128;
+inline constexpr int64_t kSolveStep = 16;  // rows that a panel's solve takes at once
+}  // namespace quatrain
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace quatrain {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Tag = hn::CappedTag<float, 16>;  // divides kPanelColumns and kCholeskyBlock
+
+// Factors the leading size x size part of block [kCholeskyBlock, kCholeskyBlock]; the rest of it is zero. Works on
+// whole vectors, hence also on entries left of the diagonal, which nobody reads.
+bool FactorBlock(const float* smallest_pivots, int64_t size, float* block) {
+  const Tag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t k = 0; k < size; ++k) {
+    float* row_k = block + k * kCholeskyBlock;
+    const float pivot = row_k[k];
+    if (!(pivot > smallest_pivots[k])) return false;  // NaN too
+    const auto root = hn::Set(d, std::sqrt(pivot));
+    for (int64_t j = k / lanes * lanes; j < kCholeskyBlock; j += lanes) {
+      hn::StoreU(hn::Div(hn::LoadU(d, row_k + j), root), d, row_k + j);
+    }
+    for (int64_t i = k + 1; i < size; ++i) {
+      float* row_i = block + i * kCholeskyBlock;
+      const auto factor = hn::Set(d, row_k[i]);
+      for (int64_t j = i / lanes * lanes; j < kCholeskyBlock; j += lanes) {
+        const auto updated = hn::NegMulAdd(factor, hn::LoadU(d, row_k + j), hn::LoadU(d, row_i + j));
+        hn::StoreU(updated, d, row_i + j);
+      }
+    }
+  }
+  return true;
+}
+
+// Rows [first, end) of panel = U^-T panel, given the rows above and with their part already subtracted.
+void SolveTriangle(const float* block, int64_t first, int64_t end, float* panel) {
+  const Tag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t k = first; k < end; ++k) {
+    const auto pivot = hn::Set(d, block[k * kCholeskyBlock + k]);
+    for (int64_t j = 0; j < kPanelColumns; j += lanes) {
+      auto value = hn::LoadU(d, panel + k * kPanelColumns + j);
+      for (int64_t l = first; l < k; ++l) {
+        const auto factor = hn::Set(d, block[l * kCholeskyBlock + k]);
+        value = hn::NegMulAdd(factor, hn::LoadU(d, panel + l * kPanelColumns + j), value);
+      }
+      hn::StoreU(hn::Div(value, pivot), d, panel + k * kPanelColumns + j);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace quatrain
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace quatrain {
+
+HWY_EXPORT(FactorBlock);
+HWY_EXPORT(SolveTriangle);
+
+namespace {
+
+// panel [size, kPanelColumns] = U^-T panel, U the factored block.
+void SolvePanel(const float* block, int64_t size, float* panel) {
+  for (int64_t first = 0; first < size; first += kSolveStep) {
+    const int64_t end = std::min(size, first + kSolveStep);
+    AddPanelProduct({.rows = end - first,
+                     .depth = first,
+                     .a = block + first,
+                     .a_row_stride = 1,
+                     .a_depth_stride = kCholeskyBlock,
+                     .b = panel,
+                     .c = panel + first * kPanelColumns,
+                     .c_row_stride = kPanelColumns,
+                     .scale = -1.0f});
+    HWY_DYNAMIC_DISPATCH(SolveTriangle)(block, first, end, panel);
+  }
+}
+
+// Rows [0, size) of `a` right of the factored block: solved in panels, which the trailing update reads.
+void SolveBlockRow(ThreadPool& pool, const float* block, int64_t size, float* a, int64_t stride,
+                   ColumnPanels& panels) {
+  pool.ParallelFor(NumPanels(panels.columns), [&](int64_t index, int) {
+    const int64_t first = index * kPanelColumns;
+    const int64_t columns = std::min(kPanelColumns, panels.columns - first);
+    float* panel = panels.Panel(index);
+    for (int64_t row = 0; row < size; ++row) {
+      std::copy_n(a + row * stride + first, columns, panel + row * kPanelColumns);
+      std::fill_n(panel + row * kPanelColumns + columns, kPanelColumns - columns, 0.0f);
+    }
+    SolvePanel(block, size, panel);
+    for (int64_t row = 0; row < size; ++row) {
+      std::copy_n(panel + row * kPanelColumns, columns, a + row * stride + first);
+    }
+  });
+}
+
+}  // namespace
+
+bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
+  constexpr float kNoise = 0x1p-21f;
+  std::vector<float> smallest_pivots(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    smallest_pivots[static_cast<size_t>(i)] = kNoise * a_NN[i * n + i];
+  }
+  ColumnPanels panels;
+  for (int64_t first = 0; first < n; first += kCholeskyBlock) {
+    const int64_t size = std::min(kCholeskyBlock, n - first);
+    std::vector<float> block(kCholeskyBlock * kCholeskyBlock);
+    float* diagonal = a_NN + first * n + first;
+    for (int64_t row = 0; row < size; ++row) {
+      std::copy_n(diagonal + row * n + row, size - row, block.data() + row * kCholeskyBlock + row);
+    }
+    if (!HWY_DYNAMIC_DISPATCH(FactorBlock)(smallest_pivots.data() + first, size, block.data())) {
+      return false;
+    }
+    for (int64_t row = 0; row < size; ++row) {
+      std::copy_n(block.data() + row * kCholeskyBlock + row, size - row, diagonal + row * n + row);
+    }
+    panels.Resize(size, n - first - size);
+    SolveBlockRow(pool, block.data(), size, diagonal + size, n, panels);
+    AddGram(pool, panels, -1.0f, diagonal + size * n + size, n);
+  }
+  return true;
+}
+
+}  // namespace quatrain
+#endif  // HWY_ONCE

@@ -1,0 +1,161 @@
+#include "calibrate/hessian.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "calibrate/panel_product.h"
+
+namespace quatrain {
+namespace {
+
+constexpr int64_t kPackedTokens = 4 * kChainDepth;  // bounds the FP32 copy of the inputs
+constexpr int64_t kRowsPerChunk = 64;
+
+template <class T>
+void PackPanel(const T* inputs_TI, int64_t num_tokens, int64_t in_features, int64_t panel,
+               float* to) {
+  const int64_t first = panel * kPanelColumns;
+  const int64_t columns = std::min(kPanelColumns, in_features - first);
+  for (int64_t t = 0; t < num_tokens; ++t, to += kPanelColumns) {
+    const T* from = inputs_TI + t * in_features + first;
+    for (int64_t i = 0; i < columns; ++i) to[i] = ToFloat(from[i]);
+    std::fill(to + columns, to + kPanelColumns, 0.0f);
+  }
+}
+
+// Calls update(entry, offset) for every entry of the upper triangle.
+template <class Update>
+void ForUpper(ThreadPool& pool, int64_t n, const Update& update) {
+  pool.ParallelFor((n + kRowsPerChunk - 1) / kRowsPerChunk, [&](int64_t chunk, int) {
+    const int64_t end = std::min(n, (chunk + 1) * kRowsPerChunk);
+    for (int64_t row = chunk * kRowsPerChunk; row < end; ++row) {
+      for (int64_t column = row; column < n; ++column) {
+        update(static_cast<size_t>(row * n + column));
+      }
+    }
+  });
+}
+
+// Rows of H on the block's diagonal, both triangles filled, [size, size].
+void MirrorDiagonalBlock(const Hessian& hessian, int64_t first, int64_t size, float* block) {
+  for (int64_t row = 0; row < size; ++row) {
+    for (int64_t column = row; column < size; ++column) {
+      block[row * size + column] = block[column * size + row] =
+          hessian.At(first + row, first + column);
+    }
+  }
+}
+
+// e H e^T of up to kPanelColumns rows, whose errors are the columns of error_panel [I, kPanelColumns]: by blocks of
+// columns, the diagonal block plus twice what lies to its right.
+void OutputErrorOfPanel(const Hessian& hessian, const std::vector<float>& error_panel,
+                        int64_t columns, double* out) {
+  constexpr int64_t kBlock = 128;
+  const int64_t n = hessian.in_features;
+  std::vector<float> diagonal(kBlock * kBlock), product(kBlock * kPanelColumns);
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t size = std::min(kBlock, n - first);
+    const float* errors = error_panel.data() + first * kPanelColumns;
+    MirrorDiagonalBlock(hessian, first, size, diagonal.data());
+    std::fill(product.begin(), product.end(), 0.0f);
+    AddPanelProduct({.rows = size,
+                     .depth = size,
+                     .a = diagonal.data(),
+                     .a_row_stride = size,
+                     .b = errors,
+                     .c = product.data(),
+                     .c_row_stride = kPanelColumns});
+    AddPanelProduct({.rows = size,
+                     .depth = n - first - size,
+                     .a = hessian.upper_II.data() + first * n + first + size,
+                     .a_row_stride = n,
+                     .b = errors + size * kPanelColumns,
+                     .c = product.data(),
+                     .c_row_stride = kPanelColumns,
+                     .scale = 2.0f});
+    for (int64_t row = 0; row < size; ++row) {
+      for (int64_t o = 0; o < columns; ++o) {
+        const size_t at = static_cast<size_t>(row * kPanelColumns + o);
+        out[o] += static_cast<double>(errors[at]) * static_cast<double>(product[at]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Hessian::Hessian(int64_t num_features)
+    : in_features(num_features), upper_II(static_cast<size_t>(num_features * num_features)) {}
+
+template <class T>
+void AccumulateHessian(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens,
+                       Hessian& hessian) {
+  const int64_t n = hessian.in_features;
+  ColumnPanels panels;
+  for (int64_t first = 0; first < num_tokens; first += kPackedTokens) {
+    const int64_t tokens = std::min(kPackedTokens, num_tokens - first);
+    panels.Resize(tokens, n);
+    pool.ParallelFor(NumPanels(n), [&](int64_t panel, int) {
+      PackPanel(inputs_TI + first * n, tokens, n, panel, panels.Panel(panel));
+    });
+    AddGram(pool, panels, 2.0f, hessian.upper_II.data(), n);
+  }
+  hessian.num_tokens += num_tokens;
+}
+
+template void AccumulateHessian(ThreadPool&, const BFloat16*, int64_t, Hessian&);
+template void AccumulateHessian(ThreadPool&, const float*, int64_t, Hessian&);
+
+template <class T>
+std::optional<BadInput> FindBadInput(const T* inputs_TI, int64_t num_tokens, int64_t in_features) {
+  for (int64_t at = 0; at < num_tokens * in_features; ++at) {
+    const float value = ToFloat(inputs_TI[at]);
+    if (!std::isfinite(value)) return BadInput{at / in_features, at % in_features, value};
+  }
+  return std::nullopt;
+}
+
+template std::optional<BadInput> FindBadInput(const BFloat16*, int64_t, int64_t);
+template std::optional<BadInput> FindBadInput(const float*, int64_t, int64_t);
+
+void MergeHessian(ThreadPool& pool, const Hessian& other, Hessian& hessian) {
+  QT_CHECK(other.in_features == hessian.in_features, "{} and {} features", other.in_features,
+           hessian.in_features);
+  ForUpper(pool, hessian.in_features,
+           [&](size_t at) { hessian.upper_II[at] += other.upper_II[at]; });
+  hessian.num_tokens += other.num_tokens;
+}
+
+Hessian BlendHessian(ThreadPool& pool, const Hessian& expert, const Hessian& layer,
+                     double prior_tokens) {
+  QT_CHECK(expert.in_features == layer.in_features, "{} and {} features", expert.in_features,
+           layer.in_features);
+  Hessian blend(expert.in_features);
+  const double layer_tokens = static_cast<double>(std::max<int64_t>(layer.num_tokens, 1));
+  const float share = static_cast<float>(prior_tokens / layer_tokens);
+  ForUpper(pool, expert.in_features, [&](size_t at) {
+    blend.upper_II[at] = expert.upper_II[at] + share * layer.upper_II[at];
+  });
+  blend.num_tokens = expert.num_tokens;
+  return blend;
+}
+
+std::vector<double> OutputError(ThreadPool& pool, const Hessian& hessian, const float* error_OI,
+                                int64_t out_features) {
+  const int64_t n = hessian.in_features;
+  std::vector<double> errors(static_cast<size_t>(out_features));
+  pool.ParallelFor(NumPanels(out_features), [&](int64_t chunk, int) {
+    const int64_t first = chunk * kPanelColumns;
+    const int64_t columns = std::min(kPanelColumns, out_features - first);
+    std::vector<float> panel(static_cast<size_t>(n * kPanelColumns));
+    for (int64_t o = 0; o < columns; ++o) {
+      const float* row = error_OI + (first + o) * n;
+      for (int64_t i = 0; i < n; ++i) panel[static_cast<size_t>(i * kPanelColumns + o)] = row[i];
+    }
+    OutputErrorOfPanel(hessian, panel, columns, errors.data() + first);
+  });
+  return errors;
+}
+
+}  // namespace quatrain

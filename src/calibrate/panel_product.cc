@@ -1,0 +1,132 @@
+#include "calibrate/panel_product.h"
+
+#include <algorithm>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "calibrate/panel_product.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace quatrain {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// At most 16 lanes, so that a panel is a whole number of vector pairs on every instruction set.
+using Tag = hn::CappedTag<float, 16>;
+// Rows of a register tile, two vectors wide: 16 accumulators where there are 32 registers, else 8 or 12.
+constexpr int64_t kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+
+// Chains of kRows x 2 vectors over `depth` (at most kChainDepth), then into C; `columns` counts what C has.
+template <int64_t kRows>
+HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, int64_t depth,
+                        float* c, int64_t columns) {
+  const Tag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  hn::Vec<Tag> acc0[kRows], acc1[kRows];
+  for (int64_t r = 0; r < kRows; ++r) acc0[r] = acc1[r] = hn::Zero(d);
+  for (int64_t k = 0; k < depth; ++k) {
+    const auto b0 = hn::LoadU(d, b + k * kPanelColumns);
+    const auto b1 = hn::LoadU(d, b + k * kPanelColumns + lanes);
+    const float* a_k = a + k * p.a_depth_stride;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const auto broadcast = hn::Set(d, a_k[r * p.a_row_stride]);
+      acc0[r] = hn::MulAdd(broadcast, b0, acc0[r]);
+      acc1[r] = hn::MulAdd(broadcast, b1, acc1[r]);
+    }
+  }
+  const auto scale = hn::Set(d, p.scale);
+  for (int64_t r = 0; r < kRows; ++r) {
+    float* c_row = c + r * p.c_row_stride;
+    if (columns >= 2 * lanes) {
+      hn::StoreU(hn::MulAdd(scale, acc0[r], hn::LoadU(d, c_row)), d, c_row);
+      hn::StoreU(hn::MulAdd(scale, acc1[r], hn::LoadU(d, c_row + lanes)), d, c_row + lanes);
+      continue;
+    }
+    HWY_ALIGN float edge[2 * 16] = {};
+    std::copy_n(c_row, columns, edge);
+    hn::StoreU(hn::MulAdd(scale, acc0[r], hn::LoadU(d, edge)), d, edge);
+    hn::StoreU(hn::MulAdd(scale, acc1[r], hn::LoadU(d, edge + lanes)), d, edge + lanes);
+    std::copy_n(edge, columns, c_row);
+  }
+}
+
+void AddPanelProduct(const PanelProduct& p) {
+  const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(Tag()));
+  for (int64_t k = 0; k < p.depth; k += kChainDepth) {
+    const int64_t depth = std::min(kChainDepth, p.depth - k);
+    for (int64_t column = 0; column < p.columns; column += step) {
+      const float* b = p.b + k * kPanelColumns + column;
+      const float* a = p.a + k * p.a_depth_stride;
+      float* c = p.c + column;
+      const int64_t columns = std::min(step, p.columns - column);
+      int64_t row = 0;
+      for (; row + kTileRows <= p.rows; row += kTileRows) {
+        AddTile<kTileRows>(p, a + row * p.a_row_stride, b, depth, c + row * p.c_row_stride,
+                           columns);
+      }
+      for (; row < p.rows; ++row) {
+        AddTile<1>(p, a + row * p.a_row_stride, b, depth, c + row * p.c_row_stride, columns);
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace quatrain
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace quatrain {
+
+HWY_EXPORT(AddPanelProduct);
+
+void AddPanelProduct(const PanelProduct& product) {
+  HWY_DYNAMIC_DISPATCH(AddPanelProduct)(product);
+}
+
+void ColumnPanels::Resize(int64_t new_depth, int64_t new_columns) {
+  depth = new_depth;
+  columns = new_columns;
+  data.resize(static_cast<size_t>(NumPanels(columns) * depth * kPanelColumns));
+}
+
+namespace {
+
+constexpr int64_t kGramTile = 4 * kPanelColumns;  // both operands of a tile stay in the L2 cache
+
+// Columns [row, row + kGramTile) times columns [column, column + kGramTile) of the panels.
+void AddGramTile(const ColumnPanels& panels, float scale, float* c, int64_t c_row_stride,
+                 int64_t row, int64_t column) {
+  const int64_t row_end = std::min(row + kGramTile, panels.columns);
+  const int64_t column_end = std::min(column + kGramTile, panels.columns);
+  for (int64_t j = column; j < column_end; j += kPanelColumns) {
+    for (int64_t i = row; i < row_end && i <= j; i += kPanelColumns) {
+      AddPanelProduct({.rows = std::min(kPanelColumns, panels.columns - i),
+                       .columns = std::min(kPanelColumns, panels.columns - j),
+                       .depth = panels.depth,
+                       .a = panels.Panel(i / kPanelColumns),
+                       .a_row_stride = 1,
+                       .a_depth_stride = kPanelColumns,
+                       .b = panels.Panel(j / kPanelColumns),
+                       .c = c + i * c_row_stride + j,
+                       .c_row_stride = c_row_stride,
+                       .scale = scale});
+    }
+  }
+}
+
+}  // namespace
+
+void AddGram(ThreadPool& pool, const ColumnPanels& panels, float scale, float* c,
+             int64_t c_row_stride) {
+  const int64_t tiles = (panels.columns + kGramTile - 1) / kGramTile;
+  pool.ParallelFor(tiles * (tiles + 1) / 2, [&](int64_t chunk, int) {
+    int64_t row = 0;  // chunks run along the rows of the upper triangle
+    while (chunk >= tiles - row) chunk -= tiles - row++;
+    AddGramTile(panels, scale, c, c_row_stride, row * kGramTile, (row + chunk) * kGramTile);
+  });
+}
+
+}  // namespace quatrain
+#endif  // HWY_ONCE

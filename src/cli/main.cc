@@ -1,0 +1,66 @@
+// The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error and an exit status
+// (2: the user can mend it, 130: interrupted, 1: our bug).
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "cli/convert.h"
+#include "cli/eval.h"
+#include "cli/generate.h"
+#include "cli/inspect.h"
+#include "cli/report.h"
+#include "cli/score.h"
+#include "cli/tokenize.h"
+#include "cli/train.h"
+
+namespace quatrain {
+namespace {
+
+constexpr const char* kVersion = "0.1.0";
+
+int Fail(const std::string& message, int status) {
+  std::fprintf(stderr, "quatrain: error: %s\n", message.c_str());
+  return status;
+}
+
+int Run(int argc, char** argv) {
+  CLI::App app{"Quatrain: INT4 quantisation-aware RL. Convert, train, evaluate and report.", "quatrain"};
+  app.set_version_flag("--version", std::string("quatrain ") + kVersion);
+  app.require_subcommand(1);
+  AddConvertCommand(app);
+  AddTrainCommand(app);
+  AddEvalCommand(app);
+  AddReportCommand(app);
+  AddInspectCommand(app);
+  AddScoreCommand(app);
+  AddGenerateCommand(app);
+  AddTokenizeCommand(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    return app.exit(success);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    return Fail(std::string(error.what()) + " (see 'quatrain --help' and 'quatrain COMMAND --help')", 2);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace quatrain
+
+int main(int argc, char** argv) {
+  quatrain::InstallInterruptHandler();
+  try {
+    return quatrain::Run(argc, argv);
+  } catch (const quatrain::Error& error) {
+    return quatrain::Fail(error.what(), quatrain::ExitStatus(error.code()));
+  } catch (const std::bad_alloc&) {
+    return quatrain::Fail("out of memory. Use fewer or shorter sequences, a smaller KV cache, or a larger machine.", 2);
+  } catch (const std::exception& error) {
+    return quatrain::Fail(error.what(), 1);
+  }
+}

@@ -1,0 +1,42 @@
+// What the engine is asked and what it answers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/routing_replay.h"
+
+namespace quatrain {
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  float top_p = 1.0f;
+  int64_t top_k = 0;  // 0: off
+  uint64_t seed = 0;  // with the token's position it decides the draw; the batch does not
+  int64_t max_new_tokens = 16;
+  std::vector<int32_t> stop_token_ids;  // generation ends after one of them, which is kept
+};
+
+struct Request {
+  int64_t id = 0;
+  std::vector<int32_t> prompt_ids;  // at least one token
+  SamplingParams sampling;
+  bool return_routed_experts = false;
+};
+
+enum class FinishReason { kStop, kLength };
+inline const char* FinishReasonName(FinishReason reason) {
+  return reason == FinishReason::kStop ? "stop" : "length";
+}
+
+struct RequestOutput {
+  int64_t id = 0;
+  std::vector<int32_t> token_ids;  // generated, the stop token included
+  std::vector<float> logprobs;     // of token_ids at the request's temperature (1 when greedy), nats
+  FinishReason finish_reason = FinishReason::kStop;
+  RoutedExperts routed_experts;  // [prompt + generated - 1, MoE layers, k] when asked for
+  int64_t policy_version_min = 0;  // of the weights that drew the tokens
+  int64_t policy_version_max = 0;
+};
+
+}  // namespace quatrain

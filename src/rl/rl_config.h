@@ -1,0 +1,104 @@
+// Everything that decides a training run, in one place: logged, saved with the
+// run, compared on resume. Names and defaults are the field's (Miles/slime
+// arguments) where the meaning is the same.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/parameter.h"
+#include "train/policy_loss.h"
+
+namespace quatrain {
+
+struct CheckpointArgs {
+  std::string hf_checkpoint;  // format of the rollout weights: INT4 (QAT) or BF16
+  std::string ref_load;       // BF16: starting point when --load is empty, and the KL
+                              // reference
+  std::string load;           // resume from here if it holds a checkpoint
+  std::string save;           // run directory; checkpoints, metrics, samples
+  int64_t save_interval = 0;  // rollouts; 0: only at the end
+};
+
+struct RolloutArgs {
+  std::string prompt_data;
+  std::string input_key = "input";
+  std::string label_key;
+  std::string metadata_key = "metadata";
+  std::string tool_key = "tools";
+  bool apply_chat_template = false;
+  bool rollout_shuffle = false;
+  std::string rm_type = "deepscaler";
+  int64_t num_rollout = 0;
+  int64_t num_epoch = 0;
+  int64_t rollout_batch_size = 0;  // prompts
+  int64_t n_samples_per_prompt = 1;
+  int64_t rollout_max_response_len = 1024;
+  double rollout_temperature = 1.0;
+  double rollout_top_p = 1.0;
+  int64_t rollout_top_k = -1;
+  uint64_t rollout_seed = 42;
+  std::string dynamic_sampling_filter;  // "" or check_reward_nonzero_std
+  bool use_rollout_routing_replay = false;
+};
+
+struct EvalArgs {
+  int64_t eval_interval = 0;                  // rollouts; 0: none
+  std::vector<std::string> eval_prompt_data;  // [NAME] PATH pairs
+  int64_t n_samples_per_eval_prompt = 1;
+  std::optional<double> eval_temperature;  // falls back to the rollout's
+  std::optional<double> eval_top_p;
+  std::optional<int64_t> eval_top_k;
+  std::optional<int64_t> eval_max_response_len;
+  bool skip_eval_before_train = false;
+};
+
+struct BatchArgs {
+  int64_t global_batch_size = 0;         // samples per optimizer step; 0: the whole rollout
+  int64_t num_steps_per_rollout = 0;     // 0: from global_batch_size
+  int64_t max_tokens_per_gpu = 8192;     // token budget of a micro-batch
+  bool skip_actor_forward_only = false;  // old log-probabilities are the detached new ones
+};
+
+struct AlgorithmArgs {
+  std::string advantage_estimator = "grpo";
+  bool disable_grpo_std_normalization = false;
+  bool disable_rewards_normalization = false;
+  PolicyLossConfig loss;
+};
+
+// How weights are quantised in training and rollout (docs/int4_format.md, the
+// table of four).
+enum class QatMode {
+  kQat,                   // training and rollout read the same codes
+  kBf16,                  // both read the same BF16
+  kBf16TrainInt4Rollout,  // mismatched: rollout re-quantised after every step
+  kQatTrainBf16Rollout,   // mismatched: asked for by --rollout-weights bf16
+};
+
+struct QatArgs {
+  std::optional<bool> fake_qat_flag;             // OPEN_TRAINING_INT4_FAKE_QAT_FLAG, or the
+                                                 // flag of that name
+  std::optional<int64_t> group_size;             // OPEN_TRAINING_INT4_GROUP_SIZE
+  std::optional<int64_t> requantise_group_size;  // allows another group size than the checkpoint's
+  std::string rollout_weights;                   // "" or "bf16"
+  int64_t quant_group_size = 0;                  // with rollout_weights bf16
+  std::string scope;                             // with rollout_weights bf16: experts or all-linear
+};
+
+struct RlConfig {
+  CheckpointArgs checkpoint;
+  RolloutArgs rollout;
+  EvalArgs eval;
+  BatchArgs batch;
+  AlgorithmArgs algorithm;
+  OptimizerConfig optimizer;
+  QatArgs qat;
+  uint64_t seed = 1234;
+  int threads = 0;
+  int64_t exit_after_rollout = 0;  // --debug-exit-after-rollout
+};
+
+}  // namespace quatrain
