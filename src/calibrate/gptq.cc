@@ -111,57 +111,190 @@ HWY_EXPORT(QuantizeBlock);
 
 namespace {
 
-// Rows [first, first + rows) of the weight, quantised from the first column to the last.
+// Quantises kPanelColumns rows of the weight, from the first column to the last.
 class PanelQuantizer {
  public:
-  PanelQuantizer(const WeightMatrix& weight, const HessianFactor& factor,
-                 const GptqOptions& options)
+  PanelQuantizer(const WeightMatrix& weight, const HessianFactor& factor, const GptqOptions& options)
       : weight_(weight), factor_(factor), options_(options) {
     const size_t entries = static_cast<size_t>(weight.in_features * kPanelColumns);
     weight_panel_.resize(entries);
     codes_panel_.resize(entries);
     carried_.resize(static_cast<size_t>(options.block_size * kPanelColumns));
     for (const int32_t column : factor.order_I) {
-      group_.push_back(static_cast<int32_t>(column / options.group_size));
+      group_I_.push_back(static_cast<int32_t>(column / options.group_size));
     }
   }
 
-  void Run(int64_t first_row, GptqResult& result) {
+  // Fills the rows' codes and losses; the scales are there already.
+  void Run(int64_t first_row, GptqResult& result, std::vector<double>& dampened_loss_O) {
     const int64_t rows = std::min(kPanelColumns, weight_.out_features - first_row);
     LoadRows(first_row, rows, result.scale_OG);
-    std::vector<double> dampened_loss(kPanelColumns), added_loss(kPanelColumns);
+    double* dampened_loss = dampened_loss_O.data() + first_row;
+    double* loss = result.row_loss_O.data() + first_row;
     for (int64_t first = 0; first < weight_.in_features; first += options_.block_size) {
       BlockOfPanel block = PrepareBlock(first);
       HWY_DYNAMIC_DISPATCH(QuantizeBlock)(block);
-      for (size_t r = 0; r < kPanelColumns; ++r) {
+      for (int64_t r = 0; r < rows; ++r) {
         dampened_loss[r] += static_cast<double>(block.dampened_loss[r]);
-        added_loss[r] += static_cast<double>(block.added_loss[r]);
+        loss[r] += static_cast<double>(block.dampened_loss[r]) -
+                   static_cast<double>(block.added_loss[r]);
       }
     }
+    for (int64_t r = 0; r < rows; ++r) loss[r] = std::max(loss[r], 0.0);  // rounding of the subtraction
     StoreRows(first_row, rows, result.codes_OI);
-    for (int64_t r = 0; r < rows; ++r) {
-      const size_t row = static_cast<size_t>(first_row + r);
-      result.row_loss_O[row] = std::max(
-          0.0, dampened_loss[static_cast<size_t>(r)] - added_loss[static_cast<size_t>(r)]);
-      dampened_loss_O_[row] = dampened_loss[static_cast<size_t>(r)];
-    }
   }
 
  private:
   // Columns in the order of quantisation; rows past the matrix are zero with scale 1.
-  void LoadRows(int64_t first_row, int64_t rows, const std::vector<BFloat16>& scale_OG);
-  BlockOfPanel PrepareBlock(int64_t first);
-  void StoreRows(int64_t first_row, int64_t rows, std::vector<int8_t>& codes_OI) const;
+  void LoadRows(int64_t first_row, int64_t rows, const std::vector<BFloat16>& scale_OG) {
+    const int64_t n = weight_.in_features;
+    const int64_t num_groups = n / options_.group_size;
+    std::fill(weight_panel_.begin(), weight_panel_.end(), 0.0f);
+    scale_panel_.assign(static_cast<size_t>(num_groups * kPanelColumns), 1.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      const BFloat16* from = weight_.data + (first_row + r) * n;
+      for (int64_t j = 0; j < n; ++j) {
+        const size_t column = static_cast<size_t>(factor_.order_I[static_cast<size_t>(j)]);
+        if (options_.dead_columns == DeadColumns::kZero && factor_.is_dead_I[column] != 0) continue;
+        weight_panel_[static_cast<size_t>(j * kPanelColumns + r)] = ToFloat(from[column]);
+      }
+      for (int64_t group = 0; group < num_groups; ++group) {
+        scale_panel_[static_cast<size_t>(group * kPanelColumns + r)] =
+            ToFloat(scale_OG[static_cast<size_t>((first_row + r) * num_groups + group)]);
+      }
+    }
+  }
+
+  // The feedback of all columns before the block, whose errors weight_panel_ holds by now.
+  BlockOfPanel PrepareBlock(int64_t first) {
+    const int64_t n = weight_.in_features;
+    const int64_t size = std::min(options_.block_size, n - first);
+    std::fill(carried_.begin(), carried_.end(), 0.0f);
+    AddPanelProduct({.rows = size,
+                     .depth = first,
+                     .a = factor_.feedback_II.data() + first * n,
+                     .a_row_stride = n,
+                     .b = weight_panel_.data(),
+                     .c = carried_.data(),
+                     .c_row_stride = kPanelColumns});
+    return {.first = first,
+            .size = size,
+            .factor = &factor_,
+            .group_I = group_I_.data(),
+            .scale = scale_panel_.data(),
+            .carried = carried_.data(),
+            .weight = weight_panel_.data() + first * kPanelColumns,
+            .codes = codes_panel_.data() + first * kPanelColumns,
+            .grid = GridOf(options_.scale_rule, options_.num_bits)};
+  }
+
+  void StoreRows(int64_t first_row, int64_t rows, std::vector<int8_t>& codes_OI) const {
+    const int64_t n = weight_.in_features;
+    for (int64_t r = 0; r < rows; ++r) {
+      int8_t* to = codes_OI.data() + (first_row + r) * n;
+      for (int64_t j = 0; j < n; ++j) {
+        to[factor_.order_I[static_cast<size_t>(j)]] =
+            codes_panel_[static_cast<size_t>(j * kPanelColumns + r)];
+      }
+    }
+  }
 
   const WeightMatrix& weight_;
   const HessianFactor& factor_;
   const GptqOptions& options_;
-  std::vector<int32_t> group_;
+  std::vector<int32_t> group_I_;  // group of every column, in the order of quantisation
   std::vector<float> scale_panel_, weight_panel_, carried_;
   std::vector<int8_t> codes_panel_;
 };
 
+void CheckWeight(const WeightMatrix& weight, const Hessian& hessian, const GptqOptions& options,
+                 std::string_view module) {
+  QT_CHECK(weight.in_features == hessian.in_features && options.block_size > 0);
+  QT_CHECK(options.num_bits == 4 || options.num_bits == 8);
+  if (options.group_size <= 0 || weight.in_features % options.group_size != 0) {
+    throw Error(ErrorCode::kShape,
+                {.where = std::string(module),
+                 .what = "the group size does not divide its input features",
+                 .expected = fmt::format("a divisor of {}", weight.in_features),
+                 .found = fmt::format("{}", options.group_size)});
+  }
+  const auto bad = FindBadWeight(weight.data, weight.out_features, weight.in_features);
+  if (!bad) return;
+  throw Error(ErrorCode::kData, {.where = std::string(module),
+                                 .what = fmt::format("the weight at row {}, column {} has no code",
+                                                     bad->row, bad->column),
+                                 .expected = "a finite value below the largest BF16",
+                                 .found = fmt::format("{}", bad->value)});
+}
+
+// w - w' of the whole matrix.
+std::vector<float> ErrorOf(ThreadPool& pool, const WeightMatrix& weight, const GptqResult& result,
+                           int64_t group_size) {
+  const int64_t n = weight.in_features;
+  std::vector<float> error_OI(static_cast<size_t>(weight.out_features * n));
+  pool.ParallelFor(weight.out_features, [&](int64_t row, int) {
+    for (int64_t i = 0; i < n; ++i) {
+      const size_t at = static_cast<size_t>(row * n + i);
+      const size_t scale_at = static_cast<size_t>(row * (n / group_size) + i / group_size);
+      error_OI[at] = ToFloat(weight.data[at]) -
+                     ToFloat(DequantizeCode(result.codes_OI[at], result.scale_OG[scale_at]));
+    }
+  });
+  return error_OI;
+}
+
+void RoundToNearest(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
+                    const GptqOptions& options, GptqResult& result) {
+  const ScaleRule rule = options.scale_rule == ScaleRule::kSearched ? ScaleRule::kAbsmax7 : options.scale_rule;
+  const QuantizeSpec spec{rule, GridOf(rule, options.num_bits), options.group_size};
+  std::vector<int32_t> packed_OP(static_cast<size_t>(
+      weight.out_features * PackedWords(weight.in_features, options.num_bits)));
+  QuantizeMatrix(pool, weight.data, weight.out_features, weight.in_features, spec, packed_OP.data(),
+                 result.scale_OG.data());
+  UnpackCodes(packed_OP.data(), weight.out_features, weight.in_features, options.num_bits,
+              result.codes_OI.data());
+  const std::vector<float> error_OI = ErrorOf(pool, weight, result, options.group_size);
+  result.row_loss_O = OutputError(pool, hessian, error_OI.data(), weight.out_features);
+  result.loss = std::accumulate(result.row_loss_O.begin(), result.row_loss_O.end(), 0.0);
+  result.solver_loss = result.loss / 2;
+}
+
 }  // namespace
 
+GptqOptions ReferenceGptqOptions(int num_bits, int64_t group_size) {
+  return {.num_bits = num_bits,
+          .group_size = group_size,
+          .scale_rule = ScaleRule::kAbsmax7_5,
+          .dead_columns = DeadColumns::kZero,
+          .fallback = Fallback::kRoundToNearest};
+}
+
+GptqResult QuantizeWeight(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
+                          const HessianFactor& factor, const GptqOptions& options,
+                          std::string_view module) {
+  CheckWeight(weight, hessian, options, module);
+  const int64_t num_groups = weight.in_features / options.group_size;
+  GptqResult result;
+  result.codes_OI.resize(static_cast<size_t>(weight.out_features * weight.in_features));
+  result.row_loss_O.resize(static_cast<size_t>(weight.out_features));
+  if (!factor.is_usable()) {
+    result.scale_OG.resize(static_cast<size_t>(weight.out_features * num_groups));
+    result.is_round_to_nearest = true;
+    result.fallback_reason = factor.failure;
+    RoundToNearest(pool, weight, hessian, options, result);
+    return result;
+  }
+  const QuantizeSpec spec{options.scale_rule, GridOf(options.scale_rule, options.num_bits),
+                          options.group_size};
+  result.scale_OG = ChooseScales(pool, weight, spec, factor.importance_I);
+  std::vector<double> dampened_loss_O(result.row_loss_O.size());
+  pool.ParallelFor(NumPanels(weight.out_features), [&](int64_t panel, int) {
+    PanelQuantizer(weight, factor, options).Run(panel * kPanelColumns, result, dampened_loss_O);
+  });
+  result.loss = std::accumulate(result.row_loss_O.begin(), result.row_loss_O.end(), 0.0);
+  result.solver_loss = std::accumulate(dampened_loss_O.begin(), dampened_loss_O.end(), 0.0) / 2;
+  return result;
+}
+
 }  // namespace quatrain
-#endif
+#endif  // HWY_ONCE

@@ -32,6 +32,7 @@ struct MoePermutation {
   std::vector<int64_t> expert_begin;  // [E + 1], row ranges of the experts
   std::vector<int32_t> row_token;     // [R]
   std::vector<int32_t> slot_row;      // [T * K], row of (token, slot)
+  int64_t num_experts_per_tok = 0;    // K
 };
 MoePermutation PermuteByExpert(std::span<const int32_t> ids_TK, int64_t num_experts, int64_t num_experts_per_tok);
 

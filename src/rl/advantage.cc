@@ -42,7 +42,7 @@ std::vector<double> GroupAdvantages(std::span<const double> rewards,
   if (normalization == RewardNormalization::kNone) return advantages;
   const double mean = Mean(rewards);
   const double std = normalization == RewardNormalization::kMeanAndStd ? Std(rewards) : 0.0;
-  for (double &advantage : advantages) {
+  for (double& advantage : advantages) {
     advantage -= mean;
     if (std > 0) advantage /= std + kStdEpsilon;
   }

@@ -1,5 +1,4 @@
-// Advantages of a group of samples of one prompt, and which groups are worth
-// training on.
+// Advantages of a group of samples of one prompt, and which groups are worth training on.
 #pragma once
 
 #include <span>
@@ -15,10 +14,9 @@ enum class RewardNormalization {
   kMeanAndStd,  // GRPO
 };
 
-// (r - mean) / (std + 1e-6) with the unbiased standard deviation of the group;
-// the division is left out where std is 0 or the group has one sample, whose
-// advantage is then 0: it teaches nothing. Source: GRPO,
-// arXiv:2402.03300 4.1.2.
+// (r - mean) / (std + 1e-6) with the unbiased standard deviation of the group; the division is left
+// out where std is 0 or the group has one sample, whose advantage is then 0: it teaches nothing.
+// Source: GRPO, arXiv:2402.03300 4.1.2.
 std::vector<double> GroupAdvantages(std::span<const double> rewards,
                                     RewardNormalization normalization);
 
@@ -28,8 +26,8 @@ void AssignAdvantages(std::span<Sample> samples, RewardNormalization normalizati
 // The consecutive samples of each group_id.
 std::vector<std::span<const Sample>> Groups(std::span<const Sample> samples);
 
-// Dynamic sampling's filter "check_reward_nonzero_std": keep a group whose
-// rewards' standard deviation exceeds 1e-8.
+// Dynamic sampling's filter "check_reward_nonzero_std": keep a group whose rewards' standard
+// deviation exceeds 1e-8.
 bool HasNonzeroRewardStd(std::span<const double> rewards);
 
 }  // namespace quatrain

@@ -12,9 +12,9 @@ namespace {
 // Loss weight of each sample of one optimizer step.
 std::vector<double> LossWeights(std::span<const Sample> step, LossReduction reduction) {
   int64_t step_tokens = 0;
-  for (const Sample &sample : step) step_tokens += sample.response_length();
+  for (const Sample& sample : step) step_tokens += sample.response_length();
   std::vector<double> weights;
-  for (const Sample &sample : step) {
+  for (const Sample& sample : step) {
     const int64_t sample_tokens = std::max<int64_t>(sample.response_length(), 1);
     const double denominator =
         reduction == LossReduction::kTokenMean
@@ -25,13 +25,13 @@ std::vector<double> LossWeights(std::span<const Sample> step, LossReduction redu
   return weights;
 }
 
-void AppendSample(const Sample &sample, double weight, TrainBatch &batch) {
-  const Completion &completion = sample.completion;
+void AppendSample(const Sample& sample, double weight, TrainBatch& batch) {
+  const Completion& completion = sample.completion;
   QT_CHECK(completion.rollout_logprobs.size() == completion.token_ids.size(),
            "sample {}: {} log-probabilities for {} tokens", sample.id,
            completion.rollout_logprobs.size(), completion.token_ids.size());
   QT_CHECK(!sample.prompt_ids.empty(), "sample {} has no prompt", sample.id);
-  auto append = [](auto &to, const auto &from) { to.insert(to.end(), from.begin(), from.end()); };
+  auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   append(batch.token_ids_T, sample.prompt_ids);
   append(batch.token_ids_T, completion.token_ids);
   const auto length = static_cast<size_t>(sample.num_tokens());
@@ -51,8 +51,8 @@ void AppendSample(const Sample &sample, double weight, TrainBatch &batch) {
   batch.sample_ids_S.push_back(sample.id);
 }
 
-void AppendRouting(const Sample &sample, RoutedExperts &routing) {
-  const RoutedExperts &record = sample.completion.routed_experts;
+void AppendRouting(const Sample& sample, RoutedExperts& routing) {
+  const RoutedExperts& record = sample.completion.routed_experts;
   QT_CHECK(
       record.num_tokens == sample.num_tokens() - 1 &&
           static_cast<int64_t>(record.ids_TLK.size()) == record.num_tokens * record.ids_per_token(),
@@ -65,9 +65,9 @@ void AppendRouting(const Sample &sample, RoutedExperts &routing) {
 }
 
 std::vector<TrainBatch> MakeMicroBatches(std::span<const Sample> step,
-                                         const BatcherOptions &options) {
+                                         const BatcherOptions& options) {
   std::vector<int64_t> num_tokens;
-  for (const Sample &sample : step) {
+  for (const Sample& sample : step) {
     num_tokens.push_back(sample.num_tokens());
     if (sample.num_tokens() > options.max_tokens_per_gpu) {
       Log().warn(
@@ -78,8 +78,8 @@ std::vector<TrainBatch> MakeMicroBatches(std::span<const Sample> step,
   }
   const std::vector<double> weights = LossWeights(step, options.reduction);
   std::vector<TrainBatch> batches;
-  for (const std::vector<int64_t> &indices : PackByTokens(num_tokens, options.max_tokens_per_gpu)) {
-    std::vector<const Sample *> samples;
+  for (const std::vector<int64_t>& indices : PackByTokens(num_tokens, options.max_tokens_per_gpu)) {
+    std::vector<const Sample*> samples;
     std::vector<double> sample_weights;
     for (const int64_t i : indices) {
       samples.push_back(&step[static_cast<size_t>(i)]);
@@ -90,8 +90,8 @@ std::vector<TrainBatch> MakeMicroBatches(std::span<const Sample> step,
   return batches;
 }
 
-void CheckOptions(size_t num_samples, const BatcherOptions &options) {
-  auto require_positive = [](const char *flag, int64_t value) {
+void CheckOptions(size_t num_samples, const BatcherOptions& options) {
+  auto require_positive = [](const char* flag, int64_t value) {
     if (value > 0) return;
     throw Error(ErrorCode::kUsage, {.where = flag,
                                     .what = "value out of range",
@@ -132,26 +132,26 @@ std::vector<std::vector<int64_t>> PackByTokens(std::span<const int64_t> num_toke
     room[bin] -= tokens_of(i);
     bins[bin].push_back(i);
   }
-  for (std::vector<int64_t> &bin : bins) std::sort(bin.begin(), bin.end());
+  for (std::vector<int64_t>& bin : bins) std::sort(bin.begin(), bin.end());
   return bins;
 }
 
-TrainBatch MakeTrainBatch(std::span<const Sample *const> samples, std::span<const double> weights) {
+TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights) {
   QT_CHECK(samples.size() == weights.size());
   TrainBatch batch;
   batch.cu_seqlens.push_back(0);
   for (size_t i = 0; i < samples.size(); ++i) AppendSample(*samples[i], weights[i], batch);
-  const bool is_recorded = std::all_of(samples.begin(), samples.end(), [](const Sample *sample) {
+  const bool is_recorded = std::all_of(samples.begin(), samples.end(), [](const Sample* sample) {
     return !sample->completion.routed_experts.empty();
   });
   if (is_recorded) {
-    for (const Sample *sample : samples) AppendRouting(*sample, batch.routed_experts);
+    for (const Sample* sample : samples) AppendRouting(*sample, batch.routed_experts);
   }
   return batch;
 }
 
 std::vector<std::vector<TrainBatch>> MakeTrainSteps(std::span<const Sample> samples,
-                                                    const BatcherOptions &options) {
+                                                    const BatcherOptions& options) {
   CheckOptions(samples.size(), options);
   const auto step_size = static_cast<size_t>(options.global_batch_size);
   std::vector<std::vector<TrainBatch>> steps;

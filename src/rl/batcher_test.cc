@@ -26,8 +26,8 @@ Sample MakeSample(int64_t id, size_t prompt_length, size_t response_length) {
   return sample;
 }
 
-void RecordRouting(Sample &sample) {
-  RoutedExperts &record = sample.completion.routed_experts;
+void RecordRouting(Sample& sample) {
+  RoutedExperts& record = sample.completion.routed_experts;
   record.num_tokens = sample.num_tokens() - 1;
   record.num_moe_layers = 2;
   record.num_experts_per_tok = 1;
@@ -54,7 +54,7 @@ TEST(PackByTokens, KeepsEverySampleOnceAndTheBudget) {
     for (uint64_t i = 0; i < 40; ++i)
       lengths.push_back(static_cast<int64_t>(HashBits(1, draw, i) % 100 + 1));
     std::vector<int64_t> seen;
-    for (const std::vector<int64_t> &bin : PackByTokens(lengths, 128)) {
+    for (const std::vector<int64_t>& bin : PackByTokens(lengths, 128)) {
       int64_t sum = 0;
       for (const int64_t i : bin) sum += lengths[static_cast<size_t>(i)];
       EXPECT_LE(sum, 128);
@@ -73,7 +73,7 @@ TEST(MakeTrainBatch, AlignsEveryArrayWithThePredictedToken) {
   Sample b = MakeSample(2, 1, 1);
   RecordRouting(a);
   RecordRouting(b);
-  const Sample *samples[] = {&a, &b};
+  const Sample* samples[] = {&a, &b};
   const double weights[] = {0.25, 0.5};
   const TrainBatch batch = MakeTrainBatch(samples, weights);
   EXPECT_EQ(batch.token_ids_T, (std::vector<int32_t>{100, 101, 150, 151, 152, 200, 250}));
@@ -94,7 +94,7 @@ TEST(MakeTrainBatch, RefusesARoutingRecordOfAnotherLength) {
   RecordRouting(sample);
   sample.completion.token_ids.push_back(1);
   sample.completion.rollout_logprobs.push_back(-1);
-  const Sample *samples[] = {&sample};
+  const Sample* samples[] = {&sample};
   const double weights[] = {1.0};
   EXPECT_THROW(MakeTrainBatch(samples, weights), Error);
 }
@@ -122,7 +122,7 @@ TEST(MakeTrainSteps, WeighsSamplesTheSameHoweverTheStepIsCut) {
           FourSamples(),
           {.global_batch_size = 4, .max_tokens_per_gpu = budget, .reduction = reduction});
       ASSERT_EQ(steps.size(), 1u);
-      for (const TrainBatch &batch : steps[0]) {
+      for (const TrainBatch& batch : steps[0]) {
         for (size_t s = 0; s < batch.sample_ids_S.size(); ++s) {
           weights[static_cast<size_t>(batch.sample_ids_S[s])] = batch.loss_weights_S[s];
         }
@@ -143,7 +143,7 @@ TEST(MakeTrainSteps, RefusesARolloutThatIsNoWholeNumberOfSteps) {
   try {
     MakeTrainSteps(FourSamples(), {.global_batch_size = 3, .max_tokens_per_gpu = 100});
     FAIL();
-  } catch (const Error &error) {
+  } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUsage);
     EXPECT_NE(std::string(error.what()).find("--global-batch-size"), std::string::npos);
   }

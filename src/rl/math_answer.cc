@@ -9,7 +9,7 @@
 namespace quatrain {
 namespace {
 
-void ReplaceAll(std::string &text, std::string_view from, std::string_view to) {
+void ReplaceAll(std::string& text, std::string_view from, std::string_view to) {
   for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
     text.replace(at, from.size(), to);
   }
@@ -46,7 +46,7 @@ size_t BehindClosingBrace(std::string_view text, size_t open) {
 }
 
 // "\text{five}" -> "five"; "5\text{ cm}" -> "5".
-std::string OpenTextCommand(const std::string &text) {
+std::string OpenTextCommand(const std::string& text) {
   constexpr std::string_view kText = "\\text{";
   if (text.starts_with(kText) && BehindClosingBrace(text, kText.size() - 1) == text.size()) {
     return Squeeze(text.substr(kText.size(), text.size() - kText.size() - 1));
@@ -56,14 +56,14 @@ std::string OpenTextCommand(const std::string &text) {
 }
 
 // "x = 5" -> "5" when at most two characters name the variable.
-std::string WithoutVariable(const std::string &text) {
+std::string WithoutVariable(const std::string& text) {
   const size_t sign = text.find('=');
   if (sign == std::string::npos || text.find('=', sign + 1) != std::string::npos) return text;
   const std::string name = Squeeze(text.substr(0, sign));
   return name.empty() || name.size() > 2 ? text : Squeeze(text.substr(sign + 1));
 }
 
-void BraceRoots(std::string &text) {
+void BraceRoots(std::string& text) {
   constexpr std::string_view kRoot = "\\sqrt";
   for (size_t at = text.find(kRoot); at != std::string::npos; at = text.find(kRoot, at + 1)) {
     const size_t argument = at + kRoot.size();
@@ -109,7 +109,7 @@ std::string NormalizeMathAnswer(std::string_view answer) {
       {"%", ""},
   }};
   std::string text(answer);
-  for (const auto &[from, to] : kReplacements) ReplaceAll(text, from, to);
+  for (const auto& [from, to] : kReplacements) ReplaceAll(text, from, to);
   text = WithoutVariable(OpenTextCommand(Squeeze(text)));
   BraceRoots(text);
   return text;

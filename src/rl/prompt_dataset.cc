@@ -9,15 +9,15 @@
 namespace quatrain {
 namespace {
 
-std::string KeysOf(const Json &row) {
+std::string KeysOf(const Json& row) {
   std::string keys;
-  for (const auto &item : row.items()) keys += (keys.empty() ? "'" : ", '") + item.key() + "'";
+  for (const auto& item : row.items()) keys += (keys.empty() ? "'" : ", '") + item.key() + "'";
   return keys.empty() ? "none" : keys;
 }
 
 // What stands under `key`; `flag` is the option that named the key.
-const Json &ValueOf(const Json &row, const std::string &key, const std::string &where,
-                    const char *flag) {
+const Json& ValueOf(const Json& row, const std::string& key, const std::string& where,
+                    const char* flag) {
   const auto found = row.find(key);
   if (found != row.end()) return *found;
   throw Error(ErrorCode::kData, {.where = where,
@@ -27,21 +27,21 @@ const Json &ValueOf(const Json &row, const std::string &key, const std::string &
                                  .todo = fmt::format("Pass {} with one of these", flag)});
 }
 
-bool IsMessage(const Json &message) {
+bool IsMessage(const Json& message) {
   return message.is_object() && message.contains("role") && message["role"].is_string() &&
          message.contains("content");
 }
 
-bool IsPrompt(const Json &prompt) {
-  if (prompt.is_string()) return !prompt.get_ref<const std::string &>().empty();
+bool IsPrompt(const Json& prompt) {
+  if (prompt.is_string()) return !prompt.get_ref<const std::string&>().empty();
   if (!prompt.is_array() || prompt.empty()) return false;
-  for (const Json &message : prompt) {
+  for (const Json& message : prompt) {
     if (!IsMessage(message)) return false;
   }
   return true;
 }
 
-std::string LabelOf(const Json &label, const std::string &where, const std::string &key) {
+std::string LabelOf(const Json& label, const std::string& where, const std::string& key) {
   std::string text;
   if (label.is_string()) text = label.get<std::string>();
   if (label.is_number()) text = DumpJson(label);
@@ -53,7 +53,7 @@ std::string LabelOf(const Json &label, const std::string &where, const std::stri
                                  .todo = "Mend or remove the row"});
 }
 
-Prompt PromptOf(const Json &row, const std::string &where, const PromptDatasetOptions &options) {
+Prompt PromptOf(const Json& row, const std::string& where, const PromptDatasetOptions& options) {
   if (!row.is_object()) {
     throw Error(ErrorCode::kData, {.where = where,
                                    .what = "not a row of named values",
@@ -71,7 +71,7 @@ Prompt PromptOf(const Json &row, const std::string &where, const PromptDatasetOp
                  .found = DumpJson(prompt.messages).substr(0, 80)});
   }
   if (!options.label_key.empty()) {
-    const Json &label = ValueOf(row, options.label_key, where, "--label-key");
+    const Json& label = ValueOf(row, options.label_key, where, "--label-key");
     prompt.label = LabelOf(label, where, options.label_key);
   }
   const auto metadata = row.find(options.metadata_key);
@@ -81,8 +81,8 @@ Prompt PromptOf(const Json &row, const std::string &where, const PromptDatasetOp
 
 }  // namespace
 
-std::vector<Prompt> PromptsOfRows(const std::vector<Json> &rows, const std::string &where,
-                                  const PromptDatasetOptions &options) {
+std::vector<Prompt> PromptsOfRows(const std::vector<Json>& rows, const std::string& where,
+                                  const PromptDatasetOptions& options) {
   if (rows.empty()) {
     throw Error(ErrorCode::kData, {.where = where,
                                    .what = "the data set is empty",
@@ -91,7 +91,7 @@ std::vector<Prompt> PromptsOfRows(const std::vector<Json> &rows, const std::stri
   }
   std::vector<Prompt> prompts;
   prompts.reserve(rows.size());
-  for (const Json &row : rows) {
+  for (const Json& row : rows) {
     const auto id = static_cast<int64_t>(prompts.size());
     prompts.push_back(PromptOf(row, fmt::format("{}, row {}", where, id + 1), options));
     prompts.back().id = id;
@@ -99,12 +99,12 @@ std::vector<Prompt> PromptsOfRows(const std::vector<Json> &rows, const std::stri
   return prompts;
 }
 
-std::vector<Prompt> ReadPrompts(const std::filesystem::path &path,
-                                const PromptDatasetOptions &options) {
+std::vector<Prompt> ReadPrompts(const std::filesystem::path& path,
+                                const PromptDatasetOptions& options) {
   return PromptsOfRows(ReadJsonRows(path), path.string(), options);
 }
 
-PromptDataset::PromptDataset(std::vector<Prompt> prompts, const PromptDatasetOptions &options)
+PromptDataset::PromptDataset(std::vector<Prompt> prompts, const PromptDatasetOptions& options)
     : prompts_(std::move(prompts)), options_(options) {
   QT_CHECK(!prompts_.empty());
   StartEpoch(0);
@@ -139,9 +139,9 @@ Json PromptDataset::State() const {
           {"position", position_}};
 }
 
-void PromptDataset::Restore(const Json &state) {
+void PromptDataset::Restore(const Json& state) {
   const Json ours = State();
-  for (const char *key : {"num_prompts", "seed", "is_shuffled"}) {
+  for (const char* key : {"num_prompts", "seed", "is_shuffled"}) {
     if (state.contains(key) && state[key] == ours[key]) continue;
     throw Error(ErrorCode::kData, {.where = "data cursor of the checkpoint",
                                    .what = fmt::format("'{}' disagrees with this run", key),

@@ -1,5 +1,4 @@
-// The prompts of a run, in an order and from a position that a checkpoint can
-// bring back.
+// The prompts of a run, in an order and from a position that a checkpoint can bring back.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +13,7 @@ namespace quatrain {
 
 enum class PromptOrder {
   kFile,
-  kShuffled,  // --rollout-shuffle: a new permutation every epoch, keyed by
-              // (seed, epoch)
+  kShuffled,  // --rollout-shuffle: a new permutation every epoch, keyed by (seed, epoch)
 };
 
 struct PromptDatasetOptions {
@@ -26,26 +24,24 @@ struct PromptDatasetOptions {
   uint64_t seed = 42;  // --rollout-seed
 };
 
-// One Prompt a row, ids ascending from 0. `where` names the rows in errors,
-// usually the path. Error kData: no rows, a row without the input or label key
-// (names row and key and lists the keys it has), a prompt that is neither a
-// non-empty string nor an array of {"role", "content"} objects, a label that is
-// empty or no scalar.
-std::vector<Prompt> PromptsOfRows(const std::vector<Json> &rows, const std::string &where,
-                                  const PromptDatasetOptions &options);
+// One Prompt a row, ids ascending from 0. `where` names the rows in errors, usually the path.
+// Error kData: no rows, a row without the input or label key (names row and key and lists the keys
+// it has), a prompt that is neither a non-empty string nor an array of {"role", "content"} objects,
+// a label that is empty or no scalar.
+std::vector<Prompt> PromptsOfRows(const std::vector<Json>& rows, const std::string& where,
+                                  const PromptDatasetOptions& options);
 
 // The same for a JSONL or Parquet file (io/rows.h).
-std::vector<Prompt> ReadPrompts(const std::filesystem::path &path,
-                                const PromptDatasetOptions &options);
+std::vector<Prompt> ReadPrompts(const std::filesystem::path& path,
+                                const PromptDatasetOptions& options);
 
-// An endless sequence of prompts: after the last one the next epoch begins, in
-// mid-batch if it must.
+// An endless sequence of prompts: after the last one the next epoch begins, even in mid-batch.
 class PromptDataset {
  public:
-  PromptDataset(std::vector<Prompt> prompts, const PromptDatasetOptions &options);
+  PromptDataset(std::vector<Prompt> prompts, const PromptDatasetOptions& options);
 
   int64_t size() const { return static_cast<int64_t>(prompts_.size()); }
-  const std::vector<Prompt> &prompts() const { return prompts_; }  // in file order
+  const std::vector<Prompt>& prompts() const { return prompts_; }  // in file order
   int64_t epoch() const { return epoch_; }
   int64_t position() const { return position_; }  // prompts of this epoch already given
 
@@ -53,9 +49,9 @@ class PromptDataset {
 
   // {"num_prompts", "seed", "is_shuffled", "epoch", "position"}
   Json State() const;
-  // Error kData if the state is of another file, seed or order: the run would
-  // not continue as it went.
-  void Restore(const Json &state);
+  // Error kData if the state is of another file, seed or order: the run would not continue as it
+  // went.
+  void Restore(const Json& state);
 
  private:
   void StartEpoch(int64_t epoch);
@@ -67,8 +63,8 @@ class PromptDataset {
   int64_t position_ = 0;
 };
 
-// Rollouts in --num-epoch epochs: whole batches only, as in the field. Error
-// kUsage if a batch exceeds the file.
+// Rollouts in --num-epoch epochs: whole batches only, as in the field. Error kUsage if a batch
+// exceeds the file.
 int64_t NumRollouts(int64_t num_prompts, int64_t rollout_batch_size, int64_t num_epoch);
 
 }  // namespace quatrain

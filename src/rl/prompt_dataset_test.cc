@@ -20,19 +20,19 @@ std::vector<Json> Rows(int64_t n) {
   return rows;
 }
 
-std::string MessageOf(const std::vector<Json> &rows, const PromptDatasetOptions &options) {
+std::string MessageOf(const std::vector<Json>& rows, const PromptDatasetOptions& options) {
   try {
     PromptsOfRows(rows, "data.jsonl", options);
-  } catch (const Error &error) {
+  } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kData);
     return error.what();
   }
   return "";
 }
 
-std::vector<int64_t> Ids(const std::vector<Prompt> &prompts) {
+std::vector<int64_t> Ids(const std::vector<Prompt>& prompts) {
   std::vector<int64_t> ids;
-  for (const Prompt &prompt : prompts) ids.push_back(prompt.id);
+  for (const Prompt& prompt : prompts) ids.push_back(prompt.id);
   return ids;
 }
 
@@ -65,7 +65,7 @@ TEST(PromptsOfRows, AMissingLabelNamesFileRowKeyAndTheKeysThatAreThere) {
   std::vector<Json> rows = Rows(3);
   rows[2] = {{"prompt", "q"}, {"answer", "3"}};
   const std::string message = MessageOf(rows, kLabelled);
-  for (const char *part : {"data.jsonl", "row 3", "'label'", "--label-key", "'prompt', 'answer'"}) {
+  for (const char* part : {"data.jsonl", "row 3", "'label'", "--label-key", "'prompt', 'answer'"}) {
     EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
   }
 }
@@ -74,13 +74,13 @@ TEST(PromptsOfRows, RefuseWhatCannotBeAPromptOrALabel) {
   EXPECT_NE(MessageOf({}, kLabelled).find("empty"), std::string::npos);
   EXPECT_NE(MessageOf({Json("text")}, kLabelled).find("row 1"), std::string::npos);
   EXPECT_NE(MessageOf(Rows(1), {.input_key = "question"}).find("--input-key"), std::string::npos);
-  for (const char *prompt : {R"("")", "[]", "7", R"(["a"])", R"([{"role": "user"}])"}) {
+  for (const char* prompt : {R"("")", "[]", "7", R"(["a"])", R"([{"role": "user"}])"}) {
     EXPECT_NE(
         MessageOf({{{"prompt", Json::parse(prompt)}, {"label", "1"}}}, kLabelled).find("prompt"),
         std::string::npos)
         << prompt;
   }
-  for (const char *label : {R"("")", "null", "[1]", "true"}) {
+  for (const char* label : {R"("")", "null", "[1]", "true"}) {
     EXPECT_NE(
         MessageOf({{{"prompt", "q"}, {"label", Json::parse(label)}}}, kLabelled).find("label"),
         std::string::npos)

@@ -14,8 +14,7 @@ std::string WithoutLeadingZeros(std::string digits) {
   return first == std::string::npos ? "0" : digits.substr(first);
 }
 
-// Schoolbook, decimal digit by digit: operands are at most a few thousand
-// digits long.
+// Schoolbook, decimal digit by digit: operands are at most a few thousand digits long.
 std::string Multiply(std::string_view a, std::string_view b) {
   std::vector<uint32_t> sums(a.size() + b.size(), 0);  // least significant first
   for (size_t i = 0; i < a.size(); ++i) {
@@ -46,8 +45,7 @@ std::string Sum(std::string_view a, std::string_view b) {
   return WithoutLeadingZeros(std::move(digits));
 }
 
-// A reader over the text; each Read leaves the position alone when it finds
-// nothing.
+// A reader over the text; each Read leaves the position alone when it finds nothing.
 class Reader {
  public:
   explicit Reader(std::string_view text) : text_(text) {}
@@ -101,7 +99,7 @@ class Reader {
     return std::nullopt;
   }
 
-  static Rational Quotient(const Rational &a, const Rational &b) {
+  static Rational Quotient(const Rational& a, const Rational& b) {
     Rational result{.is_negative = a.is_negative != b.is_negative,
                     .numerator = Multiply(a.numerator, b.denominator),
                     .denominator = Multiply(a.denominator, b.numerator)};
@@ -128,8 +126,8 @@ class Reader {
     return digits;
   }
 
-  // Exactly three digits after the separator at the current position, and no
-  // fraction bar behind them ("1 234/5" is a mixed number).
+  // Exactly three digits after the separator at the current position, and no fraction bar behind
+  // them ("1 234/5" is a mixed number).
   bool GroupFollows() const {
     size_t end = position_ + 1;
     while (end < text_.size() && IsDigit(text_[end])) ++end;
@@ -155,7 +153,7 @@ class Reader {
 };
 
 // The unsigned number, up to the end of the text.
-std::optional<Rational> ReadUnsigned(Reader &reader) {
+std::optional<Rational> ReadUnsigned(Reader& reader) {
   std::optional<Rational> fraction = reader.ReadLatexFraction();
   if (fraction) return reader.AtEnd() ? fraction : std::nullopt;
   const std::optional<Rational> first = reader.ReadDecimal();
@@ -183,7 +181,7 @@ std::optional<Rational> ReadUnsigned(Reader &reader) {
 
 }  // namespace
 
-bool SameValue(const Rational &a, const Rational &b) {
+bool SameValue(const Rational& a, const Rational& b) {
   return a.is_negative == b.is_negative &&
          Multiply(a.numerator, b.denominator) == Multiply(b.numerator, a.denominator);
 }

@@ -62,7 +62,7 @@ TEST(Rational, MixedNumbersAddTheirParts) {
 }
 
 TEST(Rational, WhatIsNoRationalIsRefused) {
-  for (const char *text : {"",
+  for (const char* text : {"",
                            " ",
                            "-",
                            ".",

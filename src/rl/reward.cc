@@ -8,8 +8,7 @@
 namespace quatrain {
 namespace {
 
-// The part of a response that a verifier reads; nothing if the response never
-// got there.
+// The part of a response that a verifier reads; nothing if the response never got there.
 using AnswerPart = std::optional<std::string_view> (*)(std::string_view response);
 
 std::optional<std::string_view> WholeResponse(std::string_view response) { return response; }
@@ -29,7 +28,7 @@ class BoxedAnswerReward : public Reward {
  public:
   explicit BoxedAnswerReward(AnswerPart answer_part) : answer_part_(answer_part) {}
 
-  RewardResult Score(const std::string &response_text, const std::string &label) const override {
+  RewardResult Score(const std::string& response_text, const std::string& label) const override {
     const std::optional<std::string_view> part = answer_part_(response_text);
     const std::optional<std::string> answer = part ? LastBoxed(*part) : std::nullopt;
     if (!answer) return {0.0, RewardVerdict::kNoAnswer, ""};
@@ -64,7 +63,7 @@ std::string_view RewardVerdictName(RewardVerdict verdict) {
   return "unparsable";
 }
 
-std::unique_ptr<Reward> MakeReward(const std::string &rm_type) {
+std::unique_ptr<Reward> MakeReward(const std::string& rm_type) {
   if (rm_type == "deepscaler") return std::make_unique<BoxedAnswerReward>(&BehindThinking);
   if (rm_type == "math") return std::make_unique<BoxedAnswerReward>(&WholeResponse);
   throw Error(ErrorCode::kUsage, {.where = "--rm-type",

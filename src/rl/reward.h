@@ -1,5 +1,4 @@
-// Rewards: a pure function of the response and the label, which never hides why
-// a reward is 0.
+// Rewards: a pure function of the response and the label, which never hides why a reward is 0.
 #pragma once
 
 #include <memory>
@@ -28,19 +27,17 @@ struct RewardResult {
 class Reward {
  public:
   virtual ~Reward() = default;
-  // `response_text` is the decoded completion, special tokens kept or skipped;
-  // </think> must be kept.
-  virtual RewardResult Score(const std::string &response_text, const std::string &label) const = 0;
+  // `response_text` is the decoded completion; </think> must not have been skipped in decoding.
+  virtual RewardResult Score(const std::string& response_text, const std::string& label) const = 0;
 };
 
 // --rm-type. Error kUsage listing the known types otherwise.
-//   math       1 if the response's last \boxed{} equals the label
-//   (math_answer.h), else 0. A label may be boxed itself. deepscaler the same,
-//   looking only behind the last </think>, or else between the first and second
-//   "###Response";
-//              a response with neither has no answer. Source:
-//              THUDM/slime:slime/rollout/rm_hub.
+//   math        1 if the response's last \boxed{} equals the label (math_answer.h), else 0; a
+//               label may be boxed itself
+//   deepscaler  the same, reading only behind the last </think>, or else between the first and the
+//               second "###Response"; a response with neither has no answer
+// Source: THUDM/slime:slime/rollout/rm_hub.
 // Unlike the field's string rules, numbers compare by value: 14/2 equals 7.
-std::unique_ptr<Reward> MakeReward(const std::string &rm_type);
+std::unique_ptr<Reward> MakeReward(const std::string& rm_type);
 
 }  // namespace quatrain

@@ -10,13 +10,13 @@
 namespace quatrain {
 namespace {
 
-RewardVerdict Verdict(const char *rm_type, const std::string &response, const std::string &label) {
+RewardVerdict Verdict(const char* rm_type, const std::string& response, const std::string& label) {
   const RewardResult result = MakeReward(rm_type)->Score(response, label);
   EXPECT_EQ(result.reward, result.verdict == RewardVerdict::kCorrect ? 1.0 : 0.0) << response;
   return result.verdict;
 }
 
-RewardVerdict Deepscaler(const std::string &response, const std::string &label) {
+RewardVerdict Deepscaler(const std::string& response, const std::string& label) {
   return Verdict("deepscaler", response, label);
 }
 
@@ -63,18 +63,17 @@ TEST(Reward, AnUnknownTypeListsTheKnownOnes) {
   try {
     MakeReward("deepscalar");
     FAIL();
-  } catch (const Error &error) {
+  } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUsage);
     EXPECT_NE(std::string(error.what()).find("deepscaler or math"), std::string::npos);
   }
 }
 
-// Texts of four models, eight prompts each; how many are right is known from
-// where they were made.
+// Texts of four models, eight prompts each; how many are right is known from where they were made.
 TEST(DeepscalerReward, CountsTheRightAnswersOfRealModels) {
-  const std::pair<const char *, int> models[] = {
+  const std::pair<const char*, int> models[] = {
       {"tiny-llama", 7}, {"tiny-qwen3-moe", 7}, {"tiny-deepseek-v3", 7}, {"small-qwen3-moe", 6}};
-  for (const auto &[model, expected] : models) {
+  for (const auto& [model, expected] : models) {
     std::ifstream file(std::string(QT_SOURCE_DIR) + "/tests/goldens/greedy/" + model + ".jsonl");
     ASSERT_TRUE(file.is_open()) << model;
     int num_rows = 0, num_correct = 0, num_wrong = 0;

@@ -1,6 +1,5 @@
-// Everything that decides a training run, in one place: logged, saved with the
-// run, compared on resume. Names and defaults are the field's (Miles/slime
-// arguments) where the meaning is the same.
+// Everything that decides a training run, in one place: logged, saved with the run, compared on
+// resume. Names and defaults are the field's (Miles/slime arguments) where the meaning is the same.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +14,7 @@ namespace quatrain {
 
 struct CheckpointArgs {
   std::string hf_checkpoint;  // format of the rollout weights: INT4 (QAT) or BF16
-  std::string ref_load;       // BF16: starting point when --load is empty, and the KL
-                              // reference
+  std::string ref_load;       // BF16: starting point when --load is empty, and the KL reference
   std::string load;           // resume from here if it holds a checkpoint
   std::string save;           // run directory; checkpoints, metrics, samples
   int64_t save_interval = 0;  // rollouts; 0: only at the end
@@ -69,8 +67,7 @@ struct AlgorithmArgs {
   PolicyLossConfig loss;
 };
 
-// How weights are quantised in training and rollout (docs/int4_format.md, the
-// table of four).
+// How weights are quantised in training and rollout (docs/int4_format.md, the table of four).
 enum class QatMode {
   kQat,                   // training and rollout read the same codes
   kBf16,                  // both read the same BF16
@@ -79,8 +76,7 @@ enum class QatMode {
 };
 
 struct QatArgs {
-  std::optional<bool> fake_qat_flag;             // OPEN_TRAINING_INT4_FAKE_QAT_FLAG, or the
-                                                 // flag of that name
+  std::optional<bool> fake_qat_flag;             // OPEN_TRAINING_INT4_FAKE_QAT_FLAG, or its flag
   std::optional<int64_t> group_size;             // OPEN_TRAINING_INT4_GROUP_SIZE
   std::optional<int64_t> requantise_group_size;  // allows another group size than the checkpoint's
   std::string rollout_weights;                   // "" or "bf16"

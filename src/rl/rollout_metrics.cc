@@ -11,7 +11,7 @@
 namespace quatrain {
 namespace {
 
-void CountVerdict(RewardVerdict verdict, RolloutMetrics &metrics) {
+void CountVerdict(RewardVerdict verdict, RolloutMetrics& metrics) {
   switch (verdict) {
     case RewardVerdict::kCorrect:
       ++metrics.num_correct;
@@ -28,13 +28,13 @@ void CountVerdict(RewardVerdict verdict, RolloutMetrics &metrics) {
   }
 }
 
-double MeanLogprob(const Completion &completion) {
+double MeanLogprob(const Completion& completion) {
   double sum = 0;
   for (const float logprob : completion.rollout_logprobs) sum += logprob;
   return sum / static_cast<double>(std::max<size_t>(completion.rollout_logprobs.size(), 1));
 }
 
-void SummariseLengths(std::vector<int64_t> lengths, RolloutMetrics &metrics) {
+void SummariseLengths(std::vector<int64_t> lengths, RolloutMetrics& metrics) {
   std::sort(lengths.begin(), lengths.end());
   const size_t n = lengths.size();
   double sum = 0;
@@ -45,11 +45,11 @@ void SummariseLengths(std::vector<int64_t> lengths, RolloutMetrics &metrics) {
   metrics.response_len_max = lengths.back();
 }
 
-void CountZeroStdGroups(std::span<const Sample> samples, RolloutMetrics &metrics) {
+void CountZeroStdGroups(std::span<const Sample> samples, RolloutMetrics& metrics) {
   metrics.zero_std_counts = {{"0", 0}, {"1", 0}};
   for (const std::span<const Sample> group : Groups(samples)) {
     const double reward = group[0].reward.reward;
-    const bool all_equal = std::all_of(group.begin(), group.end(), [&](const Sample &sample) {
+    const bool all_equal = std::all_of(group.begin(), group.end(), [&](const Sample& sample) {
       return sample.reward.reward == reward;
     });
     if (group.size() < 2 || !all_equal) continue;
@@ -66,7 +66,7 @@ RolloutMetrics ComputeRolloutMetrics(std::span<const Sample> samples) {
   metrics.num_samples = static_cast<int64_t>(samples.size());
   std::vector<int64_t> lengths;
   int64_t num_truncated = 0;
-  for (const Sample &sample : samples) {
+  for (const Sample& sample : samples) {
     metrics.raw_reward += sample.reward.reward;
     metrics.rollout_logprobs += MeanLogprob(sample.completion);
     num_truncated += sample.completion.finish_reason == FinishReason::kLength ? 1 : 0;
@@ -82,7 +82,7 @@ RolloutMetrics ComputeRolloutMetrics(std::span<const Sample> samples) {
   return metrics;
 }
 
-void RolloutMetrics::AppendTo(Json &row) const {
+void RolloutMetrics::AppendTo(Json& row) const {
   row["rollout/raw_reward"] = raw_reward;
   row["rollout/response_len/mean"] = response_len_mean;
   row["rollout/response_len/median"] = response_len_median;
@@ -90,7 +90,7 @@ void RolloutMetrics::AppendTo(Json &row) const {
   row["rollout/response_len/min"] = response_len_min;
   row["rollout/truncated_ratio"] = truncated_ratio;
   row["rollout/rollout_log_probs"] = rollout_logprobs;
-  for (const auto &[reward, count] : zero_std_counts) {
+  for (const auto& [reward, count] : zero_std_counts) {
     row["rollout/zero_std/count_" + reward] = count;
   }
   row["rollout/num_correct"] = num_correct;
@@ -99,7 +99,7 @@ void RolloutMetrics::AppendTo(Json &row) const {
   row["rollout/num_unparsable"] = num_unparsable;
 }
 
-void WarnIfNothingRewarded(const RolloutMetrics &metrics) {
+void WarnIfNothingRewarded(const RolloutMetrics& metrics) {
   if (metrics.num_correct > 0 || metrics.raw_reward != 0) return;
   Log().warn(
       "no sample of this rollout got a reward: of {} answers {} are "

@@ -1,5 +1,4 @@
-// What a rollout looked like, in numbers, under the field's names where it has
-// them.
+// What a rollout looked like, in numbers, under the field's names where it has them.
 #pragma once
 
 #include <map>
@@ -20,22 +19,21 @@ struct RolloutMetrics {
   int64_t response_len_min = 0;
   double truncated_ratio = 0;   // share of samples stopped by the length limit
   double rollout_logprobs = 0;  // mean over samples of the mean over tokens, nats
-  // Groups of two or more samples that all got one reward, by that reward to
-  // one decimal ("0", "0.5", "1"); these have no gradient. "0" and "1" are
-  // always present.
+  // Groups of two or more samples that all got one reward, by that reward to one decimal ("0",
+  // "0.5", "1"); these have no gradient. "0" and "1" are always present.
   std::map<std::string, int64_t> zero_std_counts;
   int64_t num_correct = 0, num_wrong = 0, num_no_answer = 0, num_unparsable = 0;
 
-  // Adds "rollout/raw_reward", "rollout/response_len/mean",
-  // "rollout/zero_std/count_0", "rollout/num_no_answer", ...
-  void AppendTo(Json &row) const;
+  // Adds "rollout/raw_reward", "rollout/response_len/mean", "rollout/zero_std/count_0",
+  // "rollout/num_no_answer", ...
+  void AppendTo(Json& row) const;
 };
 
 // Samples of one group_id stand together; at least one sample.
 RolloutMetrics ComputeRolloutMetrics(std::span<const Sample> samples);
 
-// Logs why nothing can be learned if no sample got a reward: answers wrong, not
-// found or not comparable, or cut off.
-void WarnIfNothingRewarded(const RolloutMetrics &metrics);
+// Logs why nothing can be learned if no sample got a reward: answers wrong, not found or not
+// comparable, or cut off.
+void WarnIfNothingRewarded(const RolloutMetrics& metrics);
 
 }  // namespace quatrain

@@ -1,5 +1,5 @@
-// What passes through the RL loop: Prompt -> Completion -> Sample. A Sample
-// only gains fields, in this order.
+// What passes through the RL loop: Prompt -> Completion -> Sample. A Sample only gains fields, in
+// this order.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,7 @@ namespace quatrain {
 // One row of the prompt file.
 struct Prompt {
   int64_t id = 0;     // row index in the file
-  Json messages;      // a string (raw text), or an array of {"role", "content"} for
-                      // the chat template
+  Json messages;      // raw text, or an array of {"role", "content"} for the chat template
   std::string label;  // the right answer; empty without --label-key
   Json metadata;      // the row's metadata object, null if it has none
 };
@@ -25,8 +24,7 @@ struct Prompt {
 struct Completion {
   std::vector<int32_t> token_ids;       // the stop token included
   std::vector<float> rollout_logprobs;  // one a token, nats, at the rollout temperature
-  RoutedExperts routed_experts;         // [prompt + completion - 1, MoE layers, k];
-                                        // empty unless recorded
+  RoutedExperts routed_experts;         // prompt + completion - 1 tokens; empty: not recorded
   FinishReason finish_reason = FinishReason::kStop;
   int64_t policy_version_min = 0;  // of the weights that drew the tokens
   int64_t policy_version_max = 0;

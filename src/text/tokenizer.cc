@@ -1,6 +1,5 @@
 #include "text/tokenizer.h"
 
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/error.h"
@@ -33,10 +32,6 @@ struct Tokenizer::Parts {
 
 namespace {
 
-// The sorted flavour: the ordered one looks for duplicate keys by walking over all of them, which takes minutes on
-// a vocabulary of 150,000 tokens. Nothing here depends on the order of keys.
-using SortedJson = nlohmann::json;
-
 [[noreturn]] void ThrowUnsupported(const std::string& where, const std::string& what,
                                    const std::string& expected, const std::string& found) {
   throw Error(ErrorCode::kData, {.where = where,
@@ -55,14 +50,14 @@ using SortedJson = nlohmann::json;
                                  .todo = "Fetch the file again or export the tokenizer anew."});
 }
 
-const SortedJson& Member(const SortedJson& object, const char* key, const std::string& where) {
+const Json& Member(const Json& object, const char* key, const std::string& where) {
   const auto member = object.find(key);
   if (member == object.end()) ThrowDamaged(where, "a field is missing", key, "none");
   return *member;
 }
 
 // Fields of a BPE model that change the result and that we do not have.
-void CheckModelFields(const SortedJson& model, const std::string& where) {
+void CheckModelFields(const Json& model, const std::string& where) {
   const std::string type = model.value("type", "BPE");
   if (type != "BPE") ThrowUnsupported(where, "this model type is not supported", "BPE", type);
   if (model.value("byte_fallback", false)) {
@@ -82,10 +77,10 @@ void CheckModelFields(const SortedJson& model, const std::string& where) {
 }
 
 // Both spellings: "a b" and ["a", "b"].
-std::vector<BytePairEncoder::Merge> ReadMerges(const SortedJson& list, const std::string& where) {
+std::vector<BytePairEncoder::Merge> ReadMerges(const Json& list, const std::string& where) {
   std::vector<BytePairEncoder::Merge> merges;
   merges.reserve(list.size());
-  for (const SortedJson& item : list) {
+  for (const Json& item : list) {
     if (item.is_array() && item.size() == 2) {
       merges.emplace_back(item[0].get<std::string>(), item[1].get<std::string>());
       continue;
@@ -101,11 +96,11 @@ std::vector<BytePairEncoder::Merge> ReadMerges(const SortedJson& list, const std
   return merges;
 }
 
-std::vector<AddedToken> ReadAddedTokens(const SortedJson& root, const std::string& where) {
+std::vector<AddedToken> ReadAddedTokens(const Json& root, const std::string& where) {
   std::vector<AddedToken> tokens;
   const auto list = root.find("added_tokens");
   if (list == root.end() || list->is_null()) return tokens;
-  for (const SortedJson& item : *list) {
+  for (const Json& item : *list) {
     AddedToken token;
     const int64_t id = Member(item, "id", where).get<int64_t>();
     token.content = Member(item, "content", where).get<std::string>();
@@ -124,8 +119,8 @@ std::vector<AddedToken> ReadAddedTokens(const SortedJson& root, const std::strin
   return tokens;
 }
 
-void CheckDecoder(const SortedJson& root, const std::string& where) {
-  const SortedJson& decoder = Member(root, "decoder", where);
+void CheckDecoder(const Json& root, const std::string& where) {
+  const Json& decoder = Member(root, "decoder", where);
   const std::string type = decoder.is_object() ? decoder.value("type", "") : "";
   if (type != "ByteLevel") {
     ThrowUnsupported(where, "this decoder is not supported", "ByteLevel",
@@ -144,14 +139,6 @@ void FillFinders(std::vector<AddedToken> tokens, const Normalizer& normalizer,
   *normalized = AddedTokenFinder(std::move(normalized_tokens));
 }
 
-SortedJson Parse(std::string_view json_text, const std::string& where) {
-  try {
-    return SortedJson::parse(json_text);
-  } catch (const SortedJson::parse_error& error) {
-    ThrowDamaged(where, "not valid JSON", "a complete tokenizer.json", error.what());
-  }
-}
-
 }  // namespace
 
 Tokenizer Tokenizer::Load(const std::filesystem::path& model_dir) {
@@ -168,10 +155,10 @@ Tokenizer Tokenizer::Load(const std::filesystem::path& model_dir) {
 }
 
 Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& where) {
-  const SortedJson root = Parse(json_text, where);
+  const Json root = ParseJson(json_text, where);
   auto parts = std::make_unique<Parts>();
   try {
-    const SortedJson& model = Member(root, "model", where);
+    const Json& model = Member(root, "model", where);
     CheckModelFields(model, where);
     for (const auto& [text, id] : Member(model, "vocab", where).items()) {
       parts->vocabulary.Add(text, id.get<int64_t>(), where);
@@ -181,8 +168,8 @@ Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& whe
                                   : BytePairEncoder::WholePieces::kMerge;
     parts->merges.emplace(parts->vocabulary, ReadMerges(Member(model, "merges", where), where),
                           whole_pieces, where);
-    parts->normalizer = Normalizer::FromJson(root.value("normalizer", SortedJson()), where);
-    parts->pretokenizer = Pretokenizer::FromJson(root.value("pre_tokenizer", SortedJson()), where);
+    parts->normalizer = Normalizer::FromJson(root.value("normalizer", Json()), where);
+    parts->pretokenizer = Pretokenizer::FromJson(root.value("pre_tokenizer", Json()), where);
     if (!parts->pretokenizer->has_byte_level()) {
       ThrowUnsupported(where, "the pre_tokenizer has no ByteLevel", "a byte-level BPE", "none");
     }
@@ -197,7 +184,7 @@ Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& whe
     }
     FillFinders(std::move(added), parts->normalizer, &parts->raw_tokens,
                 &parts->normalized_tokens);
-  } catch (const SortedJson::exception& error) {
+  } catch (const Json::exception& error) {
     ThrowDamaged(where, "a field has the wrong type", "the format of Hugging Face tokenizers",
                  error.what());
   }

@@ -1,11 +1,10 @@
-// Parameters: FP32 masters and moments, and the one pass that turns a gradient
-// into the weights of the next forward.
+// Parameters: FP32 masters and moments, and the one pass that turns a gradient into the weights of
+// the next forward.
 //
-// A master never takes part in a forward pass. Step() is AdamW on the master
-// and, in the same pass, the BF16 tensor or the codes and scales that training
-// and rollout read (kernels/adamw.h). Weights that share memory with the
-// engine's are thereby updated for the engine too; a second table with another
-// format (the mismatched cases) is written beside.
+// A master never takes part in a forward pass. Step() is AdamW on the master and, in the same pass,
+// the BF16 tensor or the codes and scales that training and rollout read (kernels/adamw.h). Weights
+// that share memory with the engine's are thereby updated for the engine too; a second table with
+// another format (the mismatched cases) is written beside.
 #pragma once
 
 #include <vector>
@@ -27,46 +26,43 @@ struct OptimizerConfig {
 
 class Parameters {
  public:
-  // Masters are the values of `start` (w' where it is quantised). `trained` is
-  // the table of the training forward, `rollout` the engine's if it is another
-  // one (else null); both are borrowed and written at once, so that they hold
-  // the weights of the masters. Error kData naming tensor and place of a weight
-  // that has no codes.
-  Parameters(const OpContext &ctx, const ModelWeights &start, ModelWeights *trained,
-             ModelWeights *rollout, const OptimizerConfig &config);
+  // Masters are the values of `start` (w' where it is quantised). `trained` is the table of the
+  // training forward, `rollout` the engine's if it is another one (else null); both are borrowed
+  // and written at once, so that they hold the weights of the masters. Error kData naming tensor
+  // and place of a weight that has no codes.
+  Parameters(const OpContext& ctx, const ModelWeights& start, ModelWeights* trained,
+             ModelWeights* rollout, const OptimizerConfig& config);
 
   size_t size() const { return masters_.size(); }
-  const WeightSpec &spec(size_t index) const { return specs_[index]; }
-  const at::Tensor &master(size_t index) const { return masters_[index]; }
-  at::Tensor &exp_avg(size_t index) { return exp_avg_[index]; }
-  at::Tensor &exp_avg_sq(size_t index) { return exp_avg_sq_[index]; }
+  const WeightSpec& spec(size_t index) const { return specs_[index]; }
+  const at::Tensor& master(size_t index) const { return masters_[index]; }
+  at::Tensor& exp_avg(size_t index) { return exp_avg_[index]; }
+  at::Tensor& exp_avg_sq(size_t index) { return exp_avg_sq_[index]; }
   int64_t step() const { return step_; }
 
-  // After a resume filled masters and moments: sets the step and writes the
-  // weights.
-  void Restore(const OpContext &ctx, int64_t step);
+  // After a resume filled masters and moments: sets the step and writes the weights.
+  void Restore(const OpContext& ctx, int64_t step);
 
   struct StepResult {
     double grad_norm = 0.0;  // global L2 before clipping
     AdamWStats stats;
   };
-  // One optimizer step from accumulated gradients (missing ones count as zero).
-  // Error kData when the norm is not finite; nothing has changed then.
-  StepResult Step(const OpContext &ctx, Gradients &gradients, double lr);
+  // One optimizer step from accumulated gradients (missing ones count as zero). Error kData when
+  // the norm is not finite; nothing has changed then.
+  StepResult Step(const OpContext& ctx, Gradients& gradients, double lr);
 
  private:
-  std::vector<AdamWTask> Tasks(Gradients *gradients);
+  std::vector<AdamWTask> Tasks(Gradients* gradients);
 
   OptimizerConfig config_;
   std::vector<WeightSpec> specs_;
   std::vector<at::Tensor> masters_, exp_avg_, exp_avg_sq_;
-  ModelWeights *trained_;
-  ModelWeights *rollout_;
+  ModelWeights* trained_;
+  ModelWeights* rollout_;
   int64_t step_ = 0;
 };
 
-// The global L2 norm over all gradients, each counted once (FP64 sum of
-// per-tensor sums).
-double GlobalNorm(const OpContext &ctx, Gradients &gradients);
+// The global L2 norm over all gradients, each counted once (FP64 sum of per-tensor sums).
+double GlobalNorm(const OpContext& ctx, Gradients& gradients);
 
 }  // namespace quatrain

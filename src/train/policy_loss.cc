@@ -11,8 +11,7 @@ namespace {
 constexpr double kMaxLogRatio = 20.0;  // exp stays finite in FP32; the field's bound
 constexpr double kMaxLowVarKl = 10.0;
 
-// A term of the loss at one token and its derivative by the new
-// log-probability.
+// A term of the loss at one token and its derivative by the new log-probability.
 struct Term {
   double value = 0;
   double derivative = 0;
@@ -42,7 +41,7 @@ struct ClipTerm {
   bool is_clipped = false;  // the clipped objective is the larger loss
 };
 
-ClipTerm ClippedObjective(const PolicyLossConfig &config, double log_ratio, double advantage) {
+ClipTerm ClippedObjective(const PolicyLossConfig& config, double log_ratio, double advantage) {
   ClipTerm term;
   const double clamped = std::clamp(log_ratio, -kMaxLogRatio, kMaxLogRatio);
   term.ratio = std::exp(clamped);
@@ -52,8 +51,7 @@ ClipTerm ClippedObjective(const PolicyLossConfig &config, double log_ratio, doub
   const double unclipped = -term.ratio * advantage;
   const double clipped = -ratio_in_range * advantage;
   term.is_clipped = clipped > unclipped;
-  // Where the clipped loss is the larger, the ratio is outside the range and
-  // the loss is constant.
+  // Where the clipped loss is the larger, the ratio is outside the range and the loss is constant.
   term.pg = term.is_clipped ? Term{clipped, 0.0} : Term{unclipped, -dratio * advantage};
   if (config.clip_eps_c && advantage < 0) {
     const double bound = -*config.clip_eps_c * advantage;
@@ -68,10 +66,9 @@ struct TokenInput {
   double advantage = 0, entropy = 0;
 };
 
-// Adds weight times the token's terms to `sums`; returns d loss / d new_logprob
-// without the weight.
-double AddToken(const PolicyLossConfig &config, const TokenInput &token, double weight,
-                PolicyLossSums &sums) {
+// Adds weight times the token's terms to `sums`; returns d loss / d new_logprob without the weight.
+double AddToken(const PolicyLossConfig& config, const TokenInput& token, double weight,
+                PolicyLossSums& sums) {
   const double log_ratio = token.new_logprob - token.old_logprob;
   const double mismatch = token.old_logprob - token.rollout_logprob;
   ClipTerm clip = ClippedObjective(config, log_ratio, token.advantage);
@@ -110,13 +107,13 @@ double AddToken(const PolicyLossConfig &config, const TokenInput &token, double 
 // Reads per-token arrays and refuses what is not a number.
 class TokenReader {
  public:
-  TokenReader(const TrainBatch &batch, std::span<const float> new_logprobs,
+  TokenReader(const TrainBatch& batch, std::span<const float> new_logprobs,
               std::span<const float> entropy)
       : batch_(batch), new_logprobs_(new_logprobs), entropy_(entropy) {}
 
   TokenInput Read(int64_t sequence, int64_t t) const {
     TokenInput token;
-    auto get = [&](const char *name, std::span<const float> values_T) {
+    auto get = [&](const char* name, std::span<const float> values_T) {
       return values_T.empty() ? 0.0 : Finite(name, values_T[static_cast<size_t>(t)], sequence, t);
     };
     token.new_logprob = get("new_logprobs", new_logprobs_);
@@ -130,7 +127,7 @@ class TokenReader {
   }
 
  private:
-  double Finite(const char *name, float value, int64_t sequence, int64_t t) const {
+  double Finite(const char* name, float value, int64_t sequence, int64_t t) const {
     if (std::isfinite(value)) return value;
     const auto s = static_cast<size_t>(sequence);
     throw Error(ErrorCode::kData,
@@ -143,12 +140,12 @@ class TokenReader {
                          "lower --lr if the loss was growing"});
   }
 
-  const TrainBatch &batch_;
+  const TrainBatch& batch_;
   std::span<const float> new_logprobs_, entropy_;
 };
 
-void CheckShapes(const TrainBatch &batch, std::span<const float> new_logprobs,
-                 std::span<const float> entropy, const PolicyLossConfig &config) {
+void CheckShapes(const TrainBatch& batch, std::span<const float> new_logprobs,
+                 std::span<const float> entropy, const PolicyLossConfig& config) {
   const size_t T = batch.token_ids_T.size();
   const size_t S = batch.loss_weights_S.size();
   QT_CHECK(batch.cu_seqlens.size() == S + 1 && batch.sample_ids_S.size() == S &&
@@ -165,7 +162,7 @@ void CheckShapes(const TrainBatch &batch, std::span<const float> new_logprobs,
 
 }  // namespace
 
-KlLossType ParseKlLossType(const std::string &name) {
+KlLossType ParseKlLossType(const std::string& name) {
   if (name == "k1") return KlLossType::kK1;
   if (name == "k2") return KlLossType::kK2;
   if (name == "k3") return KlLossType::kK3;
@@ -176,8 +173,8 @@ KlLossType ParseKlLossType(const std::string &name) {
                                   .found = "'" + name + "'"});
 }
 
-void CheckPolicyLossConfig(const PolicyLossConfig &config) {
-  auto require = [](bool holds, const char *flag, const char *expected, double found) {
+void CheckPolicyLossConfig(const PolicyLossConfig& config) {
+  auto require = [](bool holds, const char* flag, const char* expected, double found) {
     if (holds) return;
     throw Error(ErrorCode::kUsage, {.where = flag,
                                     .what = "value out of range",
@@ -193,7 +190,7 @@ void CheckPolicyLossConfig(const PolicyLossConfig &config) {
     require(c > 1 && std::isfinite(c), "--eps-clip-c", "a number above 1", c);
   }
   if (config.tis) {
-    const TisOptions &tis = *config.tis;
+    const TisOptions& tis = *config.tis;
     require(tis.clip_low >= 0, "--tis-clip-low", "a number not below 0", tis.clip_low);
     require(tis.clip >= tis.clip_low && std::isfinite(tis.clip), "--tis-clip",
             "a number not below --tis-clip-low", tis.clip);
@@ -206,7 +203,7 @@ void CheckPolicyLossConfig(const PolicyLossConfig &config) {
           config.entropy_coef);
 }
 
-void PolicyLossSums::Add(const PolicyLossSums &other) {
+void PolicyLossSums::Add(const PolicyLossSums& other) {
   for (double PolicyLossSums::*sum :
        {&PolicyLossSums::loss, &PolicyLossSums::pg_loss, &PolicyLossSums::pg_clipfrac,
         &PolicyLossSums::ppo_kl, &PolicyLossSums::ois,
@@ -244,7 +241,7 @@ PolicyLossMetrics PolicyLossSums::Finish() const {
   return metrics;
 }
 
-void PolicyLossMetrics::AppendTo(Json &row) const {
+void PolicyLossMetrics::AppendTo(Json& row) const {
   row["train/loss"] = loss;
   row["train/pg_loss"] = pg_loss;
   if (entropy_loss) row["train/entropy_loss"] = *entropy_loss;
@@ -260,8 +257,8 @@ void PolicyLossMetrics::AppendTo(Json &row) const {
   if (tis_abs) row["train/tis_abs"] = *tis_abs;
 }
 
-PolicyLossResult PolicyLoss(const TrainBatch &batch, std::span<const float> new_logprobs_T,
-                            std::span<const float> entropy_T, const PolicyLossConfig &config) {
+PolicyLossResult PolicyLoss(const TrainBatch& batch, std::span<const float> new_logprobs_T,
+                            std::span<const float> entropy_T, const PolicyLossConfig& config) {
   CheckShapes(batch, new_logprobs_T, entropy_T, config);
   PolicyLossResult result;
   result.dlogprobs_T.assign(batch.token_ids_T.size(), 0.0f);

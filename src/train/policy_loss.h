@@ -1,27 +1,23 @@
-// The policy loss: clipped ratio, truncated importance weight, KL to the
-// reference, entropy; value, metrics, gradient.
+// The policy loss: clipped ratio, truncated importance weight, KL to the reference, entropy; value,
+// metrics, gradient.
 //
 //   PolicyLossSums step;
 //   for (const TrainBatch& batch : micro_batches) {
-//     PolicyLossResult result = PolicyLoss(batch, new_logprobs_T, entropy_T,
-//     config);
+//     PolicyLossResult result = PolicyLoss(batch, new_logprobs_T, entropy_T, config);
 //     ...backward of result.dlogprobs_T and result.dentropy_T...
 //     step.Add(result.sums);
 //   }
-//   step.Finish().AppendTo(row);                                     //
-//   "train/pg_loss": ...
+//   step.Finish().AppendTo(row);  // "train/pg_loss": ...
 //
-// Per trained token, with ratio = exp(clamp(new - old, -20, 20)) and advantage
-// A:
-//   pg   = max(-ratio A, -clamp(ratio, 1 - clip_eps_low, 1 + clip_eps_high) A);
-//   dual clip: min(-c A, pg) where A < 0 w    = clamp(exp(old - rollout),
-//   tis.clip_low, tis.clip), a constant for the gradient; 1 without TIS loss =
-//   w pg - entropy_coef H + kl.coef KL(new, ref)
-// and the step's loss is the sum over tokens of loss_weights_S[s] * loss.
-// Sources: PPO arXiv:1707.06347 eq. 7; dual clip arXiv:1912.09729; asymmetric
-// clip arXiv:2503.14476 eq. 10; GRPO arXiv:2402.03300 eq. 3 and 4; truncated
-// importance sampling: Ionides, J. Comput. Graph. Stat. 17 (2008). Letters: T
-// tokens, S sequences (train_batch.h).
+// Per trained token, with ratio = exp(clamp(new - old, -20, 20)) and advantage A:
+//   pg   = max(-ratio A, -clamp(ratio, 1 - clip_eps_low, 1 + clip_eps_high) A)
+//          dual clip: min(-clip_eps_c A, pg) where A < 0
+//   w    = clamp(exp(old - rollout), tis.clip_low, tis.clip), a constant; 1 without TIS
+//   loss = w pg - entropy_coef H + kl_loss.coef KL(new, ref)
+// and the step's loss is the sum over tokens of loss_weights_S[s] * loss. Sources: PPO
+// arXiv:1707.06347 eq. 7; dual clip arXiv:1912.09729; asymmetric clip arXiv:2503.14476 eq. 10; GRPO
+// arXiv:2402.03300 eq. 3 and 4; truncated importance sampling: Ionides, J. Comput. Graph. Stat. 17
+// (2008). Letters: T tokens, S sequences (train_batch.h).
 #pragma once
 
 #include <optional>
@@ -35,13 +31,12 @@
 namespace quatrain {
 
 // Estimates of KL(new || ref) from one token, d = new - ref:
-// k1 = d; k2 = d^2 / 2; k3 = exp(-d) - 1 + d; low_var_kl = k3 with d clamped to
-// +-20 and the result to +-10.
+//   k1 = d; k2 = d^2 / 2; k3 = exp(-d) - 1 + d;
+//   low_var_kl = k3 with d clamped to +-20 and the result to +-10.
 enum class KlLossType { kK1, kK2, kK3, kLowVarKl };
 
-// "k1", "k2", "k3" or "low_var_kl"; Error kUsage naming --kl-loss-type
-// otherwise.
-KlLossType ParseKlLossType(const std::string &name);
+// "k1", "k2", "k3" or "low_var_kl"; Error kUsage naming --kl-loss-type otherwise.
+KlLossType ParseKlLossType(const std::string& name);
 
 struct TisOptions {
   double clip = 2.0;
@@ -63,19 +58,17 @@ struct PolicyLossConfig {
 };
 
 // Error kUsage naming the flag whose value is outside its range.
-void CheckPolicyLossConfig(const PolicyLossConfig &config);
+void CheckPolicyLossConfig(const PolicyLossConfig& config);
 
-// Means over the optimizer step, weighted as the loss is (so a sample mean of
-// token means by default). What was not asked for is absent. Names are the
-// field's.
+// Means over the optimizer step, weighted as the loss is (so a sample mean of token means by
+// default). What was not asked for is absent. Names are the field's.
 struct PolicyLossMetrics {
   double loss = 0;
   double pg_loss = 0;      // importance weight included
   double pg_clipfrac = 0;  // share of tokens where the clipped term is the larger
   double ppo_kl = 0;       // mean of old - new
   double ois = 0;          // mean of exp(new - old)
-  double ess_ratio = 0;    // (sum r)^2 / (n sum r^2) of r = exp(new - old) over
-                           // all trained tokens; 1: on policy
+  double ess_ratio = 0;    // (sum r)^2 / (n sum r^2), r = exp(new - old); 1: on policy
   double train_rollout_logprob_abs_diff = 0;  // mean of |old - rollout|
   double train_rollout_kl = 0;                // low_var_kl of rollout against old
   std::optional<double> entropy_loss;         // mean entropy, nats
@@ -85,11 +78,10 @@ struct PolicyLossMetrics {
   std::optional<double> tis_abs;       // mean of |weight before the clamp - 1|
 
   // Adds "train/<name>" for every metric that is present.
-  void AppendTo(Json &row) const;
+  void AppendTo(Json& row) const;
 };
 
-// Weighted sums of a step or a part of it: how the step is cut changes nothing
-// but FP64 rounding.
+// Weighted sums of a step or a part of it: how the step is cut changes nothing but FP64 rounding.
 struct PolicyLossSums {
   double loss = 0, pg_loss = 0, pg_clipfrac = 0, ppo_kl = 0, ois = 0;
   double train_rollout_logprob_abs_diff = 0, train_rollout_kl = 0;
@@ -98,25 +90,23 @@ struct PolicyLossSums {
   int64_t num_tokens = 0;               // trained tokens
   bool has_entropy = false, has_kl_loss = false, has_tis = false;
 
-  void Add(const PolicyLossSums &other);
+  void Add(const PolicyLossSums& other);
   PolicyLossMetrics Finish() const;
 };
 
 struct PolicyLossResult {
   std::vector<float> dlogprobs_T;  // d step loss / d new_logprobs_T; 0 where not trained
-  std::vector<float> dentropy_T;   // d step loss / d entropy_T; empty when
-                                   // entropy_T is or entropy_coef is 0
+  std::vector<float> dentropy_T;   // d step loss / d entropy_T; empty when entropy_coef is 0
   PolicyLossSums sums;
 };
 
 // The loss of one micro-batch.
 //   new_logprobs_T  under the weights that train, aligned as in train_batch.h
-//   (first token of a sequence: unused) entropy_T       of the distribution
-//   each token was predicted from, nats; empty: neither logged nor in the loss
-// Without old_logprobs_T the new ones stand for them as constants: ratio 1,
-// ppo_kl 0, the gradient as usual. Error kData on a NaN or infinity at a
-// trained token (names array, sample and token): nothing is replaced by 0.
-PolicyLossResult PolicyLoss(const TrainBatch &batch, std::span<const float> new_logprobs_T,
-                            std::span<const float> entropy_T, const PolicyLossConfig &config);
+//   entropy_T       of the distribution that each token was drawn from, nats; empty: not logged
+// Without old_logprobs_T the new ones stand for them as constants: ratio 1, ppo_kl 0, the gradient
+// as usual. Error kData on a NaN or infinity at a trained token (names array, sample and token):
+// nothing is replaced by 0.
+PolicyLossResult PolicyLoss(const TrainBatch& batch, std::span<const float> new_logprobs_T,
+                            std::span<const float> entropy_T, const PolicyLossConfig& config);
 
 }  // namespace quatrain

@@ -12,8 +12,7 @@
 namespace quatrain {
 namespace {
 
-// Two samples: prompt of 2 and response of 3 tokens; prompt of 1 and response
-// of 2.
+// Two samples: prompt of 2 and response of 3 tokens; prompt of 1 and response of 2.
 TrainBatch TwoSamples() {
   TrainBatch batch;
   batch.token_ids_T = {1, 2, 3, 4, 5, 1, 2, 3};
@@ -45,7 +44,7 @@ struct OneToken {
   float new_logprob = -1, old_logprob = -1, rollout_logprob = -1, ref_logprob = -1, advantage = 1;
 };
 
-PolicyLossResult LossOf(const OneToken &token, const PolicyLossConfig &config) {
+PolicyLossResult LossOf(const OneToken& token, const PolicyLossConfig& config) {
   TrainBatch batch;
   batch.token_ids_T = {1, 2};
   batch.positions_T = {0, 1};
@@ -60,8 +59,7 @@ PolicyLossResult LossOf(const OneToken &token, const PolicyLossConfig &config) {
   return PolicyLoss(batch, std::vector<float>{0, token.new_logprob}, {}, config);
 }
 
-// The numbers were computed by a separate script from the formulas in the
-// header.
+// The numbers were computed by a separate script from the formulas in the header.
 TEST(PolicyLoss, AgreesWithNumbersComputedIndependently) {
   const PolicyLossResult result = PolicyLoss(TwoSamples(), kNewLogprobs, kEntropy, EverythingOn());
   const PolicyLossMetrics metrics = result.sums.Finish();
@@ -96,8 +94,8 @@ TEST(PolicyLoss, AgreesWithNumbersComputedIndependently) {
 }
 
 TEST(PolicyLoss, GradientAgreesWithFiniteDifferences) {
-  // Log-probabilities are multiples of 1/64 and the step is 1/1024, so that
-  // FP32 holds every one exactly.
+  // Log-probabilities are multiples of 1/64 and the step is 1/1024, so that FP32 holds every one
+  // exactly.
   constexpr double kStep = 1.0 / 1024;
   for (const KlLossType type :
        {KlLossType::kK1, KlLossType::kK2, KlLossType::kK3, KlLossType::kLowVarKl}) {
@@ -240,7 +238,7 @@ TEST(PolicyLoss, MetricsDoNotDependOnTheCutIntoMicroBatches) {
   for (int64_t s = 0; s < 2; ++s) {
     const auto begin = static_cast<size_t>(both.cu_seqlens[static_cast<size_t>(s)]);
     const auto end = static_cast<size_t>(both.cu_seqlens[static_cast<size_t>(s) + 1]);
-    auto cut = [&](const auto &from) {
+    auto cut = [&](const auto& from) {
       using Values = std::decay_t<decltype(from)>;
       return Values(from.begin() + static_cast<std::ptrdiff_t>(begin),
                     from.begin() + static_cast<std::ptrdiff_t>(end));
@@ -266,7 +264,7 @@ TEST(PolicyLoss, MetricsDoNotDependOnTheCutIntoMicroBatches) {
   whole.sums.Finish().AppendTo(whole_row);
   parts.Finish().AppendTo(parts_row);
   ASSERT_EQ(whole_row.size(), 13u);
-  for (const auto &item : whole_row.items()) {
+  for (const auto& item : whole_row.items()) {
     EXPECT_NEAR(item.value().get<double>(), parts_row[item.key()].get<double>(), 1e-14)
         << item.key();
   }
@@ -277,7 +275,7 @@ TEST(PolicyLoss, LogsOnlyWhatWasAskedFor) {
   PolicyLoss(TwoSamples(), kNewLogprobs, {}, {}).sums.Finish().AppendTo(row);
   EXPECT_TRUE(row.contains("train/pg_loss"));
   EXPECT_TRUE(row.contains("train/train_rollout_logprob_abs_diff"));
-  for (const char *key : {"train/kl_loss", "train/tis", "train/tis_abs", "train/entropy_loss"}) {
+  for (const char* key : {"train/kl_loss", "train/tis", "train/tis_abs", "train/entropy_loss"}) {
     EXPECT_FALSE(row.contains(key)) << key;
   }
 }
@@ -286,18 +284,18 @@ TEST(PolicyLoss, RefusesEveryArrayThatHoldsNoNumberAndNamesSampleAndToken) {
   const float bad_values[] = {std::numeric_limits<float>::quiet_NaN(),
                               -std::numeric_limits<float>::infinity()};
   for (const float bad : bad_values) {
-    const std::pair<const char *, std::function<void(TrainBatch &)>> breakages[] = {
-        {"old_logprobs", [&](TrainBatch &b) { b.old_logprobs_T[7] = bad; }},
-        {"rollout_logprobs", [&](TrainBatch &b) { b.rollout_logprobs_T[7] = bad; }},
-        {"ref_logprobs", [&](TrainBatch &b) { b.ref_logprobs_T[7] = bad; }},
-        {"advantages", [&](TrainBatch &b) { b.advantages_T[7] = bad; }}};
-    for (const auto &[name, breakage] : breakages) {
+    const std::pair<const char*, std::function<void(TrainBatch&)>> breakages[] = {
+        {"old_logprobs", [&](TrainBatch& b) { b.old_logprobs_T[7] = bad; }},
+        {"rollout_logprobs", [&](TrainBatch& b) { b.rollout_logprobs_T[7] = bad; }},
+        {"ref_logprobs", [&](TrainBatch& b) { b.ref_logprobs_T[7] = bad; }},
+        {"advantages", [&](TrainBatch& b) { b.advantages_T[7] = bad; }}};
+    for (const auto& [name, breakage] : breakages) {
       TrainBatch batch = TwoSamples();
       breakage(batch);
       try {
         PolicyLoss(batch, kNewLogprobs, kEntropy, EverythingOn());
         FAIL() << name;
-      } catch (const Error &error) {
+      } catch (const Error& error) {
         EXPECT_EQ(error.code(), ErrorCode::kData);
         const std::string message = error.what();
         EXPECT_NE(message.find("sample 11, token 2"), std::string::npos) << message;
@@ -325,10 +323,10 @@ TEST(PolicyLoss, DoesNotReadTokensThatAreNotTrained) {
 }
 
 TEST(PolicyLossConfig, OutOfRangeNamesTheFlag) {
-  auto message_of = [](const PolicyLossConfig &config) -> std::string {
+  auto message_of = [](const PolicyLossConfig& config) -> std::string {
     try {
       CheckPolicyLossConfig(config);
-    } catch (const Error &error) {
+    } catch (const Error& error) {
       EXPECT_EQ(error.code(), ErrorCode::kUsage);
       return error.what();
     }

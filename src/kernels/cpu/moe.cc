@@ -1,6 +1,8 @@
 #include "kernels/moe.h"
 
 #include <cstring>
+#include <limits>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/cpu/chunks.h"
@@ -148,15 +150,100 @@ void CombineBack(const SlotRows& rows, const CombineGrad<BFloat16>& grad, int64_
 }
 
 int64_t NumTokens(const MoePermutation& permutation) {
-  return permutation.slots_per_token == 0
-             ? 0
-             : std::ssize(permutation.slot_row) / permutation.slots_per_token;
+  QT_CHECK(permutation.num_experts_per_tok > 0);
+  return std::ssize(permutation.slot_row) / permutation.num_experts_per_tok;
 }
 
 SlotRows RowsOf(const MoePermutation& permutation, int64_t hidden) {
   return {.slot_row = permutation.slot_row.data(),
-          .slots = permutation.slots_per_token,
+          .slots = permutation.num_experts_per_tok,
           .hidden = hidden};
 }
 
 }  // namespace
+
+MoePermutation PermuteByExpert(std::span<const int32_t> ids_TK, int64_t num_experts,
+                               int64_t num_experts_per_tok) {
+  const int64_t num_rows = std::ssize(ids_TK);
+  QT_CHECK(num_experts_per_tok > 0 && num_rows % num_experts_per_tok == 0, "{} ids, {} a token",
+           num_rows, num_experts_per_tok);
+  QT_CHECK(num_rows <= std::numeric_limits<int32_t>::max(), "{} routed rows", num_rows);
+  MoePermutation permutation;
+  permutation.num_experts_per_tok = num_experts_per_tok;
+  permutation.expert_begin.assign(static_cast<size_t>(num_experts) + 1, 0);
+  permutation.row_token.resize(ids_TK.size());
+  permutation.slot_row.resize(ids_TK.size());
+  for (const int32_t id : ids_TK) {
+    QT_CHECK(id >= 0 && id < num_experts, "expert {} of {}", id, num_experts);
+    ++permutation.expert_begin[static_cast<size_t>(id) + 1];
+  }
+  for (size_t e = 0; e < static_cast<size_t>(num_experts); ++e) {
+    permutation.expert_begin[e + 1] += permutation.expert_begin[e];
+  }
+  std::vector<int64_t> next(permutation.expert_begin.begin(), permutation.expert_begin.end() - 1);
+  for (int64_t slot = 0; slot < num_rows; ++slot) {
+    const int64_t row = next[static_cast<size_t>(ids_TK[static_cast<size_t>(slot)])]++;
+    permutation.slot_row[static_cast<size_t>(slot)] = static_cast<int32_t>(row);
+    permutation.row_token[static_cast<size_t>(row)] =
+        static_cast<int32_t>(slot / num_experts_per_tok);
+  }
+  return permutation;
+}
+
+template <class T>
+void GatherRows(ThreadPool& pool, const T* x_TD, const MoePermutation& permutation, int64_t hidden,
+                T* rows_RD) {
+  const std::vector<int32_t>& row_token = permutation.row_token;
+  ParallelChunks(pool, std::ssize(row_token), ChunkRows(hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      std::memcpy(rows_RD + row * hidden, x_TD + row_token[static_cast<size_t>(row)] * hidden,
+                  static_cast<size_t>(hidden) * sizeof(T));
+    }
+  });
+}
+
+void GatherRowsBackward(ThreadPool& pool, const float* drows_RD, const MoePermutation& permutation,
+                        int64_t hidden, float* dx_TD) {
+  const SlotRows rows = RowsOf(permutation, hidden);
+  ParallelChunks(pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
+                 [&](int64_t begin, int64_t end) {
+                   HWY_DYNAMIC_DISPATCH(SumSlots)(rows, drows_RD, begin, end, dx_TD);
+                 });
+}
+
+template <class T>
+void CombineForward(ThreadPool& pool, const T* y_RD, const float* weights_TK,
+                    const MoePermutation& permutation, int64_t hidden, T* out_TD) {
+  const SlotRows rows = RowsOf(permutation, hidden);
+  ParallelChunks(pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
+                 [&](int64_t begin, int64_t end) {
+                   Combine(rows, y_RD, weights_TK, begin, end, out_TD);
+                 });
+}
+
+template <class T>
+void CombineBackward(ThreadPool& pool, const T* y_RD, const float* weights_TK,
+                     const MoePermutation& permutation, int64_t hidden, const float* dout_TD,
+                     float* dy_RD, float* dweights_TK) {
+  const SlotRows rows = RowsOf(permutation, hidden);
+  const CombineGrad<T> grad{
+      .y = y_RD, .weights = weights_TK, .dout = dout_TD, .dy = dy_RD, .dweights = dweights_TK};
+  ParallelChunks(pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
+                 [&](int64_t begin, int64_t end) { CombineBack(rows, grad, begin, end); });
+}
+
+template void GatherRows<float>(ThreadPool&, const float*, const MoePermutation&, int64_t, float*);
+template void GatherRows<BFloat16>(ThreadPool&, const BFloat16*, const MoePermutation&, int64_t,
+                                   BFloat16*);
+template void CombineForward<float>(ThreadPool&, const float*, const float*, const MoePermutation&,
+                                    int64_t, float*);
+template void CombineForward<BFloat16>(ThreadPool&, const BFloat16*, const float*,
+                                       const MoePermutation&, int64_t, BFloat16*);
+template void CombineBackward<float>(ThreadPool&, const float*, const float*,
+                                     const MoePermutation&, int64_t, const float*, float*, float*);
+template void CombineBackward<BFloat16>(ThreadPool&, const BFloat16*, const float*,
+                                        const MoePermutation&, int64_t, const float*, float*,
+                                        float*);
+
+}  // namespace quatrain
+#endif  // HWY_ONCE

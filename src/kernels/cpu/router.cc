@@ -1,4 +1,5 @@
 #include <cmath>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/cpu/chunks.h"
@@ -84,7 +85,7 @@ void RouterWeights(const RouterConfig& config, const float* logits_TE, const int
 }
 
 // Over the chosen: dz_k = w_k (dw_k - sum_j w_j dw_j). Over all: dz_e = [chosen] w_k dw_k -
-// p_e sum_j w_j dw_j. scratch is [max(E, K)].
+// p_e sum_j w_j dw_j. scratch is [E].
 void RouterGradient(const RouterConfig& config, const RouterGrad& grad, int64_t begin, int64_t end,
                     float* scratch) {
   const int64_t k = config.num_experts_per_tok;

@@ -1,0 +1,66 @@
+// Trainer: log-probabilities of a batch, and one optimizer step from its micro-batches.
+//
+//   Trainer trainer(ctx, decoder, parameters, {...});
+//   trainer.ScoreOld(batches);                     // old_logprobs_T, under the weights before the step
+//   TrainStepResult result = trainer.Step(batches, lr);
+//
+// The forward is the engine's (models/decoder.h) over the same weights, so the scored log-probabilities equal the
+// rollout's bit for bit when both run the same weights. Gradients do not depend on how a step is cut into
+// micro-batches beyond FP32 rounding. Not thread-safe.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "models/decoder.h"
+#include "ops/logprob_ops.h"
+#include "train/parameter.h"
+#include "train/policy_loss.h"
+#include "train/train_batch.h"
+
+namespace quatrain {
+
+struct TrainerConfig {
+  PolicyLossConfig loss;
+  float temperature = 1.0f;  // logits are divided by it, as when the tokens were sampled
+};
+
+struct TrainStepResult {
+  PolicyLossMetrics loss;
+  double grad_norm = 0.0;  // before clipping
+  AdamWStats optimizer;
+  double forward_backward_seconds = 0.0;
+  double optimizer_seconds = 0.0;
+};
+
+// Log-probabilities aligned as in train_batch.h ([T], 0 where the mask is 0) and, if asked for, entropies.
+struct BatchLogprobs {
+  std::vector<float> logprobs_T;
+  std::vector<float> entropy_T;
+};
+BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const TrainBatch& batch,
+                         float temperature, Entropy entropy);
+
+class Trainer {
+ public:
+  // Borrows decoder (over the trained table) and parameters. Error kUsage from CheckPolicyLossConfig.
+  Trainer(const OpContext& ctx, const Decoder& decoder, Parameters& parameters,
+          const TrainerConfig& config);
+
+  // Fills old_logprobs_T with the current weights.
+  void ScoreOld(std::span<TrainBatch> batches) const;
+
+  // Forward and backward of every micro-batch, then one optimizer step.
+  TrainStepResult Step(std::span<const TrainBatch> batches, double lr);
+
+ private:
+  PolicyLossSums Accumulate(const TrainBatch& batch);
+
+  OpContext ctx_;
+  const Decoder& decoder_;
+  Parameters& parameters_;
+  TrainerConfig config_;
+  Gradients gradients_;
+};
+
+}  // namespace quatrain
