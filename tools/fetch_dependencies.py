@@ -3,7 +3,7 @@
 
   .deps/torch/{include,lib}     libtorch for the CPU: headers, libtorch_cpu, libc10, and the libraries these load
   .deps/arrow/{include,lib}     Arrow and Parquet C++
-  .deps/llama-jinja/jinja/      llama.cpp's Jinja engine with cmake/patches/jinja-*.patch applied
+  .deps/llama-jinja/            llama.cpp's Jinja engine with cmake/patches/jinja-*.patch applied
 
 Every archive is checked against the SHA-256 written here. A stamp in each folder holds the hash of everything
 that decides its content, so a call with nothing to do takes milliseconds. pip's own configuration (index, proxy,
@@ -105,7 +105,7 @@ DEPENDENCIES = (
                 "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
                 77,
                 (
-                    (r"[^/]*/vendor/llama\.cpp/common/(jinja/.*)", r"\1"),
+                    (r"[^/]*/vendor/llama\.cpp/common/(jinja/.*|unicode\.(h|cpp))", r"\1"),
                     (r"[^/]*/vendor/llama\.cpp/(LICENSE)", r"\1"),
                 ),
                 is_wheel=False,

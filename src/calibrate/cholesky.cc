@@ -5,11 +5,14 @@
 #include <vector>
 
 #include "calibrate/panel_product.h"
+#include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/cholesky.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
+// clang-format off: once per instruction set, after foreach_target
+#include "calibrate/simd-inl.h"
+// clang-format on
 
 #ifndef QUATRAIN_CALIBRATE_CHOLESKY_CONSTANTS_
 #define QUATRAIN_CALIBRATE_CHOLESKY_CONSTANTS_
@@ -23,11 +26,10 @@ HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using calibrate::Fma, calibrate::Tag;
 
-using Tag = hn::CappedTag<float, 16>;  // divides kPanelColumns and kCholeskyBlock
-
-// Factors the leading size x size part of block [kCholeskyBlock, kCholeskyBlock]; the rest of it is zero. Works on
-// whole vectors, hence also on entries left of the diagonal, which nobody reads.
+// Factors the leading size x size part of block [kCholeskyBlock, kCholeskyBlock]; the rest of it is
+// zero. Works on whole vectors, hence also on entries left of the diagonal, which nobody reads.
 bool FactorBlock(const float* smallest_pivots, int64_t size, float* block) {
   const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -41,9 +43,9 @@ bool FactorBlock(const float* smallest_pivots, int64_t size, float* block) {
     }
     for (int64_t i = k + 1; i < size; ++i) {
       float* row_i = block + i * kCholeskyBlock;
-      const auto factor = hn::Set(d, row_k[i]);
+      const auto factor = hn::Set(d, -row_k[i]);
       for (int64_t j = i / lanes * lanes; j < kCholeskyBlock; j += lanes) {
-        const auto updated = hn::NegMulAdd(factor, hn::LoadU(d, row_k + j), hn::LoadU(d, row_i + j));
+        const auto updated = Fma(factor, hn::LoadU(d, row_k + j), hn::LoadU(d, row_i + j));
         hn::StoreU(updated, d, row_i + j);
       }
     }
@@ -51,7 +53,8 @@ bool FactorBlock(const float* smallest_pivots, int64_t size, float* block) {
   return true;
 }
 
-// Rows [first, end) of panel = U^-T panel, given the rows above and with their part already subtracted.
+// Rows [first, end) of panel = U^-T panel, given the rows above and with their part already
+// subtracted.
 void SolveTriangle(const float* block, int64_t first, int64_t end, float* panel) {
   const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -60,8 +63,8 @@ void SolveTriangle(const float* block, int64_t first, int64_t end, float* panel)
     for (int64_t j = 0; j < kPanelColumns; j += lanes) {
       auto value = hn::LoadU(d, panel + k * kPanelColumns + j);
       for (int64_t l = first; l < k; ++l) {
-        const auto factor = hn::Set(d, block[l * kCholeskyBlock + k]);
-        value = hn::NegMulAdd(factor, hn::LoadU(d, panel + l * kPanelColumns + j), value);
+        const auto factor = hn::Set(d, -block[l * kCholeskyBlock + k]);
+        value = Fma(factor, hn::LoadU(d, panel + l * kPanelColumns + j), value);
       }
       hn::StoreU(hn::Div(value, pivot), d, panel + k * kPanelColumns + j);
     }
@@ -97,7 +100,8 @@ void SolvePanel(const float* block, int64_t size, float* panel) {
   }
 }
 
-// Rows [0, size) of `a` right of the factored block: solved in panels, which the trailing update reads.
+// Rows [0, size) of `a` right of the factored block: solved in panels, which the trailing update
+// reads.
 void SolveBlockRow(ThreadPool& pool, const float* block, int64_t size, float* a, int64_t stride,
                    ColumnPanels& panels) {
   pool.ParallelFor(NumPanels(panels.columns), [&](int64_t index, int) {

@@ -7,12 +7,14 @@
 
 namespace quatrain {
 
-// Overwrites the upper triangle of a_NN [n, n], row-major, with U such that A = U^T U. The lower triangle is neither
-// read nor meaningful afterwards. Returns false, leaving a_NN undefined, if A is not positive definite to working
-// precision: a pivot that is not above 2^-21 of its diagonal entry is rounding noise.
+// Overwrites the upper triangle of a_NN [n, n], row-major, with U such that A = U^T U. The lower
+// triangle is neither read nor meaningful afterwards. Returns false, leaving a_NN undefined, if A
+// is not positive definite to working precision: a pivot that is not above 2^-21 of its diagonal
+// entry is rounding noise.
 //
-// FP32 and not FP64: the error of each column is relative to its own diagonal entry (the factorisation commutes with
-// diagonal scaling), the dampening keeps pivots far above it, and memory and time halve where they matter (I = 14336).
+// FP32 and not FP64: the error of each column is relative to its own diagonal entry (the
+// factorisation commutes with diagonal scaling), the dampening keeps pivots far above it, and
+// memory and time halve where they matter (I = 14336).
 bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n);
 
 }  // namespace quatrain

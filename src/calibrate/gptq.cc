@@ -5,27 +5,31 @@
 
 #include "base/error.h"
 #include "calibrate/panel_product.h"
+#include "kernels/cpu/simd_targets.h"
 #include "kernels/int4_quantize.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/gptq.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
+// clang-format off: once per instruction set, after foreach_target
+#include "calibrate/simd-inl.h"
+// clang-format on
 
 #ifndef QUATRAIN_CALIBRATE_GPTQ_TYPES_
 #define QUATRAIN_CALIBRATE_GPTQ_TYPES_
 namespace quatrain {
 
-// One block of columns of kPanelColumns rows of the weight: a lane is a row, so that every row's arithmetic has one
-// order on every instruction set. Arrays [column, row of the panel] start at the block's first column.
+// One block of columns of kPanelColumns rows of the weight: a lane is a row, so that every row's
+// arithmetic has one order on every instruction set. Arrays [column, row of the panel] start at the
+// block's first column.
 struct BlockOfPanel {
-  int64_t first = 0, size = 0;       // columns, in the order of quantisation
+  int64_t first = 0, size = 0;  // columns, in the order of quantisation
   const HessianFactor* factor = nullptr;
   const int32_t* group_I = nullptr;  // scale row of every column, in the order of quantisation
   const float* scale = nullptr;      // [G, kPanelColumns]
-  const float* carried = nullptr;    // [size, kPanelColumns] feedback of the columns before the block
-  float* weight = nullptr;           // [size, kPanelColumns] in: w; out: w - w'
-  int8_t* codes = nullptr;           // [size, kPanelColumns]
+  const float* carried = nullptr;  // [size, kPanelColumns] feedback of the columns before the block
+  float* weight = nullptr;         // [size, kPanelColumns] in: w; out: w - w'
+  int8_t* codes = nullptr;         // [size, kPanelColumns]
   CodeGrid grid;
   float dampened_loss[kPanelColumns] = {};  // sum over columns of (t - w')^2 R_jj^2
   float added_loss[kPanelColumns] = {};     // what the additions to the diagonal contribute to it
@@ -38,21 +42,11 @@ HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-using Tag = hn::CappedTag<float, 16>;
-
-// w' = rn_bf16(q * s) as FP32; the product of a finite code and scale is never NaN.
-HWY_INLINE hn::Vec<Tag> DequantizeLanes(Tag d, hn::Vec<Tag> q, hn::Vec<Tag> s) {
-  const hn::Rebind<uint32_t, Tag> du;
-  const auto bits = hn::BitCast(du, hn::Mul(q, s));
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
-  const auto rounded = bits + (odd + hn::Set(du, 0x7FFFu));
-  return hn::BitCast(d, hn::And(rounded, hn::Set(du, 0xFFFF0000u)));
-}
+using calibrate::CodeOf, calibrate::Floats, calibrate::Fma, calibrate::RoundToBFloat16,
+    calibrate::Tag;
 
 // Column j of the block for one vector of rows, given its feedback.
-HWY_INLINE void QuantizeLanes(Tag d, BlockOfPanel& block, int64_t j, int64_t r,
-                              hn::Vec<Tag> feedback) {
+HWY_INLINE void QuantizeLanes(Tag d, BlockOfPanel& block, int64_t j, int64_t r, Floats feedback) {
   const hn::Rebind<int32_t, Tag> di32;
   const hn::Rebind<int8_t, Tag> di8;
   const int64_t at = j * kPanelColumns + r;
@@ -62,8 +56,8 @@ HWY_INLINE void QuantizeLanes(Tag d, BlockOfPanel& block, int64_t j, int64_t r,
   const auto target = hn::Add(w, hn::Add(hn::LoadU(d, block.carried + at), feedback));
   const auto lo = hn::Set(d, static_cast<float>(block.grid.lo));
   const auto hi = hn::Set(d, static_cast<float>(block.grid.hi));
-  const auto q = hn::Min(hn::Max(hn::Round(hn::Div(target, s)), lo), hi);
-  const auto dequantized = DequantizeLanes(d, q, s);
+  const auto q = CodeOf(target, s, lo, hi);
+  const auto dequantized = RoundToBFloat16(hn::Mul(q, s));
   hn::StoreU(hn::DemoteTo(di8, hn::ConvertTo(di32, q)), di8, block.codes + at);
 
   const auto error = hn::Sub(w, dequantized);
@@ -73,9 +67,8 @@ HWY_INLINE void QuantizeLanes(Tag d, BlockOfPanel& block, int64_t j, int64_t r,
   const auto added = hn::Set(d, block.factor->added_I[column]);
   const auto dampened_loss = hn::LoadU(d, block.dampened_loss + r);
   const auto added_loss = hn::LoadU(d, block.added_loss + r);
-  hn::StoreU(hn::MulAdd(hn::Mul(pivot, residual), residual, dampened_loss), d,
-             block.dampened_loss + r);
-  hn::StoreU(hn::MulAdd(hn::Mul(added, error), error, added_loss), d, block.added_loss + r);
+  hn::StoreU(Fma(hn::Mul(pivot, residual), residual, dampened_loss), d, block.dampened_loss + r);
+  hn::StoreU(Fma(hn::Mul(added, error), error, added_loss), d, block.added_loss + r);
 }
 
 void QuantizeBlock(BlockOfPanel& block) {
@@ -91,8 +84,8 @@ void QuantizeBlock(BlockOfPanel& block) {
       for (int64_t i = 0; i < j; ++i) {
         const auto factor = hn::Set(d, feedback_row[i]);
         const float* errors = block.weight + i * kPanelColumns + r;
-        feedback0 = hn::MulAdd(factor, hn::LoadU(d, errors), feedback0);
-        feedback1 = hn::MulAdd(factor, hn::LoadU(d, errors + lanes), feedback1);
+        feedback0 = Fma(factor, hn::LoadU(d, errors), feedback0);
+        feedback1 = Fma(factor, hn::LoadU(d, errors + lanes), feedback1);
       }
       QuantizeLanes(d, block, j, r, feedback0);
       QuantizeLanes(d, block, j, r + lanes, feedback1);
@@ -114,7 +107,8 @@ namespace {
 // Quantises kPanelColumns rows of the weight, from the first column to the last.
 class PanelQuantizer {
  public:
-  PanelQuantizer(const WeightMatrix& weight, const HessianFactor& factor, const GptqOptions& options)
+  PanelQuantizer(const WeightMatrix& weight, const HessianFactor& factor,
+                 const GptqOptions& options)
       : weight_(weight), factor_(factor), options_(options) {
     const size_t entries = static_cast<size_t>(weight.in_features * kPanelColumns);
     weight_panel_.resize(entries);
@@ -136,11 +130,12 @@ class PanelQuantizer {
       HWY_DYNAMIC_DISPATCH(QuantizeBlock)(block);
       for (int64_t r = 0; r < rows; ++r) {
         dampened_loss[r] += static_cast<double>(block.dampened_loss[r]);
-        loss[r] += static_cast<double>(block.dampened_loss[r]) -
-                   static_cast<double>(block.added_loss[r]);
+        loss[r] +=
+            static_cast<double>(block.dampened_loss[r]) - static_cast<double>(block.added_loss[r]);
       }
     }
-    for (int64_t r = 0; r < rows; ++r) loss[r] = std::max(loss[r], 0.0);  // rounding of the subtraction
+    for (int64_t r = 0; r < rows; ++r)
+      loss[r] = std::max(loss[r], 0.0);  // rounding of the subtraction
     StoreRows(first_row, rows, result.codes_OI);
   }
 
@@ -212,11 +207,10 @@ void CheckWeight(const WeightMatrix& weight, const Hessian& hessian, const GptqO
   QT_CHECK(weight.in_features == hessian.in_features && options.block_size > 0);
   QT_CHECK(options.num_bits == 4 || options.num_bits == 8);
   if (options.group_size <= 0 || weight.in_features % options.group_size != 0) {
-    throw Error(ErrorCode::kShape,
-                {.where = std::string(module),
-                 .what = "the group size does not divide its input features",
-                 .expected = fmt::format("a divisor of {}", weight.in_features),
-                 .found = fmt::format("{}", options.group_size)});
+    throw Error(ErrorCode::kShape, {.where = std::string(module),
+                                    .what = "the group size does not divide its input features",
+                                    .expected = fmt::format("a divisor of {}", weight.in_features),
+                                    .found = fmt::format("{}", options.group_size)});
   }
   const auto bad = FindBadWeight(weight.data, weight.out_features, weight.in_features);
   if (!bad) return;
@@ -245,10 +239,11 @@ std::vector<float> ErrorOf(ThreadPool& pool, const WeightMatrix& weight, const G
 
 void RoundToNearest(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
                     const GptqOptions& options, GptqResult& result) {
-  const ScaleRule rule = options.scale_rule == ScaleRule::kSearched ? ScaleRule::kAbsmax7 : options.scale_rule;
+  const ScaleRule rule =
+      options.scale_rule == ScaleRule::kSearched ? ScaleRule::kAbsmax7 : options.scale_rule;
   const QuantizeSpec spec{rule, GridOf(rule, options.num_bits), options.group_size};
-  std::vector<int32_t> packed_OP(static_cast<size_t>(
-      weight.out_features * PackedWords(weight.in_features, options.num_bits)));
+  std::vector<int32_t> packed_OP(
+      static_cast<size_t>(weight.out_features * PackedWords(weight.in_features, options.num_bits)));
   QuantizeMatrix(pool, weight.data, weight.out_features, weight.in_features, spec, packed_OP.data(),
                  result.scale_OG.data());
   UnpackCodes(packed_OP.data(), weight.out_features, weight.in_features, options.num_bits,

@@ -47,8 +47,8 @@ void MirrorDiagonalBlock(const Hessian& hessian, int64_t first, int64_t size, fl
   }
 }
 
-// e H e^T of up to kPanelColumns rows, whose errors are the columns of error_panel [I, kPanelColumns]: by blocks of
-// columns, the diagonal block plus twice what lies to its right.
+// e H e^T of up to kPanelColumns rows, whose errors are the columns of error_panel [I,
+// kPanelColumns]: by blocks of columns, the diagonal block plus twice what lies to its right.
 void OutputErrorOfPanel(const Hessian& hessian, const std::vector<float>& error_panel,
                         int64_t columns, double* out) {
   constexpr int64_t kBlock = 128;
@@ -89,8 +89,7 @@ Hessian::Hessian(int64_t num_features)
     : in_features(num_features), upper_II(static_cast<size_t>(num_features * num_features)) {}
 
 template <class T>
-void AccumulateHessian(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens,
-                       Hessian& hessian) {
+void AccumulateHessian(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, Hessian& hessian) {
   const int64_t n = hessian.in_features;
   ColumnPanels panels;
   for (int64_t first = 0; first < num_tokens; first += kPackedTokens) {

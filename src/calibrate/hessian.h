@@ -28,9 +28,9 @@ struct Hessian {
   }
 };
 
-// hessian += 2 * X^T X over the rows of inputs_TI (BFloat16 or float, row-major, finite), counting the tokens.
-// FP32: fma chains of at most kChainDepth tokens, in order, then added to H; the cut starts anew with each call. Same
-// bits for any thread count. Only the upper triangle is computed.
+// hessian += 2 * X^T X over the rows of inputs_TI (BFloat16 or float, row-major, finite), counting
+// the tokens. FP32: fma chains of at most kChainDepth tokens, in order, then added to H; the cut
+// starts anew with each call. Same bits for any thread count. Only the upper triangle is computed.
 template <class T>
 void AccumulateHessian(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, Hessian& hessian);
 
@@ -45,9 +45,10 @@ std::optional<BadInput> FindBadInput(const T* inputs_TI, int64_t num_tokens, int
 // Adds `other`, tokens too: Hessians of two sets of tokens become that of both.
 void MergeHessian(ThreadPool& pool, const Hessian& other, Hessian& hessian);
 
-// An expert's Hessian, shrunk towards the layer's: H_e + prior_tokens * H_l / n_l, as if the expert had also seen
-// prior_tokens average tokens of its layer. With many tokens of its own it is its own; with none it is the layer's.
-// A layer without tokens adds nothing. The result counts the expert's tokens only.
+// An expert's Hessian, shrunk towards the layer's: H_e + prior_tokens * H_l / n_l, as if the expert
+// had also seen prior_tokens average tokens of its layer. With many tokens of its own it is its
+// own; with none it is the layer's. A layer without tokens adds nothing. The result counts the
+// expert's tokens only.
 Hessian BlendHessian(ThreadPool& pool, const Hessian& expert, const Hessian& layer,
                      double prior_tokens);
 

@@ -44,8 +44,9 @@ std::vector<double> LadderOf(const GptqOptions& options) {
   return rungs;
 }
 
-// Diagonal of H with that of dead columns replaced, and its mean. llm-compressor puts 1 there and lets it count in the
-// mean; kKeep puts the live columns' mean, so that the scale of H changes nothing.
+// Diagonal of H with that of dead columns replaced, and its mean. llm-compressor puts 1 there and
+// lets it count in the mean; kKeep puts the live columns' mean, so that the scale of H changes
+// nothing.
 struct Diagonal {
   std::vector<double> value_I;
   double mean = 0.0;
@@ -63,7 +64,8 @@ Diagonal LiveDiagonal(const Hessian& hessian, DeadColumns dead_columns) {
     live += value != 0.0;
   }
   const bool is_zeroed = dead_columns == DeadColumns::kZero;
-  const double replacement = is_zeroed ? 1.0 : sum / static_cast<double>(std::max<int64_t>(live, 1));
+  const double replacement =
+      is_zeroed ? 1.0 : sum / static_cast<double>(std::max<int64_t>(live, 1));
   for (double& value : diagonal.value_I) {
     if (value == 0.0) value = replacement;
   }
@@ -82,7 +84,8 @@ std::vector<int32_t> OrderOf(const Hessian& hessian, ActOrder actorder) {
   return order;
 }
 
-// The dampened H with its columns in reverse order of quantisation: its Cholesky factor, reversed, is R.
+// The dampened H with its columns in reverse order of quantisation: its Cholesky factor, reversed,
+// is R.
 void GatherReversed(ThreadPool& pool, const Hessian& hessian, const std::vector<float>& diagonal_I,
                     HessianFactor& factor) {
   const int64_t n = hessian.in_features;
@@ -98,7 +101,8 @@ void GatherReversed(ThreadPool& pool, const Hessian& hessian, const std::vector<
   });
 }
 
-// From the reversed upper factor to pivots and feedback: rows are divided by their diagonal, then all entries reversed.
+// From the reversed upper factor to pivots and feedback: rows are divided by their diagonal, then
+// all entries reversed.
 void FinishFeedback(ThreadPool& pool, HessianFactor& factor) {
   const int64_t n = factor.in_features;
   factor.pivot_I.resize(static_cast<size_t>(n));

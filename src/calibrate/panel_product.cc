@@ -2,28 +2,34 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/simd_targets.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/panel_product.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
+// clang-format off: once per instruction set, after foreach_target
+#include "calibrate/simd-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using calibrate::Fma, calibrate::Floats, calibrate::Tag;
 
 // At most 16 lanes, so that a panel is a whole number of vector pairs on every instruction set.
-using Tag = hn::CappedTag<float, 16>;
-// Rows of a register tile, two vectors wide: 16 accumulators where there are 32 registers, else 8 or 12.
+// Rows of a register tile, two vectors wide: 16 accumulators where there are 32 registers, else 8
+// or 12.
 constexpr int64_t kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
 
-// Chains of kRows x 2 vectors over `depth` (at most kChainDepth), then into C; `columns` counts what C has.
+// Chains of kRows x 2 vectors over `depth` (at most kChainDepth), then into C; `columns` counts
+// what C has.
 template <int64_t kRows>
 HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, int64_t depth,
                         float* c, int64_t columns) {
   const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  hn::Vec<Tag> acc0[kRows], acc1[kRows];
+  Floats acc0[kRows], acc1[kRows];
   for (int64_t r = 0; r < kRows; ++r) acc0[r] = acc1[r] = hn::Zero(d);
   for (int64_t k = 0; k < depth; ++k) {
     const auto b0 = hn::LoadU(d, b + k * kPanelColumns);
@@ -31,22 +37,22 @@ HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, i
     const float* a_k = a + k * p.a_depth_stride;
     for (int64_t r = 0; r < kRows; ++r) {
       const auto broadcast = hn::Set(d, a_k[r * p.a_row_stride]);
-      acc0[r] = hn::MulAdd(broadcast, b0, acc0[r]);
-      acc1[r] = hn::MulAdd(broadcast, b1, acc1[r]);
+      acc0[r] = Fma(broadcast, b0, acc0[r]);
+      acc1[r] = Fma(broadcast, b1, acc1[r]);
     }
   }
   const auto scale = hn::Set(d, p.scale);
   for (int64_t r = 0; r < kRows; ++r) {
     float* c_row = c + r * p.c_row_stride;
     if (columns >= 2 * lanes) {
-      hn::StoreU(hn::MulAdd(scale, acc0[r], hn::LoadU(d, c_row)), d, c_row);
-      hn::StoreU(hn::MulAdd(scale, acc1[r], hn::LoadU(d, c_row + lanes)), d, c_row + lanes);
+      hn::StoreU(Fma(scale, acc0[r], hn::LoadU(d, c_row)), d, c_row);
+      hn::StoreU(Fma(scale, acc1[r], hn::LoadU(d, c_row + lanes)), d, c_row + lanes);
       continue;
     }
     HWY_ALIGN float edge[2 * 16] = {};
     std::copy_n(c_row, columns, edge);
-    hn::StoreU(hn::MulAdd(scale, acc0[r], hn::LoadU(d, edge)), d, edge);
-    hn::StoreU(hn::MulAdd(scale, acc1[r], hn::LoadU(d, edge + lanes)), d, edge + lanes);
+    hn::StoreU(Fma(scale, acc0[r], hn::LoadU(d, edge)), d, edge);
+    hn::StoreU(Fma(scale, acc1[r], hn::LoadU(d, edge + lanes)), d, edge + lanes);
     std::copy_n(edge, columns, c_row);
   }
 }

@@ -5,18 +5,21 @@
 #include <limits>
 
 #include "base/error.h"
+#include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/scale_search.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
-#include "kernels/cpu/bfloat16-inl.h"
+// clang-format off: once per instruction set, after foreach_target
+#include "calibrate/simd-inl.h"
+// clang-format on
 
 #ifndef QUATRAIN_CALIBRATE_SCALE_SEARCH_TYPES_
 #define QUATRAIN_CALIBRATE_SCALE_SEARCH_TYPES_
 namespace quatrain {
 
-// One group of kSearchRows rows: a lane is a row, so that its sum has one order on every instruction set.
+// One group of kSearchRows rows: a lane is a row, so that its sum has one order on every
+// instruction set.
 inline constexpr int64_t kSearchRows = 16;
 struct GroupSearch {
   int64_t group_size = 0;
@@ -32,20 +35,11 @@ HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Nearest BF16 of finite values, kept as FP32; ties to even.
-template <class D, class V>
-HWY_INLINE V RoundToBFloat16(D d, V value) {
-  const hn::Rebind<uint32_t, D> du;
-  const auto bits = hn::BitCast(du, value);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
-  const auto rounded = bits + (odd + hn::Set(du, 0x7FFFu));
-  return hn::BitCast(d, hn::And(rounded, hn::Set(du, 0xFFFF0000u)));
-}
+using calibrate::CodeOf, calibrate::Fma, calibrate::RoundToBFloat16, calibrate::Tag;
 
 // error[r] = weighted squared error of row r under scale[r].
 void GroupError(const GroupSearch& group, const float* scale, float* error) {
-  const hn::CappedTag<float, kSearchRows> d;
+  const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto lo = hn::Set(d, static_cast<float>(group.grid.lo));
   const auto hi = hn::Set(d, static_cast<float>(group.grid.hi));
@@ -54,10 +48,10 @@ void GroupError(const GroupSearch& group, const float* scale, float* error) {
     auto sum = hn::Zero(d);
     for (int64_t i = 0; i < group.group_size; ++i) {
       const auto w = hn::LoadU(d, group.weight + i * kSearchRows + r);
-      const auto q = hn::Min(hn::Max(hn::Round(hn::Div(w, s)), lo), hi);
-      const auto difference = hn::Sub(w, RoundToBFloat16(d, hn::Mul(q, s)));
+      const auto q = CodeOf(w, s, lo, hi);
+      const auto difference = hn::Sub(w, RoundToBFloat16(hn::Mul(q, s)));
       const auto weighted = hn::Mul(hn::Set(d, group.importance[i]), difference);
-      sum = hn::MulAdd(weighted, difference, sum);
+      sum = Fma(weighted, difference, sum);
     }
     hn::StoreU(sum, d, error + r);
   }
@@ -76,7 +70,8 @@ namespace {
 
 constexpr float kLargestRatio = 1.1f;
 constexpr float kSmallestRatio = 0.4f;
-constexpr int kCoarseStep = 2;  // BF16 values between candidates; the best one's neighbours come after
+constexpr int kCoarseStep =
+    2;  // BF16 values between candidates; the best one's neighbours come after
 
 struct Candidates {
   int largest = 0, smallest = 0;  // bits of the BF16 scales

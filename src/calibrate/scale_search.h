@@ -1,4 +1,5 @@
-// Scales of a weight matrix before calibration: the absmax rules, or a search for the least weighted error.
+// Scales of a weight matrix before calibration: the absmax rules, or a search for the least
+// weighted error.
 //
 // Letters: O out_features, I in_features, g group size, G = I / g groups.
 #pragma once
@@ -20,9 +21,10 @@ struct WeightMatrix {
   int64_t in_features = 0;
 };
 
-// scale_OG by spec.rule (kAbsmax7, kAbsmax7_5 or kSearched). kSearched minimises, group by group, the sum over its
-// columns of importance_I[i] * (w - w')^2 over the BF16 scales from 1.1 down to 0.4 of absmax / 7.5 (127.5), w' rounded
-// to nearest; an importance of 0 everywhere in a group counts as 1 everywhere. Of equal errors the larger scale wins.
+// scale_OG by spec.rule (kAbsmax7, kAbsmax7_5 or kSearched). kSearched minimises, group by group,
+// the sum over its columns of importance_I[i] * (w - w')^2 over the BF16 scales from 1.1 down to
+// 0.4 of absmax / 7.5 (127.5), w' rounded to nearest; an importance of 0 everywhere in a group
+// counts as 1 everywhere. Of equal errors the larger scale wins.
 std::vector<BFloat16> ChooseScales(ThreadPool& pool, const WeightMatrix& weight,
                                    const QuantizeSpec& spec, std::span<const float> importance_I);
 

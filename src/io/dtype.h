@@ -8,8 +8,8 @@
 
 namespace quatrain {
 
-// In the order of the reference implementation: writers sort tensors by it, widest last, so that every tensor of a
-// file is aligned (huggingface/safetensors:safetensors/src/tensor.rs).
+// In the order of the reference implementation: writers sort tensors by it, widest last, so that
+// every tensor of a file is aligned (huggingface/safetensors:safetensors/src/tensor.rs).
 enum class DType {
   kBool,
   kF4,
@@ -44,7 +44,8 @@ std::optional<DType> FindDType(std::string_view name);
 // Bits of one element: 4 and 6 for the packed floats, 8 for BOOL, else whole bytes.
 int BitsOf(DType dtype);
 
-// Bytes of a tensor; nullopt if a dimension is negative, the product overflows, or the bits are no whole bytes.
+// Bytes of a tensor; nullopt if a dimension is negative, the product overflows, or the bits are no
+// whole bytes.
 std::optional<uint64_t> BytesOf(DType dtype, std::span<const int64_t> shape);
 
 }  // namespace quatrain

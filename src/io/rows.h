@@ -1,9 +1,10 @@
 // Rows of a data set, from Parquet (.parquet), JSON Lines (.jsonl, .json) or plain text (.txt).
 //
-// A source is a file, or a folder: then its files of one of these kinds in the order of their names, or only those
-// whose name begins with "train" if there are any. "<path>@[a:b]" takes rows a to b - 1 of all, as a Python slice
-// does: either end may be left out or be negative. No rows at all is an error; so is every row that cannot be read,
-// with its file and its line (JSON Lines) or row (Parquet), both from 1.
+// A source is a file, or a folder: then its files of one of these kinds in the order of their
+// names, or only those whose name begins with "train" if there are any. "<path>@[a:b]" takes rows a
+// to b - 1 of all, as a Python slice does: either end may be left out or be negative. No rows at
+// all is an error; so is every row that cannot be read, with its file and its line (JSON Lines) or
+// row (Parquet), both from 1.
 #pragma once
 
 #include <filesystem>
@@ -15,13 +16,15 @@
 
 namespace quatrain {
 
-// One column of text; nullopt for a null row. Of a plain text file each line that is not blank is a row, whatever
-// `column` is. Error kData: no such column (lists those that exist), or its values are not text; kIo.
+// One column of text; nullopt for a null row. Of a plain text file each line that is not blank is a
+// row, whatever `column` is. Error kData: no such column (lists those that exist), or its values
+// are not text; kIo.
 std::vector<std::optional<std::string>> ReadTextColumn(const std::filesystem::path& source,
                                                        const std::string& column);
 
-// Whole rows as JSON objects, keys in the order of the file. Parquet: lists become arrays, structs and maps objects,
-// dates, times and decimals their text, nulls null. A row of plain text is {"text": line}. Error kData, kIo.
+// Whole rows as JSON objects, keys in the order of the file. Parquet: lists become arrays, structs
+// and maps objects, dates, times and decimals their text, nulls null. A row of plain text is
+// {"text": line}. Error kData, kIo.
 std::vector<Json> ReadJsonRows(const std::filesystem::path& source);
 
 }  // namespace quatrain

@@ -13,7 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-static_assert(std::endian::native == std::endian::little, "tensor bytes are used as they lie in the file");
+static_assert(std::endian::native == std::endian::little,
+              "tensor bytes are used as they lie in the file");
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's limit
@@ -38,15 +39,15 @@ struct Entry {
 const Json& MemberOf(const Json& description, const char* key, const std::string& where) {
   const auto found = description.is_object() ? description.find(key) : description.end();
   if (found != description.end()) return *found;
-  throw Error(ErrorCode::kData,
-              {.where = where,
-               .what = fmt::format("the header gives no {}", key),
-               .expected = "an object with dtype, shape and data_offsets",
-               .found = DumpJson(description).substr(0, 200)});
+  throw Error(ErrorCode::kData, {.where = where,
+                                 .what = fmt::format("the header gives no {}", key),
+                                 .expected = "an object with dtype, shape and data_offsets",
+                                 .found = DumpJson(description).substr(0, 200)});
 }
 
 DType ParseDType(const Json& value, const std::string& where) {
-  const auto dtype = value.is_string() ? FindDType(value.get_ref<const std::string&>()) : std::nullopt;
+  const auto dtype =
+      value.is_string() ? FindDType(value.get_ref<const std::string&>()) : std::nullopt;
   if (dtype) return *dtype;
   throw Error(ErrorCode::kData, {.where = where,
                                  .what = "unknown dtype",
@@ -69,7 +70,8 @@ std::vector<int64_t> ParseShape(const Json& value, const std::string& where) {
 }
 
 std::pair<uint64_t, uint64_t> ParseOffsets(const Json& value, const std::string& where) {
-  if (value.is_array() && value.size() == 2 && value[0].is_number_unsigned() && value[1].is_number_unsigned()) {
+  if (value.is_array() && value.size() == 2 && value[0].is_number_unsigned() &&
+      value[1].is_number_unsigned()) {
     const auto begin = value[0].get<uint64_t>(), end = value[1].get<uint64_t>();
     if (begin <= end) return {begin, end};
   }
@@ -85,14 +87,16 @@ Entry ParseEntry(const std::string& name, const Json& description, const fs::pat
   entry.view.name = name;
   entry.view.dtype = ParseDType(MemberOf(description, "dtype", where), where);
   entry.view.shape = ParseShape(MemberOf(description, "shape", where), where);
-  std::tie(entry.begin, entry.end) = ParseOffsets(MemberOf(description, "data_offsets", where), where);
+  std::tie(entry.begin, entry.end) =
+      ParseOffsets(MemberOf(description, "data_offsets", where), where);
   const auto bytes = BytesOf(entry.view.dtype, entry.view.shape);
   const std::string kind =
       fmt::format("{} {}", DTypeName(entry.view.dtype), DumpJson(Json(entry.view.shape)));
   if (!bytes) {
-    throw Error(ErrorCode::kData, {.where = where,
-                                   .what = "impossible shape: its size overflows or is no whole number of bytes",
-                                   .found = kind});
+    throw Error(ErrorCode::kData,
+                {.where = where,
+                 .what = "impossible shape: its size overflows or is no whole number of bytes",
+                 .found = kind});
   }
   if (*bytes != entry.end - entry.begin) {
     throw Error(ErrorCode::kData, {.where = where,
@@ -120,7 +124,8 @@ std::map<std::string, std::string> ParseMetadata(const Json& value, const fs::pa
                                  .found = DumpJson(value).substr(0, 200)});
 }
 
-// Ranges, sorted, must cover the data exactly: the same bytes never mean two things, and none mean nothing.
+// Ranges, sorted, must cover the data exactly: the same bytes never mean two things, and none mean
+// nothing.
 void CheckCoverage(const std::vector<Entry>& entries, uint64_t data_bytes, const fs::path& path) {
   uint64_t covered = 0;
   const std::string* previous = nullptr;
@@ -136,15 +141,17 @@ void CheckCoverage(const std::vector<Entry>& entries, uint64_t data_bytes, const
                    .todo = "The file is truncated or damaged: fetch or export it again."});
     }
     if (entry.begin < covered) {
-      throw Error(ErrorCode::kData, {.where = where,
-                                     .what = fmt::format("its data overlap with those of '{}'", *previous),
-                                     .expected = fmt::format("a begin of {}", covered),
-                                     .found = range});
+      throw Error(ErrorCode::kData,
+                  {.where = where,
+                   .what = fmt::format("its data overlap with those of '{}'", *previous),
+                   .expected = fmt::format("a begin of {}", covered),
+                   .found = range});
     }
     if (entry.begin > covered) {
       throw Error(ErrorCode::kData,
                   {.where = where,
-                   .what = fmt::format("{} bytes before its data belong to no tensor", entry.begin - covered),
+                   .what = fmt::format("{} bytes before its data belong to no tensor",
+                                       entry.begin - covered),
                    .expected = fmt::format("a begin of {}", covered),
                    .found = range});
     }
@@ -154,7 +161,8 @@ void CheckCoverage(const std::vector<Entry>& entries, uint64_t data_bytes, const
   if (covered == data_bytes) return;
   throw Error(ErrorCode::kData,
               {.where = path.string(),
-               .what = fmt::format("{} bytes behind the last tensor{} belong to no tensor", data_bytes - covered,
+               .what = fmt::format("{} bytes behind the last tensor{} belong to no tensor",
+                                   data_bytes - covered,
                                    previous == nullptr ? "" : " '" + *previous + "'")});
 }
 
@@ -173,13 +181,16 @@ std::string_view HeaderText(std::span<const std::byte> bytes, const fs::path& pa
   uint64_t length = 0;
   std::memcpy(&length, bytes.data(), kLengthBytes);
   if (length > kMaxHeaderBytes) {
-    fail(fmt::format("a header of at most {} bytes", kMaxHeaderBytes), fmt::format("a length of {}", length));
+    fail(fmt::format("a header of at most {} bytes", kMaxHeaderBytes),
+         fmt::format("a length of {}", length));
   }
   if (length > bytes.size() - kLengthBytes) {
-    fail(fmt::format("a header of {} bytes", length), fmt::format("{} bytes behind its length", bytes.size() - 8));
+    fail(fmt::format("a header of {} bytes", length),
+         fmt::format("{} bytes behind its length", bytes.size() - 8));
   }
   const std::string_view text = AsText(bytes.subspan(kLengthBytes, length));
-  if (!text.starts_with('{')) fail("a header that begins with {", fmt::format("\"{}\"", text.substr(0, 20)));
+  if (!text.starts_with('{'))
+    fail("a header that begins with {", fmt::format("\"{}\"", text.substr(0, 20)));
   return text;
 }
 

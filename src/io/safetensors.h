@@ -1,10 +1,11 @@
 // Reads one safetensors file: a mapped header of names, and views of mapped bytes.
 //
-//   | 8 bytes: header length n, little-endian | n bytes: JSON, may end in spaces | tensor data, no gaps |
+//   | 8 bytes: header length n, little-endian | n bytes: JSON, may end in spaces | tensor data, no
+//   gaps |
 //
-// The header is {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} and may hold "__metadata__", a map of
-// strings. Offsets count from the end of the header. Nothing is trusted: what the reference implementation refuses
-// is refused, with the file and the tensor named.
+// The header is {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} and may hold
+// "__metadata__", a map of strings. Offsets count from the end of the header. Nothing is trusted:
+// what the reference implementation refuses is refused, with the file and the tensor named.
 #pragma once
 
 #include <filesystem>
@@ -25,8 +26,9 @@ namespace quatrain {
 struct TensorView {
   std::string name = {};
   DType dtype = DType::kU8;
-  std::vector<int64_t> shape = {};          // row-major; empty for a scalar
-  std::span<const std::byte> bytes = {};    // little-endian; the format does not promise alignment: use memcpy
+  std::vector<int64_t> shape = {};  // row-major; empty for a scalar
+  std::span<const std::byte> bytes =
+      {};  // little-endian; the format does not promise alignment: use memcpy
   const std::filesystem::path* file = nullptr;
 
   // "<file>: tensor '<name>'", for the `where` of an Error.
@@ -35,10 +37,11 @@ struct TensorView {
 
 class SafetensorsFile {
  public:
-  // Maps the file and checks its whole header. Error kIo if it cannot be opened. Error kData naming file and tensor: a
-  // Git LFS pointer, a header that is cut, longer than 100 MB or not JSON, a name twice, an unknown dtype, a negative
-  // or overflowing shape, a size that disagrees with shape and dtype, ranges that overlap, leave a gap or end
-  // beyond the file, bytes behind the last tensor.
+  // Maps the file and checks its whole header. Error kIo if it cannot be opened. Error kData naming
+  // file and tensor: a Git LFS pointer, a header that is cut, longer than 100 MB or not JSON, a
+  // name twice, an unknown dtype, a negative or overflowing shape, a size that disagrees with shape
+  // and dtype, ranges that overlap, leave a gap or end beyond the file, bytes behind the last
+  // tensor.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   // In the order of their data in the file.
@@ -56,7 +59,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-// Throws Error kData if `bytes` is the text that Git LFS leaves in the place of a file it did not fetch.
+// Throws Error kData if `bytes` is the text that Git LFS leaves in the place of a file it did not
+// fetch.
 void CheckNotLfsPointer(std::span<const std::byte> bytes, const std::filesystem::path& path);
 
 }  // namespace quatrain

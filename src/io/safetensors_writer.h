@@ -1,14 +1,12 @@
 // Writes tensors as model.safetensors, or as shards with model.safetensors.index.json.
 //
 //   AtomicFolder folder(target);
-//   SafetensorsWriter writer(folder.path(), plan);      // every name, dtype and shape, before the first byte
-//   for (...) writer.Write(name, bytes);
-//   writer.Finish();
-//   folder.Commit();
+//   SafetensorsWriter writer(folder.path(), plan);      // every name, dtype and shape, before the
+//   first byte for (...) writer.Write(name, bytes); writer.Finish(); folder.Commit();
 //
-// The layout is a function of the plan alone: tensors go to shards in the order of the plan; in a shard they lie as
-// the reference implementation puts them, widest dtype first and then by name, so that each is aligned and the file
-// is byte for byte the one it would write.
+// The layout is a function of the plan alone: tensors go to shards in the order of the plan; in a
+// shard they lie as the reference implementation puts them, widest dtype first and then by name, so
+// that each is aligned and the file is byte for byte the one it would write.
 #pragma once
 
 #include <filesystem>
@@ -36,23 +34,26 @@ enum class IndexRule {
 };
 
 struct SafetensorsWriterOptions {
-  uint64_t max_shard_bytes = 5'000'000'000;  // of tensor data; a larger tensor gets a shard of its own
+  uint64_t max_shard_bytes =
+      5'000'000'000;  // of tensor data; a larger tensor gets a shard of its own
   IndexRule index_rule = IndexRule::kIfSharded;
 };
 
 // Not thread-safe.
 class SafetensorsWriter {
  public:
-  // Lays out all shards. Nothing is created if it throws: Error kData naming the tensor for a name twice, an empty
-  // or reserved name or an impossible shape; kResource if the disk has not enough room (says how much is missing).
+  // Lays out all shards. Nothing is created if it throws: Error kData naming the tensor for a name
+  // twice, an empty or reserved name or an impossible shape; kResource if the disk has not enough
+  // room (says how much is missing).
   SafetensorsWriter(const std::filesystem::path& folder, const std::vector<TensorPlan>& plan,
                     const SafetensorsWriterOptions& options = {});
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
-  // All bytes of a planned tensor, little-endian, row-major. Any order, each tensor once; in the order of the plan no
-  // more than one shard is open. Error kIo; a name or size that was not planned is our bug (kInternal).
+  // All bytes of a planned tensor, little-endian, row-major. Any order, each tensor once; in the
+  // order of the plan no more than one shard is open. Error kIo; a name or size that was not
+  // planned is our bug (kInternal).
   void Write(std::string_view name, std::span<const std::byte> bytes);
 
   // Writes the index, if one is due. It is our bug if a planned tensor was not written.

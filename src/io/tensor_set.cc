@@ -32,8 +32,8 @@ std::vector<std::string> NamesIn(const fs::path& directory) {
 bool IsMegatronName(std::string_view name) {
   const bool is_iteration = name.starts_with("iter_") && name.size() == 12 &&
                             name.find_first_not_of("0123456789", 5) == std::string_view::npos;
-  return is_iteration || name == "latest_checkpointed_iteration.txt" || name == "common.pt" || name == ".metadata" ||
-         name.ends_with(".distcp") || name.starts_with("mp_rank_");
+  return is_iteration || name == "latest_checkpointed_iteration.txt" || name == "common.pt" ||
+         name == ".metadata" || name.ends_with(".distcp") || name.starts_with("mp_rank_");
 }
 
 // Why a directory has no safetensors, as far as names tell.
@@ -54,7 +54,8 @@ bool IsMegatronName(std::string_view name) {
       parts.found = name + ", a PyTorch pickle, which can run code when it is read";
       parts.todo =
           "Write the model as safetensors first: in Python, "
-          "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True).";
+          "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, "
+          "safe_serialization=True).";
     }
     if (extension == ".gguf") {
       parts.found = name + ", a GGUF file";
@@ -68,7 +69,8 @@ bool IsMegatronName(std::string_view name) {
 std::map<std::string, std::string> ReadWeightMap(const fs::path& index_path) {
   const MappedFile file(index_path);
   CheckNotLfsPointer(file.bytes(), index_path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
   const Json index = ParseJson(text, index_path.string());
   const auto weight_map = index.is_object() ? index.find("weight_map") : index.end();
   if (weight_map == index.end() || !weight_map->is_object() || weight_map->empty()) {
@@ -92,7 +94,8 @@ std::map<std::string, std::string> ReadWeightMap(const fs::path& index_path) {
   return shard_of;
 }
 
-void CheckShardsExist(const std::map<std::string, std::string>& shard_of, const fs::path& directory) {
+void CheckShardsExist(const std::map<std::string, std::string>& shard_of,
+                      const fs::path& directory) {
   std::map<std::string, std::string> first_tensor;  // by shard
   for (const auto& [name, shard] : shard_of) first_tensor.emplace(shard, name);
   std::vector<std::string> missing;
@@ -102,8 +105,9 @@ void CheckShardsExist(const std::map<std::string, std::string>& shard_of, const 
   if (missing.empty()) return;
   throw Error(ErrorCode::kData,
               {.where = (directory / missing.front()).string(),
-               .what = fmt::format("the shard is missing, with tensor '{}' ({} of {} shards of {} are missing)",
-                                   first_tensor[missing.front()], missing.size(), first_tensor.size(), kIndexName),
+               .what = fmt::format(
+                   "the shard is missing, with tensor '{}' ({} of {} shards of {} are missing)",
+                   first_tensor[missing.front()], missing.size(), first_tensor.size(), kIndexName),
                .todo = "Fetch the missing files."});
 }
 
@@ -112,12 +116,14 @@ void CheckShardsExist(const std::map<std::string, std::string>& shard_of, const 
 void CheckNotMegatron(const fs::path& directory) {
   for (const std::string& name : NamesIn(directory)) {
     if (!IsMegatronName(name)) continue;
-    throw Error(ErrorCode::kData,
-                {.where = directory.string(),
-                 .expected = "a Hugging Face model directory with config.json and safetensors",
-                 .found = fmt::format("a Megatron (torch_dist) checkpoint: it holds {}", name),
-                 .todo = "Pass the Hugging Face directory it was converted from, or convert it back first (Megatron "
-                         "Bridge's export, or tools/convert_torch_dist_to_hf.py of Miles and slime)."});
+    throw Error(
+        ErrorCode::kData,
+        {.where = directory.string(),
+         .expected = "a Hugging Face model directory with config.json and safetensors",
+         .found = fmt::format("a Megatron (torch_dist) checkpoint: it holds {}", name),
+         .todo = "Pass the Hugging Face directory it was converted from, or convert it back first "
+                 "(Megatron "
+                 "Bridge's export, or tools/convert_torch_dist_to_hf.py of Miles and slime)."});
   }
 }
 
@@ -126,7 +132,8 @@ TensorSet::TensorSet(const fs::path& path) : path_(path) {
     OpenSingle(path);
   } else if (fs::exists(path / kSingleName)) {
     if (fs::exists(path / kIndexName)) {
-      Log().warn("{}: has both {} and {}; the former is read", path.string(), kSingleName, kIndexName);
+      Log().warn("{}: has both {} and {}; the former is read", path.string(), kSingleName,
+                 kIndexName);
     }
     OpenSingle(path / kSingleName);
   } else if (fs::exists(path / kIndexName)) {
@@ -171,10 +178,11 @@ void TensorSet::OpenShards(const fs::path& index_path) {
   }
   for (const auto& [name, shard] : shard_of) {
     if (index_.contains(name)) continue;
-    throw Error(ErrorCode::kData,
-                {.where = fmt::format("{}: tensor '{}'", (path_ / shard).string(), name),
-                 .what = fmt::format("{} places it in this shard, which does not hold it", kIndexName),
-                 .todo = "Index and shards are of different exports: fetch all of them again."});
+    throw Error(
+        ErrorCode::kData,
+        {.where = fmt::format("{}: tensor '{}'", (path_ / shard).string(), name),
+         .what = fmt::format("{} places it in this shard, which does not hold it", kIndexName),
+         .todo = "Index and shards are of different exports: fetch all of them again."});
   }
 }
 
@@ -186,8 +194,9 @@ const TensorView* TensorSet::Find(std::string_view name) const {
 const TensorView& TensorSet::Get(std::string_view name) const {
   const TensorView* const tensor = Find(name);
   if (tensor != nullptr) return *tensor;
-  throw Error(ErrorCode::kData, {.where = fmt::format("{}: tensor '{}'", path_.string(), name),
-                                 .what = fmt::format("missing among the {} tensors", tensors_.size())});
+  throw Error(ErrorCode::kData,
+              {.where = fmt::format("{}: tensor '{}'", path_.string(), name),
+               .what = fmt::format("missing among the {} tensors", tensors_.size())});
 }
 
 }  // namespace quatrain

@@ -1,4 +1,5 @@
-// All tensors of a Hugging Face model directory: one model.safetensors, or shards listed by an index.
+// All tensors of a Hugging Face model directory: one model.safetensors, or shards listed by an
+// index.
 #pragma once
 
 #include <filesystem>
@@ -12,11 +13,12 @@ namespace quatrain {
 
 class TensorSet {
  public:
-  // Opens <path>/model.safetensors, else the shards of <path>/model.safetensors.index.json; `path` may also be one
-  // .safetensors file. Error as SafetensorsFile, and kData for: an index that is not JSON, has no weight_map or names
-  // a file outside the directory; shards that are not there (names the first and counts them); a tensor that its
-  // shard does not hold; a directory without safetensors (PyTorch pickles, GGUF and Megatron checkpoints are
-  // recognised and it is said what to do). Tensors that no index entry names are left out with a logged warning.
+  // Opens <path>/model.safetensors, else the shards of <path>/model.safetensors.index.json; `path`
+  // may also be one .safetensors file. Error as SafetensorsFile, and kData for: an index that is
+  // not JSON, has no weight_map or names a file outside the directory; shards that are not there
+  // (names the first and counts them); a tensor that its shard does not hold; a directory without
+  // safetensors (PyTorch pickles, GGUF and Megatron checkpoints are recognised and it is said what
+  // to do). Tensors that no index entry names are left out with a logged warning.
   explicit TensorSet(const std::filesystem::path& path);
 
   // Shard by shard in the order of their names, inside a shard in the order of the data.
@@ -41,8 +43,8 @@ class TensorSet {
   uint64_t total_bytes_ = 0;
 };
 
-// Throws Error kData if `directory` holds a checkpoint of Megatron (torch_dist or its older form): says what to
-// convert. Only looks at names.
+// Throws Error kData if `directory` holds a checkpoint of Megatron (torch_dist or its older form):
+// says what to convert. Only looks at names.
 void CheckNotMegatron(const std::filesystem::path& directory);
 
 }  // namespace quatrain

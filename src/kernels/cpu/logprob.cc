@@ -1,6 +1,6 @@
 #include "kernels/logprob.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "base/error.h"
 #include "kernels/cpu/chunks.h"
@@ -57,8 +57,7 @@ HWY_INLINE float WeightedSumOfRow(const LogprobRow& args, float largest) {
 
 // Entropy: log L - sum e (x - M) / L.
 HWY_INLINE float EntropyOf(const LogprobRow& args, const SoftmaxRow& row) {
-  const float log_sum = static_cast<float>(std::log(static_cast<double>(row.sum)));
-  return log_sum - WeightedSumOfRow(args, row.largest) / row.sum;
+  return LogSum(row) - WeightedSumOfRow(args, row.largest) / row.sum;
 }
 
 void LogprobOfRow(const LogprobRow& args, float* logprob, float* entropy) {
@@ -73,7 +72,6 @@ void LogprobOfRow(const LogprobRow& args, float* logprob, float* entropy) {
 void GradOfRow(const LogprobRow& args, float dlogprob, float dentropy, float* grad_V) {
   const SoftmaxRow row =
       SumOfRow<false>(args.logits, args.vocab_size, args.inv_temperature, nullptr);
-  const float log_sum = static_cast<float>(std::log(static_cast<double>(row.sum)));
   const float entropy = dentropy == 0.0f ? 0.0f : EntropyOf(args, row);
   const F16 scale = Set16(args.inv_temperature);
   const F16 shift = Set16(row.largest);
@@ -81,7 +79,7 @@ void GradOfRow(const LogprobRow& args, float dlogprob, float dentropy, float* gr
   const F16 inverse_sum = Set16(1.0f / row.sum);
   // -(d logprob + d entropy (log p + H)) = slope (x - M) + offset
   const F16 slope = Set16(-dentropy);
-  const F16 offset = Set16(-(dlogprob + dentropy * (entropy - log_sum)));
+  const F16 offset = Set16(-(dlogprob + dentropy * (entropy - LogSum(row))));
   for (int64_t v = 0; v < args.vocab_size; v += kF16Lanes) {
     const F16 x =
         Max16(lowest, ScaledLogits(args.logits, v, args.vocab_size, scale) - shift);
@@ -91,13 +89,8 @@ void GradOfRow(const LogprobRow& args, float dlogprob, float dentropy, float* gr
   grad_V[args.target] += dlogprob * args.inv_temperature;
 }
 
-// First index of the largest logit.
 int32_t ArgmaxOfRow(const float* logits_V, int64_t vocab_size) {
-  const float largest = LargestLogit(logits_V, vocab_size, 1.0f);
-  for (int64_t v = 0; v < vocab_size; ++v) {
-    if (logits_V[v] == largest) return static_cast<int32_t>(v);
-  }
-  return 0;
+  return ArgmaxOfLogits(logits_V, vocab_size);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Largest value and sum of exponentials of a row of logits: the one code that log-probabilities and
-// sampling share. Compiled once per instruction set; include simd_targets.h before Highway.
+// Largest value and sum of exponentials of a row of logits: the one code of log-probabilities and
+// sampling. Compiled once per instruction set; include simd_targets.h before Highway.
 #if defined(QUATRAIN_KERNELS_CPU_SOFTMAX_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUATRAIN_KERNELS_CPU_SOFTMAX_ROW_INL_H_
 #undef QUATRAIN_KERNELS_CPU_SOFTMAX_ROW_INL_H_
@@ -7,20 +7,15 @@
 #define QUATRAIN_KERNELS_CPU_SOFTMAX_ROW_INL_H_
 #endif
 
-#include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/softmax_row.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
-
-// Of x = z * inv_temperature. A NaN among the logits makes `sum` a NaN.
-struct SoftmaxRow {
-  float largest;
-  float sum;  // of exp(x - largest): 16 partial sums (lane v % 16) and the tree
-};
 
 HWY_INLINE F16 ScaledLogits(const float* logits_V, int64_t v, int64_t vocab_size, F16 scale) {
   return LoadAt16(logits_V, v, vocab_size, -std::numeric_limits<float>::infinity()) * scale;
@@ -59,10 +54,13 @@ HWY_INLINE SoftmaxRow SumOfRow(const float* logits_V, int64_t vocab_size, float 
   return {largest, SumLanes(sums)};
 }
 
-// (x_t - M) - log(L). The logarithm once a row: double precision, rounded.
-HWY_INLINE float LogprobOf(float logit, float inv_temperature, const SoftmaxRow& row) {
-  const float log_sum = static_cast<float>(std::log(static_cast<double>(row.sum)));
-  return (logit * inv_temperature - row.largest) - log_sum;
+// First index of the largest logit; 0 if there is a NaN in the way.
+HWY_INLINE int32_t ArgmaxOfLogits(const float* logits_V, int64_t vocab_size) {
+  const float largest = LargestLogit(logits_V, vocab_size, 1.0f);
+  for (int64_t v = 0; v < vocab_size; ++v) {
+    if (logits_V[v] == largest) return static_cast<int32_t>(v);
+  }
+  return 0;
 }
 
 }  // namespace HWY_NAMESPACE

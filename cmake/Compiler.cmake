@@ -1,0 +1,44 @@
+# How every file of ours is compiled.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Release or Debug" FORCE)
+endif()
+
+# -g1 keeps line numbers for back traces; full debug information would double the time to compile.
+# Assertions stay on in Release: no -DNDEBUG.
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+set(CMAKE_CXX_FLAGS_DEBUG "-O0 -g")
+
+# Results must not depend on which multiplications the compiler fuses: fused steps are written as such.
+add_library(quatrain_options INTERFACE)
+target_compile_options(quatrain_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -ffp-contract=off>
+  # Messages and debug information name src/..., whatever the folder of the clone.
+  $<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>)
+target_include_directories(quatrain_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
+target_compile_definitions(quatrain_options INTERFACE QT_VERSION="${PROJECT_VERSION}")
+
+if(QT_SANITIZE)
+  # Every linked piece of ours carries these; the fetched shared libraries do not.
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
+  add_link_options(-fsanitize=address,undefined)
+endif()
+
+find_program(QT_CCACHE ccache)
+if(QT_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # ccache handles precompiled headers only when told that their time stamps do not matter.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${QT_CCACHE})
+endif()
+
+# GNU ld needs seconds for libtorch_cpu's symbol table; gold comes with binutils and does not.
+find_program(QT_GOLD ld.gold)
+if(QT_GOLD AND NOT QT_SANITIZE)
+  add_link_options(-fuse-ld=gold)
+endif()

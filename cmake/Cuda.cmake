@@ -1,0 +1,20 @@
+# CUDA is compiled when nvcc is found and never required. Sets QT_WITH_CUDA and QT_CUDA_SOURCES.
+
+set(QT_WITH_CUDA OFF)
+file(GLOB_RECURSE QT_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/*.cu)
+if(NOT QT_CUDA STREQUAL "OFF" AND QT_CUDA_SOURCES)
+  find_program(QT_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  if(QT_NVCC)
+    set(CMAKE_CUDA_COMPILER ${QT_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES 90a)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    enable_language(CUDA)
+    # The driver is only needed to run: libcuda is looked up at run time, the runtime is linked statically.
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    set(QT_WITH_CUDA ON)
+  elseif(QT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "QT_CUDA=ON, but nvcc was not found. Put it on PATH or set CUDA_HOME.")
+  endif()
+endif()
+message(STATUS "CUDA kernels: ${QT_WITH_CUDA}")

@@ -1,0 +1,22 @@
+// Reads Parquet files through Arrow, which only parquet.cc knows.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+
+namespace quatrain {
+
+// Appends a column's values; nullopt for null. Error kData naming the file: not Parquet or damaged,
+// no such column (lists those that exist), values that are not strings.
+void AppendParquetTexts(const std::filesystem::path& path, const std::string& column,
+                        std::vector<std::optional<std::string>>& rows);
+
+// Appends one object a row; see io/rows.h for the conversion. Error kData as above, also for a type
+// that JSON cannot hold (names column and type).
+void AppendParquetRows(const std::filesystem::path& path, std::vector<Json>& rows);
+
+}  // namespace quatrain

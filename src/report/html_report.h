@@ -1,0 +1,30 @@
+// One self-contained HTML file about one or several runs: curves, tables, sample texts. It opens
+// from disk, needs no network and lets the browser refuse any (a Content-Security-Policy allows
+// inline content only).
+//
+// Text of runs enters the page as JSON in an inert script element and is shown through textContent
+// alone, so that nothing a model writes can become markup.
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "report/run_data.h"
+
+namespace quatrain {
+
+// Chart.js 3.9 as Debian and Ubuntu's libjs-chart.js installs it; set by the build.
+std::filesystem::path DefaultChartJsPath();
+
+struct HtmlReportOptions {
+  std::string title = "Quatrain run report";
+  std::filesystem::path chart_js = DefaultChartJsPath();
+  size_t max_samples = 400;  // of each run, thinned evenly over its rollouts
+};
+
+// The page. Curves of several runs share one chart each. Error kIo naming the package to install if
+// the chart library is missing; kData if `runs` is empty.
+std::string BuildHtmlReport(std::span<const RunData> runs, const HtmlReportOptions& options);
+
+}  // namespace quatrain

@@ -1,0 +1,439 @@
+// The script of the report page (report_page.h). Every text of a run reaches the page through
+// textContent.
+#include "report/report_page.h"
+
+namespace quatrain {
+
+const std::string_view kReportScript = R"js("use strict";
+(() => {
+const report = JSON.parse(document.getElementById("report-data").textContent);
+const runs = report.runs;
+const byId = (id) => document.getElementById(id);
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// ---- Numbers ----
+function formatNumber(value) {
+  if (value === null || value === undefined) return "";
+  if (Number.isInteger(value)) return String(value);
+  const size = Math.abs(value);
+  return size >= 0.001 && size < 1e6 ? String(Number(value.toPrecision(4)))
+      : value.toExponential(2);
+}
+
+function formatCell(name, value) {
+  if (typeof value !== "number") {
+    return value === null || value === undefined ? ""
+        : typeof value === "object" ? JSON.stringify(value) : String(value);
+  }
+  return /accuracy/.test(name) && value >= 0 && value <= 1
+      ? (100 * value).toFixed(1) + " %" : formatNumber(value);
+}
+
+// Mean of the last `window` values that exist, where the series has a value.
+function smooth(values, window) {
+  const recent = [];
+  return values.map((value) => {
+    if (value === null) return null;
+    recent.push(value);
+    if (recent.length > window) recent.shift();
+    return recent.reduce((a, b) => a + b, 0) / recent.length;
+  });
+}
+
+// ---- Curves ----
+const CURVES = [
+  {title: "Reward", names: ["rollout/raw_reward"],
+   note: "Mean over the samples of a rollout, before normalisation."},
+  {title: "Evaluation accuracy", pattern: /^eval\/(?!.*truncated_ratio)/, sparse: true,
+   note: "On held-out prompts, with the weights of that rollout."},
+  {title: "Train-rollout log-probability difference",
+   names: ["train/train_rollout_logprob_abs_diff"], zero: true,
+   note: "Mean |log p trainer - log p rollout| of the sampled tokens. 0: both are one policy."},
+  {title: "Entropy", names: ["train/entropy_loss"],
+   note: "Of the distributions that tokens were drawn from, nats."},
+  {title: "Response length", names: ["rollout/response_len/mean", "rollout/response_len/max"],
+   note: "Tokens, the stop token included."},
+  {title: "Code-flip rate", names: ["qat/code_flip_rate", "qat/code_flip_back_rate"],
+   note: "Share of the INT4 codes that an optimizer step changed."},
+  {title: "Answers", names: ["rollout/num_correct", "rollout/num_wrong", "rollout/num_no_answer",
+   "rollout/num_unparsable"], stacked: true,
+   note: "What became of each sample of a rollout."},
+  {title: "Truncated responses", names: ["rollout/truncated_ratio"],
+   note: "Share of samples cut off at the length limit."},
+  {title: "Policy loss", names: ["train/pg_loss"],
+   note: "Clipped objective, importance weight included."},
+  {title: "Gradient norm", names: ["train/grad_norm"], note: "Global L2 norm before clipping."},
+  {title: "Distance from old and reference policy", names: ["train/ppo_kl", "train/kl_loss"],
+   note: "ppo_kl: mean of old - new log-probability; kl_loss: to the reference."},
+  {title: "Clipping and importance weight",
+   names: ["train/pg_clipfrac", "train/tis", "train/tis_clipfrac"],
+   note: "Share of clipped tokens; weight of train against rollout before its clamp."},
+];
+const LIGHT = ["#3457d5", "#d6409f", "#12a594", "#e5a000", "#8e4ec6", "#c2410c", "#0891b2",
+  "#64748b"];
+const DARK = ["#8aa4ff", "#f38bc8", "#4fd1c0", "#f5c451", "#c69bf0", "#fb9160", "#5cc8e0",
+  "#a3afc2"];
+const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3]];
+const charts = [];
+
+const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const isDark = () => document.documentElement.classList.contains("dark");
+const palette = (i) => (isDark() ? DARK : LIGHT)[i % LIGHT.length];
+const translucent = (color, alpha) => color + Math.round(255 * alpha).toString(16).padStart(2, "0");
+const shortName = (name) => name.replace(/^[^\/]*\//, "");
+const hasValues = (run, name) => (run.metrics[name] || []).some((value) => value !== null);
+
+function namesOf(curve) {
+  const known = curve.names || [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))]
+      .filter((name) => curve.pattern.test(name)).sort();
+  return known.filter((name) => runs.some((run) => hasValues(run, name)));
+}
+
+function pointsOf(run, values) {
+  return run.rollouts.map((rollout, i) => ({x: rollout, y: values[i]}))
+      .filter((point) => point.y !== null);
+}
+
+// One line for each run and name: colour tells runs apart, or names if there is only one run.
+function lineDatasets(names, window, sparse) {
+  const datasets = [];
+  runs.forEach((run, r) => names.forEach((name, n) => {
+    if (!hasValues(run, name)) return;
+    const label = runs.length === 1 ? shortName(name)
+        : names.length === 1 ? run.name : run.name + ": " + shortName(name);
+    const color = palette(runs.length === 1 ? n : r);
+    const line = {label, borderColor: color, backgroundColor: color, borderWidth: 2, tension: 0,
+      borderDash: runs.length === 1 ? [] : DASHES[n % DASHES.length],
+      pointRadius: sparse || run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8};
+    const raw = run.metrics[name];
+    if (window > 1 && !sparse && run.rollouts.length > window) {
+      datasets.push({...line, data: pointsOf(run, smooth(raw, window))});
+      datasets.push({...line, label: label + " (raw)", isRaw: true, borderWidth: 1, order: 1,
+        borderColor: translucent(color, 0.35), data: pointsOf(run, raw)});
+    } else {
+      datasets.push({...line, data: pointsOf(run, raw)});
+    }
+  }));
+  return datasets;
+}
+
+// Areas on top of each other, of one run: [label, values] pairs.
+function stackedDatasets(run, parts) {
+  return parts.map(([label, values], i) => ({label, data: values.map((value, k) =>
+      ({x: run.rollouts[k], y: value === null ? 0 : value})), fill: i === 0 ? "origin" : "-1",
+    borderColor: palette(i), backgroundColor: translucent(palette(i), 0.55), borderWidth: 1,
+    pointRadius: run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8, tension: 0}));
+}
+
+function draw(canvas, datasets, stacked, yTitle) {
+  const soft = cssColor("--soft"), grid = cssColor("--line");
+  const axis = (text) => ({type: "linear", grid: {color: grid, borderColor: grid},
+    ticks: {color: soft, maxTicksLimit: 8, font: {size: 11}},
+    title: {display: Boolean(text), text, color: soft, font: {size: 11}}});
+  const y = {...axis(yTitle), stacked: Boolean(stacked)};
+  y.ticks = {...y.ticks, callback: formatNumber};
+  if (stacked) y.beginAtZero = true;
+  const x = axis("rollout");
+  x.ticks = {...x.ticks, precision: 0};
+  charts.push(new Chart(canvas, {type: "line", data: {datasets}, options: {
+    animation: false, responsive: true, maintainAspectRatio: false, spanGaps: true,
+    interaction: {mode: "index", intersect: false, axis: "x"},
+    scales: {x, y},
+    plugins: {
+      legend: {display: stacked || datasets.filter((set) => !set.isRaw).length > 1,
+        position: "bottom", labels: {color: soft, boxWidth: 12, boxHeight: 2, font: {size: 11},
+          filter: (item, chart) => !chart.datasets[item.datasetIndex].isRaw}},
+      tooltip: {callbacks: {title: (items) => items.length ? "rollout " + items[0].parsed.x : "",
+        label: (item) => " " + item.dataset.label + ": " + formatNumber(item.parsed.y)}},
+    }}}));
+}
+
+function card(grid, title, note, badge) {
+  const article = element("article", "card");
+  const head = element("div", "head");
+  head.style.marginBottom = "0";
+  head.append(element("h3", "", title));
+  if (badge) head.append(badge);
+  const plot = element("div", "plot"), canvas = element("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", title);
+  plot.append(canvas);
+  article.append(head, element("p", "sub", note), plot);
+  grid.append(article);
+  return canvas;
+}
+
+// "0 in every rollout" where that is so: on a chart it would look like a missing line.
+function zeroBadge(names) {
+  const values = runs.flatMap((run) => names.flatMap((name) => run.metrics[name] || []))
+      .filter((value) => value !== null);
+  if (values.every((value) => value === 0)) {
+    return element("span", "badge good", "exactly 0 in every rollout");
+  }
+  return element("span", "badge", "largest " + formatNumber(Math.max(...values.map(Math.abs))));
+}
+
+function drawCurves() {
+  const grid = byId("curve-grid"), window = Number(byId("smoothing").value), missing = [];
+  grid.replaceChildren();
+  for (const curve of CURVES) {
+    const names = namesOf(curve);
+    if (names.length === 0) {
+      missing.push(curve.title + " (" + (curve.names ? curve.names[0] : "eval/<data set>") + ")");
+    } else if (curve.stacked) {
+      for (const run of runs.filter((run) => names.some((name) => hasValues(run, name)))) {
+        const parts = names.filter((name) => hasValues(run, name))
+            .map((name) => [shortName(name).replace(/^num_/, "").replace(/_/g, " "),
+                            run.metrics[name]]);
+        const title = runs.length === 1 ? curve.title : curve.title + ": " + run.name;
+        draw(card(grid, title, curve.note), stackedDatasets(run, parts), true);
+      }
+    } else {
+      const canvas = card(grid, curve.title, curve.note, curve.zero ? zeroBadge(names) : null);
+      draw(canvas, lineDatasets(names, curve.zero ? 1 : window, curve.sparse), false);
+    }
+  }
+  byId("missing").textContent =
+      missing.length ? "Not logged by " + (runs.length === 1 ? "this run: " : "these runs: ") +
+      missing.join(", ") + "." : "";
+  drawAnyMetric();
+}
+
+function drawAnyMetric() {
+  const canvas = byId("any-metric"), old = Chart.getChart(canvas);
+  if (old) {
+    charts.splice(charts.indexOf(old), 1);
+    old.destroy();
+  }
+  const name = byId("metric").value;
+  if (name) draw(canvas, lineDatasets([name], Number(byId("smoothing").value), false), false);
+}
+
+// ---- Step time ----
+function timeParts(run) {
+  const names = Object.keys(run.metrics).filter((name) =>
+      /^perf\/.*_time$/.test(name) && name !== "perf/step_time" && hasValues(run, name)).sort();
+  const parts = names.map((name) =>
+      [shortName(name).replace(/_time$/, "").replace(/_/g, " "), run.metrics[name]]);
+  const total = run.metrics["perf/step_time"];
+  if (total && parts.length) {
+    const rest = total.map((value, i) => value === null ? null : Math.max(0,
+        value - parts.reduce((sum, part) => sum + (part[1][i] || 0), 0)));
+    if (rest.some((value) => value > 0)) parts.push(["other", rest]);
+  }
+  return parts.length || !total ? parts : [["step", total]];
+}
+
+function drawTimes() {
+  const grid = byId("time-grid");
+  grid.replaceChildren();
+  for (const run of runs) {
+    const parts = timeParts(run);
+    if (parts.length === 0) {
+      grid.append(element("p", "card muted", run.name + " logged no perf/*_time metrics."));
+      continue;
+    }
+    const means = parts.map(([label, values]) => {
+      const known = values.filter((value) => value !== null);
+      return label + " " + formatNumber(known.reduce((a, b) => a + b, 0) / known.length) + " s";
+    });
+    const canvas = card(grid, runs.length === 1 ? "Where the time of a step goes" : run.name,
+                        "Mean: " + means.join(", ") + ".");
+    draw(canvas, stackedDatasets(run, parts), true, "seconds");
+  }
+}
+
+// ---- Tables ----
+// rows: objects; columns: union of their keys in order of appearance.
+function tableOf(rows) {
+  const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const isNumber = (name) => rows.some((row) => typeof row[name] === "number");
+  const table = element("table"), head = element("tr");
+  for (const name of columns) {
+    head.append(element("th", isNumber(name) ? "number" : "", name.replace(/_/g, " ")));
+  }
+  table.append(head);
+  for (const row of rows) {
+    const line = element("tr");
+    for (const name of columns) {
+      line.append(element("td", isNumber(name) ? "number" : "", formatCell(name, row[name])));
+    }
+    table.append(line);
+  }
+  return table;
+}
+
+function fillFacts() {
+  const box = byId("facts");
+  if (runs.length > 1) {
+    const rows = runs.map((run) => {
+      const row = {run: run.name};
+      for (const fact of run.facts) row[fact.label] = fact.value;
+      return row;
+    });
+    box.className = "card scroll";
+    box.append(tableOf(rows));
+    return;
+  }
+  box.className = "tiles";
+  for (const fact of runs[0].facts) {
+    const tile = element("div", "card tile");
+    tile.append(element("div", "label", fact.label), element("div", "value", fact.value),
+                element("div", "note", fact.note));
+    box.append(tile);
+  }
+}
+
+function fillAccuracy() {
+  const rows = runs.flatMap((run) => run.evaluations.map((row) =>
+      runs.length === 1 ? row : {run: run.name, ...row}));
+  const box = byId("accuracy-table");
+  box.append(rows.length ? tableOf(rows) : element("p", "muted",
+      "No accuracy table: give the one of quatrain eval with --eval."));
+}
+
+function fillConfig() {
+  const names = [...new Set(runs.flatMap((run) => run.config.map((pair) => pair[0])))];
+  const values = runs.map((run) => new Map(run.config));
+  const find = byId("config-find").value.toLowerCase();
+  const box = byId("config-table"), table = element("table"), head = element("tr");
+  head.append(element("th", "", "name"));
+  for (const run of runs) head.append(element("th", "", runs.length === 1 ? "value" : run.name));
+  table.append(head);
+  for (const name of names) {
+    const cells = values.map((map) => map.has(name) ? map.get(name) : "");
+    if (find && ![name, ...cells].some((text) => text.toLowerCase().includes(find))) continue;
+    const row = element("tr", cells.some((text) => text !== cells[0]) ? "differs" : "");
+    row.append(element("td", "", name), ...cells.map((text) => element("td", "value", text)));
+    table.append(row);
+  }
+  box.replaceChildren(names.length ? table
+      : element("p", "muted", "No config.json in the run directory."));
+}
+
+// ---- Samples ----
+const PAGE = 8;
+const shown = {run: 0, rollout: "", verdict: "", page: 0};
+
+const verdictOf = (sample) => sample.verdict || (sample.reward > 0 ? "correct" : "no reward");
+
+function promptText(prompt) {
+  if (typeof prompt === "string") return prompt;
+  if (!Array.isArray(prompt)) return prompt === undefined ? "" : JSON.stringify(prompt);
+  const text = (content) => typeof content === "string" ? content : JSON.stringify(content);
+  return prompt.map((message) => message.role + ": " + text(message.content)).join("\n\n");
+}
+
+function sampleCard(sample) {
+  const box = element("article", "card sample"), meta = element("div", "meta");
+  const verdict = verdictOf(sample);
+  const kind = sample.reward > 0 ? "good" : verdict === "wrong" ? "bad" : "warn";
+  meta.append(element("span", "badge " + kind,
+                      verdict.replace(/_/g, " ") + ", reward " + formatNumber(sample.reward)));
+  const known = ["prompt", "response", "reward", "verdict"];
+  for (const [name, value] of Object.entries(sample)) {
+    if (known.includes(name) || (typeof value === "object" && value !== null)) continue;
+    meta.append(element("span", "badge", name.replace(/_/g, " ") + " " + formatCell(name, value)));
+  }
+  const texts = element("div", "texts");
+  for (const [title, text] of [["Prompt", promptText(sample.prompt)],
+                               ["Response", sample.response]]) {
+    const part = element("div");
+    part.append(element("div", "muted", title), element("pre", "", text));
+    texts.append(part);
+  }
+  box.append(meta, texts);
+  return box;
+}
+
+function chooser(label, options, value, change) {
+  const box = element("label", "", label + " "), select = element("select");
+  for (const [key, text] of options) {
+    const option = element("option", "", text);
+    option.value = key;
+    select.append(option);
+  }
+  select.value = value;
+  select.addEventListener("change", () => { change(select.value); shown.page = 0; fillSamples(); });
+  box.append(select);
+  return box;
+}
+
+function fillSamples() {
+  const samples = runs[shown.run].samples, filters = byId("sample-filters");
+  const distinct = (values) => [...new Set(values)].map((value) => [String(value), String(value)]);
+  filters.replaceChildren();
+  if (runs.length > 1) {
+    filters.append(chooser("Run", runs.map((run, i) => [String(i), run.name]), String(shown.run),
+                           (value) => { shown.run = Number(value); shown.rollout = ""; }));
+  }
+  filters.append(
+      chooser("Rollout", [["", "all"], ...distinct(samples.map((sample) => sample.rollout))],
+              shown.rollout, (value) => { shown.rollout = value; }),
+      chooser("Verdict", [["", "all"], ...distinct(samples.map(verdictOf))],
+              shown.verdict, (value) => { shown.verdict = value; }));
+  const chosen = samples.filter((sample) =>
+      (shown.rollout === "" || String(sample.rollout) === shown.rollout) &&
+      (shown.verdict === "" || verdictOf(sample) === shown.verdict));
+  const list = byId("sample-list"), pager = byId("sample-pager");
+  list.replaceChildren(...chosen.slice(shown.page * PAGE, (shown.page + 1) * PAGE).map(sampleCard));
+  if (chosen.length === 0) {
+    list.append(element("p", "card muted", samples.length ? "No sample matches."
+        : "No samples.jsonl in the run directory."));
+  }
+  const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
+  const turn = (text, by) => {
+    const button = element("button", "", text);
+    button.type = "button";
+    button.disabled = shown.page + by < 0 || shown.page + by >= pages;
+    button.addEventListener("click", () => { shown.page += by; fillSamples(); });
+    return button;
+  };
+  const total = runs[shown.run].num_samples;
+  const thinned = total > samples.length ? " (of " + total + " recorded)" : "";
+  pager.replaceChildren(turn("Previous", -1), element("span", "muted",
+      "page " + (shown.page + 1) + " of " + pages + ", " + chosen.length + " samples" + thinned),
+      turn("Next", 1));
+  pager.hidden = samples.length === 0;
+}
+
+// ---- Page ----
+function drawAll() {
+  charts.splice(0).forEach((chart) => chart.destroy());
+  drawCurves();
+  drawTimes();
+}
+
+function setTheme(dark) {
+  document.documentElement.classList.toggle("dark", dark);
+  byId("theme").textContent = dark ? "Light" : "Dark";
+  drawAll();
+}
+
+document.getElementById("title").textContent =
+    report.title + (runs.length === 1 ? ": " + runs[0].name : "");
+for (const name of [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].sort()) {
+  const option = element("option", "", name);
+  option.value = name;
+  byId("metric").append(option);
+}
+Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
+fillFacts();
+fillAccuracy();
+fillConfig();
+fillSamples();
+setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
+byId("theme").addEventListener("click", () => setTheme(!isDark()));
+byId("smoothing").addEventListener("change", drawAll);
+byId("metric").addEventListener("change", drawAnyMetric);
+byId("config-find").addEventListener("input", fillConfig);
+})();
+)js";
+
+}  // namespace quatrain

@@ -1,0 +1,88 @@
+#include "rl/rollout.h"
+
+#include "base/interrupt.h"
+#include "base/random.h"
+
+namespace quatrain {
+namespace {
+
+// A string prompt becomes one user message.
+Json MessagesOf(const Prompt& prompt) {
+  if (prompt.messages.is_array()) return prompt.messages;
+  return Json::array({{{"role", "user"}, {"content", prompt.messages}}});
+}
+
+Json ToolsOf(const Prompt& prompt) {
+  if (prompt.metadata.is_object() && prompt.metadata.contains("tools")) return prompt.metadata["tools"];
+  return nullptr;
+}
+
+void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample) {
+  Completion& completion = sample.completion;
+  completion.token_ids = std::move(output.token_ids);
+  completion.rollout_logprobs = std::move(output.logprobs);
+  completion.routed_experts = std::move(output.routed_experts);
+  completion.finish_reason = output.finish_reason;
+  completion.policy_version_min = output.policy_version_min;
+  completion.policy_version_max = output.policy_version_max;
+  sample.response_text = text.tokenizer.Decode(completion.token_ids, SpecialTokens::kSkip);
+}
+
+}  // namespace
+
+std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
+                               const RolloutOptions& options) {
+  if (!options.apply_chat_template) {
+    if (prompt.messages.is_string()) return text.tokenizer.Encode(prompt.messages.get<std::string>());
+    throw Error(ErrorCode::kData, {.where = fmt::format("prompt {}", prompt.id),
+                                   .what = "the prompt is a list of messages",
+                                   .expected = "text, without --apply-chat-template",
+                                   .todo = "Pass --apply-chat-template"});
+  }
+  QT_CHECK(text.chat_template != nullptr, "no chat template");
+  const ChatRenderOptions render{ToolsOf(prompt), nullptr, true};
+  return text.tokenizer.Encode(text.chat_template->Render(MessagesOf(prompt), render));
+}
+
+std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, const Reward& reward,
+                                    std::vector<Prompt> prompts, const RolloutOptions& options,
+                                    int64_t stream, const RolloutProgress& progress) {
+  std::vector<Sample> samples;
+  for (size_t group = 0; group < prompts.size(); ++group) {
+    const std::vector<int32_t> prompt_ids = PromptIds(text, prompts[group], options);
+    for (int64_t i = 0; i < options.n_samples_per_prompt; ++i) {
+      Sample sample;
+      sample.id = static_cast<int64_t>(samples.size());
+      sample.group_id = static_cast<int64_t>(group);
+      sample.prompt = prompts[group];
+      sample.prompt_ids = prompt_ids;
+      samples.push_back(std::move(sample));
+    }
+  }
+  for (const Sample& sample : samples) {
+    Request request;
+    request.id = sample.id;
+    request.prompt_ids = sample.prompt_ids;
+    request.sampling = options.sampling;
+    request.sampling.seed = HashBits(options.seed, static_cast<uint64_t>(stream),
+                                     static_cast<uint64_t>(sample.id));
+    request.return_routed_experts = options.record_routing;
+    engine.Add(std::move(request));
+  }
+  int64_t num_finished = 0;
+  while (engine.HasUnfinished()) {
+    for (RequestOutput& output : engine.Step()) {
+      Sample& sample = samples[static_cast<size_t>(output.id)];
+      TakeOutput(text, std::move(output), sample);
+      sample.reward = reward.Score(sample.response_text, sample.prompt.label);
+      ++num_finished;
+    }
+    if (progress) progress(num_finished);
+    if (InterruptRequested()) {
+      throw Error(ErrorCode::kInterrupted, "interrupted while generating; this rollout is dropped");
+    }
+  }
+  return samples;
+}
+
+}  // namespace quatrain

@@ -1,0 +1,43 @@
+// From prompts to samples: render, tokenise, generate, decode, score.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "engine/engine.h"
+#include "rl/reward.h"
+#include "rl/sample.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace quatrain {
+
+struct RolloutOptions {
+  SamplingParams sampling;  // seed is replaced by one per sample
+  int64_t n_samples_per_prompt = 1;
+  uint64_t seed = 42;
+  bool apply_chat_template = false;  // string prompts are then one user message
+  bool record_routing = false;
+};
+
+// Called after every engine step with the number of finished samples.
+using RolloutProgress = std::function<void(int64_t num_finished)>;
+
+// What a rollout needs from the model's directory; borrowed.
+struct RolloutText {
+  const Tokenizer& tokenizer;
+  const ChatTemplate* chat_template = nullptr;  // null: only string prompts without apply_chat_template
+};
+
+// The ids a prompt starts from. Error kData naming the prompt if it holds messages and there is no template.
+std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
+                               const RolloutOptions& options);
+
+// Samples in the order of prompts, n_samples_per_prompt each, rewards set. A sample's tokens depend on the weights, its
+// prompt and (seed, stream, its index) only; `stream` is the rollout's number. Error kInterrupted on Ctrl-C: nothing
+// of the rollout counts then.
+std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, const Reward& reward,
+                                    std::vector<Prompt> prompts, const RolloutOptions& options,
+                                    int64_t stream, const RolloutProgress& progress);
+
+}  // namespace quatrain
