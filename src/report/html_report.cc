@@ -133,9 +133,7 @@ std::vector<std::string> UniqueNames(std::span<const RunData> runs) {
 std::filesystem::path DefaultChartJsPath() { return QT_CHART_JS; }
 
 std::string BuildHtmlReport(std::span<const RunData> runs, const HtmlReportOptions& options) {
-  if (runs.empty()) {
-    throw Error(ErrorCode::kData, {.where = "report", .what = "no run to report on"});
-  }
+  QT_CHECK(!runs.empty());
   const std::vector<std::string> names = UniqueNames(runs);
   Json data;
   data["title"] = options.title;

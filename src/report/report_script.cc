@@ -50,26 +50,26 @@ function smooth(values, window) {
 const CURVES = [
   {title: "Reward", names: ["rollout/raw_reward"],
    note: "Mean over the samples of a rollout, before normalisation."},
-  {title: "Evaluation accuracy", pattern: /^eval\/(?!.*truncated_ratio)/, sparse: true,
+  {title: "Evaluation accuracy", pattern: /^eval\/(?!.*truncated_ratio)/,
    note: "On held-out prompts, with the weights of that rollout."},
-  {title: "Train-rollout log-probability difference",
-   names: ["train/train_rollout_logprob_abs_diff"], zero: true,
+  {title: "Train-rollout difference", names: ["train/train_rollout_logprob_abs_diff"],
+   exact: true,
    note: "Mean |log p trainer - log p rollout| of the sampled tokens. 0: both are one policy."},
   {title: "Entropy", names: ["train/entropy_loss"],
    note: "Of the distributions that tokens were drawn from, nats."},
-  {title: "Response length", names: ["rollout/response_len/mean", "rollout/response_len/max"],
-   note: "Tokens, the stop token included."},
+  {title: "Response length", names: ["rollout/response_len/mean"],
+   note: "Mean tokens of a response, the stop token included."},
   {title: "Code-flip rate", names: ["qat/code_flip_rate", "qat/code_flip_back_rate"],
    note: "Share of the INT4 codes that an optimizer step changed."},
   {title: "Answers", names: ["rollout/num_correct", "rollout/num_wrong", "rollout/num_no_answer",
-   "rollout/num_unparsable"], stacked: true,
+   "rollout/num_unparsable"], colors: ["--good", "--bad", "--warn", "--soft"],
    note: "What became of each sample of a rollout."},
   {title: "Truncated responses", names: ["rollout/truncated_ratio"],
    note: "Share of samples cut off at the length limit."},
   {title: "Policy loss", names: ["train/pg_loss"],
    note: "Clipped objective, importance weight included."},
   {title: "Gradient norm", names: ["train/grad_norm"], note: "Global L2 norm before clipping."},
-  {title: "Distance from old and reference policy", names: ["train/ppo_kl", "train/kl_loss"],
+  {title: "KL to old and reference", names: ["train/ppo_kl", "train/kl_loss"],
    note: "ppo_kl: mean of old - new log-probability; kl_loss: to the reference."},
   {title: "Clipping and importance weight",
    names: ["train/pg_clipfrac", "train/tis", "train/tis_clipfrac"],
@@ -100,19 +100,21 @@ function pointsOf(run, values) {
       .filter((point) => point.y !== null);
 }
 
-// One line for each run and name: colour tells runs apart, or names if there is only one run.
-function lineDatasets(names, window, sparse) {
+// One line for each run and name: colour tells runs apart, or names if there is only one run. Rare
+// values (evaluations) get points and are not smoothed.
+function lineDatasets(names, window) {
   const datasets = [];
   runs.forEach((run, r) => names.forEach((name, n) => {
     if (!hasValues(run, name)) return;
     const label = runs.length === 1 ? shortName(name)
         : names.length === 1 ? run.name : run.name + ": " + shortName(name);
     const color = palette(runs.length === 1 ? n : r);
+    const raw = run.metrics[name];
+    const known = raw.filter((value) => value !== null).length;
     const line = {label, borderColor: color, backgroundColor: color, borderWidth: 2, tension: 0,
       borderDash: runs.length === 1 ? [] : DASHES[n % DASHES.length],
-      pointRadius: sparse || run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8};
-    const raw = run.metrics[name];
-    if (window > 1 && !sparse && run.rollouts.length > window) {
+      pointRadius: 2 * known <= raw.length || known < 3 ? 3 : 0, pointHitRadius: 8};
+    if (window > 1 && known > 2 * window && 2 * known > raw.length) {
       datasets.push({...line, data: pointsOf(run, smooth(raw, window))});
       datasets.push({...line, label: label + " (raw)", isRaw: true, borderWidth: 1, order: 1,
         borderColor: translucent(color, 0.35), data: pointsOf(run, raw)});
@@ -123,11 +125,11 @@ function lineDatasets(names, window, sparse) {
   return datasets;
 }
 
-// Areas on top of each other, of one run: [label, values] pairs.
+// Areas on top of each other, of one run: [label, values, color] triples.
 function stackedDatasets(run, parts) {
-  return parts.map(([label, values], i) => ({label, data: values.map((value, k) =>
+  return parts.map(([label, values, color], i) => ({label, data: values.map((value, k) =>
       ({x: run.rollouts[k], y: value === null ? 0 : value})), fill: i === 0 ? "origin" : "-1",
-    borderColor: palette(i), backgroundColor: translucent(palette(i), 0.55), borderWidth: 1,
+    borderColor: color, backgroundColor: translucent(color, 0.55), borderWidth: 1,
     pointRadius: run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8, tension: 0}));
 }
 
@@ -138,7 +140,9 @@ function draw(canvas, datasets, stacked, yTitle) {
     title: {display: Boolean(text), text, color: soft, font: {size: 11}}});
   const y = {...axis(yTitle), stacked: Boolean(stacked)};
   y.ticks = {...y.ticks, callback: formatNumber};
-  if (stacked) y.beginAtZero = true;
+  const levels = new Set(datasets.flatMap((set) => set.data.map((point) => point.y)));
+  if (stacked || levels.size === 1) y.beginAtZero = true;
+  if (levels.size === 1 && levels.has(0)) y.max = 1;
   const x = axis("rollout");
   x.ticks = {...x.ticks, precision: 0};
   charts.push(new Chart(canvas, {type: "line", data: {datasets}, options: {
@@ -169,14 +173,15 @@ function card(grid, title, note, badge) {
   return canvas;
 }
 
-// "0 in every rollout" where that is so: on a chart it would look like a missing line.
-function zeroBadge(names) {
+// Says where a curve is 0 throughout, which a chart cannot tell from nearly 0.
+function zeroBadge(curve, names) {
   const values = runs.flatMap((run) => names.flatMap((name) => run.metrics[name] || []))
       .filter((value) => value !== null);
   if (values.every((value) => value === 0)) {
-    return element("span", "badge good", "exactly 0 in every rollout");
+    return element("span", curve.exact ? "badge good" : "badge", "exactly 0");
   }
-  return element("span", "badge", "largest " + formatNumber(Math.max(...values.map(Math.abs))));
+  return curve.exact ? element("span", "badge",
+      "largest " + formatNumber(Math.max(...values.map(Math.abs)))) : null;
 }
 
 function drawCurves() {
@@ -186,17 +191,17 @@ function drawCurves() {
     const names = namesOf(curve);
     if (names.length === 0) {
       missing.push(curve.title + " (" + (curve.names ? curve.names[0] : "eval/<data set>") + ")");
-    } else if (curve.stacked) {
+    } else if (curve.colors) {
       for (const run of runs.filter((run) => names.some((name) => hasValues(run, name)))) {
-        const parts = names.filter((name) => hasValues(run, name))
-            .map((name) => [shortName(name).replace(/^num_/, "").replace(/_/g, " "),
-                            run.metrics[name]]);
+        const parts = names.filter((name) => hasValues(run, name)).map((name) =>
+            [shortName(name).replace(/^num_/, "").replace(/_/g, " "), run.metrics[name],
+             cssColor(curve.colors[curve.names.indexOf(name)])]);
         const title = runs.length === 1 ? curve.title : curve.title + ": " + run.name;
         draw(card(grid, title, curve.note), stackedDatasets(run, parts), true);
       }
     } else {
-      const canvas = card(grid, curve.title, curve.note, curve.zero ? zeroBadge(names) : null);
-      draw(canvas, lineDatasets(names, curve.zero ? 1 : window, curve.sparse), false);
+      const canvas = card(grid, curve.title, curve.note, zeroBadge(curve, names));
+      draw(canvas, lineDatasets(names, curve.exact ? 1 : window), false);
     }
   }
   byId("missing").textContent =
@@ -212,22 +217,26 @@ function drawAnyMetric() {
     old.destroy();
   }
   const name = byId("metric").value;
-  if (name) draw(canvas, lineDatasets([name], Number(byId("smoothing").value), false), false);
+  if (name) draw(canvas, lineDatasets([name], Number(byId("smoothing").value)), false);
 }
 
 // ---- Step time ----
+const PHASES = ["perf/rollout_time", "perf/ref_log_probs_time", "perf/log_probs_time",
+  "perf/actor_train_time", "perf/update_weights_time"];  // in the order of a step
+
 function timeParts(run) {
-  const names = Object.keys(run.metrics).filter((name) =>
-      /^perf\/.*_time$/.test(name) && name !== "perf/step_time" && hasValues(run, name)).sort();
-  const parts = names.map((name) =>
-      [shortName(name).replace(/_time$/, "").replace(/_/g, " "), run.metrics[name]]);
+  const others = Object.keys(run.metrics).filter((name) => /^perf\/.*_time$/.test(name) &&
+      name !== "perf/step_time" && !PHASES.includes(name)).sort();
+  const names = [...PHASES, ...others].filter((name) => hasValues(run, name));
+  const parts = names.map((name, i) =>
+      [shortName(name).replace(/_time$/, "").replace(/_/g, " "), run.metrics[name], palette(i)]);
   const total = run.metrics["perf/step_time"];
   if (total && parts.length) {
     const rest = total.map((value, i) => value === null ? null : Math.max(0,
         value - parts.reduce((sum, part) => sum + (part[1][i] || 0), 0)));
-    if (rest.some((value) => value > 0)) parts.push(["other", rest]);
+    if (rest.some((value) => value > 0)) parts.push(["other", rest, palette(7)]);
   }
-  return parts.length || !total ? parts : [["step", total]];
+  return parts.length || !total ? parts : [["step", total, palette(0)]];
 }
 
 function drawTimes() {

@@ -35,7 +35,7 @@ class Parameters {
 
   size_t size() const { return masters_.size(); }
   const WeightSpec& spec(size_t index) const { return specs_[index]; }
-  const at::Tensor& master(size_t index) const { return masters_[index]; }
+  at::Tensor& master(size_t index) { return masters_[index]; }
   at::Tensor& exp_avg(size_t index) { return exp_avg_[index]; }
   at::Tensor& exp_avg_sq(size_t index) { return exp_avg_sq_[index]; }
   int64_t step() const { return step_; }

@@ -40,9 +40,4 @@ quatrain_import(qt::arrow ${QT_DEPS}/arrow/lib/libarrow.so ${QT_DEPS}/arrow/incl
 quatrain_import(qt::parquet ${QT_DEPS}/arrow/lib/libparquet.so ${QT_DEPS}/arrow/include)
 target_link_libraries(qt::parquet INTERFACE qt::arrow)
 
-# llama.cpp's Jinja engine, with our patches; its warnings are not ours.
-file(GLOB_RECURSE jinja_sources CONFIGURE_DEPENDS ${QT_DEPS}/llama-jinja/*.cpp)
-add_library(quatrain_jinja STATIC ${jinja_sources})
-target_include_directories(quatrain_jinja SYSTEM PUBLIC ${QT_DEPS}/llama-jinja)
-target_include_directories(quatrain_jinja SYSTEM PRIVATE ${QT_DEPS}/llama-jinja/jinja)
-target_compile_options(quatrain_jinja PRIVATE -w)
+include(jinja)

@@ -3,13 +3,28 @@
 # Precompiled headers, one set for folders with torch and one for those without. Kernels take none: they are
 # compiled with other options and include little.
 set(QT_PCH_PLAIN <algorithm> <cmath> <cstdint> <cstring> <filesystem> <functional> <map> <memory>
-    <optional> <span> <string> <string_view> <unordered_map> <vector> <fmt/format.h> <nlohmann/json.hpp>)
+    <optional> <span> <string> <string_view> <unordered_map> <vector> <fmt/format.h> <nlohmann/json.hpp>
+    <spdlog/spdlog.h>)
 set(QT_PCH_TORCH ${QT_PCH_PLAIN} <ATen/ATen.h>)
-set(QT_PCH_TEST <gtest/gtest.h>)
 
-function(quatrain_precompile TARGET)
+function(quatrain_make_precompiled NAME)
+  file(WRITE ${CMAKE_BINARY_DIR}/${NAME}.cc.new "")
+  configure_file(${CMAKE_BINARY_DIR}/${NAME}.cc.new ${CMAKE_BINARY_DIR}/${NAME}.cc COPYONLY)
+  add_library(${NAME} OBJECT ${CMAKE_BINARY_DIR}/${NAME}.cc)
+  target_link_libraries(${NAME} PRIVATE quatrain_options fmt::fmt spdlog::spdlog)
+  target_precompile_headers(${NAME} PRIVATE ${ARGN})
+endfunction()
+
+if(QT_PRECOMPILED_HEADERS)
+  quatrain_make_precompiled(quatrain_pch_plain ${QT_PCH_PLAIN})
+  quatrain_make_precompiled(quatrain_pch_torch ${QT_PCH_TORCH})
+  target_link_libraries(quatrain_pch_torch PRIVATE qt::torch)
+endif()
+
+# KIND is plain or torch.
+function(quatrain_precompile TARGET KIND)
   if(QT_PRECOMPILED_HEADERS)
-    target_precompile_headers(${TARGET} PRIVATE ${ARGN})
+    target_precompile_headers(${TARGET} REUSE_FROM quatrain_pch_${KIND})
   endif()
 endfunction()
 
@@ -46,10 +61,10 @@ function(quatrain_folder NAME)
   endif()
   list(TRANSFORM FOLDER_UNPARSED_ARGUMENTS PREPEND quatrain_)
   set(dependencies quatrain_options ${FOLDER_UNPARSED_ARGUMENTS} ${FOLDER_PUBLIC})
-  set(precompiled ${QT_PCH_PLAIN})
+  set(precompiled plain)
   if(FOLDER_TORCH)
     list(APPEND dependencies qt::torch)
-    set(precompiled ${QT_PCH_TORCH})
+    set(precompiled torch)
   endif()
 
   if(sources)
@@ -71,7 +86,7 @@ function(quatrain_folder NAME)
   if(tests)
     quatrain_add_test(${NAME}_test ${tests})
     target_link_libraries(${NAME}_test PRIVATE ${library} ${FOLDER_PRIVATE})
-    quatrain_precompile(${NAME}_test ${precompiled} ${QT_PCH_TEST})
+    quatrain_precompile(${NAME}_test ${precompiled})
   endif()
 endfunction()
 
@@ -83,7 +98,7 @@ function(quatrain_test_programs FOLDER)
     quatrain_add_test(${name}_test ${sources})
     target_link_libraries(${name}_test PRIVATE quatrain_cli)
     target_include_directories(${name}_test PRIVATE ${CMAKE_SOURCE_DIR})
-    quatrain_precompile(${name}_test ${QT_PCH_TORCH} ${QT_PCH_TEST})
+    quatrain_precompile(${name}_test torch)
     if(TARGET quatrain)
       add_dependencies(${name}_test quatrain)
     endif()

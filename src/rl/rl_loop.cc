@@ -1,0 +1,73 @@
+// One rollout of the loop; every arrow is one owner and one type, forward only.
+//
+//   prompt file --> PromptDataset --Prompt--> GenerateSamples (Engine) --Sample--> reward, advantage
+//        --> batcher --TrainBatch--> Trainer: score old and reference, loss, backward
+//        --> Parameters::Step: AdamW on the masters, writes the INT4 codes and scales that everybody reads
+//        --> Engine::UpdateWeights: a version number (one process: the engine holds the same Weight)
+#include "rl/rl_loop.h"
+
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "rl/rl_run.h"
+
+namespace quatrain {
+namespace {
+
+bool IsDue(int64_t interval, int64_t rollout) { return interval > 0 && (rollout + 1) % interval == 0; }
+
+std::string NoteOf(const Json& row) {
+  std::string note = fmt::format("reward {:.3f}, diff {:.1e}", row.value("rollout/raw_reward", 0.0),
+                                 row.value("train/train_rollout_logprob_abs_diff", 0.0));
+  for (const auto& [key, value] : row.items()) {
+    if (key.starts_with("eval/") && key.find('/', 5) == std::string::npos && value.is_number()) {
+      note += fmt::format(", {} {:.3f}", key, value.get<double>());
+    }
+  }
+  return note;
+}
+
+}  // namespace
+
+void RunTraining(const RlConfig& config, const Json& flags) {
+  Run run(config, flags);
+  const int64_t num_rollouts = run.num_rollouts();
+  if (run.start_rollout() == 0 && !config.eval.skip_eval_before_train) {
+    Json row = {{"rollout", 0}, {"step", 0}};
+    run.Evaluate(row);
+    if (row.size() > 2) run.Append(row);
+  }
+  Progress progress("train", num_rollouts, "rollouts");
+  for (int64_t rollout = run.start_rollout(); rollout < num_rollouts; ++rollout) {
+    Json row = {{"rollout", rollout + 1}};
+    Timer timer;
+    try {
+      std::vector<Sample> samples = run.Generate(rollout, row);
+      std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
+      run.LogSamples(rollout, samples);
+      run.Score(steps, row);
+      run.Train(steps, row);
+      run.UpdateWeights(row);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInterrupted) throw;
+      if (rollout > run.start_rollout()) run.Save(rollout);
+      throw Error(ErrorCode::kInterrupted,
+                  fmt::format("stopped after {} of {} rollouts. To go on, run the same command again with --load {}",
+                              rollout, num_rollouts, config.checkpoint.save));
+    }
+    row["perf/step_time"] = timer.seconds();
+    const bool is_last = rollout + 1 == num_rollouts || InterruptRequested() ||
+                         (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
+    if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0)) run.Evaluate(row);
+    run.Append(row);
+    progress.Update(rollout + 1, NoteOf(row));
+    if (IsDue(config.checkpoint.save_interval, rollout) || is_last) run.Save(rollout + 1);
+    if (is_last && rollout + 1 < num_rollouts) {
+      throw Error(ErrorCode::kInterrupted,
+                  fmt::format("stopped after {} of {} rollouts, saved. To go on, run the same command again with --load {}",
+                              rollout + 1, num_rollouts, config.checkpoint.save));
+    }
+  }
+}
+
+}  // namespace quatrain

@@ -1,0 +1,245 @@
+#include "rl/rl_run.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/file.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "quant/compressed_tensors.h"
+#include "rl/advantage.h"
+#include "rl/batcher.h"
+#include "rl/rollout_metrics.h"
+#include "text/generation_config.h"
+#include "train/checkpoint.h"
+
+namespace quatrain {
+namespace {
+
+constexpr const char* kLatestFile = "latest_checkpointed_iteration.txt";
+constexpr int64_t kSamplesLogged = 4;  // per rollout, from different prompts
+
+std::filesystem::path IterationFolder(const std::filesystem::path& run, int64_t iteration) {
+  return run / fmt::format("iter_{:07}", iteration);
+}
+
+RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
+  if (algorithm.disable_rewards_normalization) return RewardNormalization::kNone;
+  return algorithm.disable_grpo_std_normalization ? RewardNormalization::kMean : RewardNormalization::kMeanAndStd;
+}
+
+}  // namespace
+
+Run::Run(const RlConfig& config, const Json& flags)
+    : config_(config),
+      pool_(config.threads),
+      ctx_{pool_},
+      models_(config),
+      tokenizer_(Tokenizer::Load(config.checkpoint.hf_checkpoint)) {
+  if (config_.rollout.apply_chat_template) chat_template_.emplace(ChatTemplate::Load(config.checkpoint.hf_checkpoint));
+  stop_token_ids_ = LoadGenerationConfig(config.checkpoint.hf_checkpoint, tokenizer_).stop_token_ids;
+  reward_ = MakeReward(config_.rollout.rm_type);
+  PromptDatasetOptions data;
+  data.input_key = config_.rollout.input_key;
+  data.label_key = config_.rollout.label_key;
+  data.metadata_key = config_.rollout.metadata_key;
+  data.order = config_.rollout.rollout_shuffle ? PromptOrder::kShuffled : PromptOrder::kFile;
+  data.seed = config_.rollout.rollout_seed;
+  dataset_.emplace(ReadPrompts(config_.rollout.prompt_data, data), data);
+  eval_sets_ = ReadEvalSets(config_.eval.eval_prompt_data, data.input_key, data.label_key);
+  CheckPromptsFit();
+  num_rollouts_ = config_.rollout.num_rollout > 0
+                      ? config_.rollout.num_rollout
+                      : NumRollouts(dataset_->size(), config_.rollout.rollout_batch_size, config_.rollout.num_epoch);
+  parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(), config_.optimizer);
+  models_.ReleaseStart();
+  trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
+                   TrainerConfig{config_.algorithm.loss, static_cast<float>(config_.rollout.rollout_temperature)});
+  EngineConfig engine;
+  engine.scheduler.max_num_seqs = 256;
+  engine_.emplace(ctx_, models_.rollout_decoder(), engine);
+  // Nothing is written before all of the above has been found sound.
+  const std::filesystem::path save = config_.checkpoint.save;
+  std::filesystem::create_directories(save);
+  OpenLogFile(save / "train.log");
+  Resume();
+  WriteFileAtomic(save / "config.json", flags.dump(2) + "\n");
+  metrics_ = std::make_unique<MetricsWriter>(save / "metrics.jsonl");
+  samples_ = std::make_unique<MetricsWriter>(save / "samples.jsonl");
+  Log().info("{}: {} weights, {} of them quantised{}; {} threads", models_.hf().name(), models_.trained().size(),
+             models_.num_quantized(), models_.scheme() ? " as " + models_.scheme()->Name() : "", pool_.num_threads());
+}
+
+void Run::CheckPromptsFit() const {
+  const int64_t context = models_.hf().config().max_position_embeddings;
+  const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
+  const RolloutOptions options{.apply_chat_template = config_.rollout.apply_chat_template};
+  for (const Prompt& prompt : dataset_->prompts()) {
+    const auto length = static_cast<int64_t>(PromptIds(text, prompt, options).size());
+    if (length == 0 || length >= context) {
+      throw Error(ErrorCode::kData,
+                  {.where = fmt::format("{}: row {}", config_.rollout.prompt_data, prompt.id + 1),
+                   .what = length == 0 ? "the prompt has no tokens" : "the prompt is longer than the context",
+                   .expected = fmt::format("1 to {} tokens", context - 1), .found = fmt::format("{}", length),
+                   .todo = "Shorten or remove the row"});
+    }
+  }
+}
+
+void Run::Resume() {
+  if (config_.checkpoint.load.empty()) return;
+  const std::filesystem::path latest = std::filesystem::path(config_.checkpoint.load) / kLatestFile;
+  if (!std::filesystem::exists(latest)) {
+    Log().info("{} holds no checkpoint; training starts from {}", config_.checkpoint.load, models_.start().name());
+    return;
+  }
+  const int64_t iteration = std::stoll(ReadFile(latest));
+  const Json state = LoadTrainingState(
+      ctx_, IterationFolder(config_.checkpoint.load, iteration) / "state", *parameters_);
+  start_rollout_ = state.at("next_rollout").get<int64_t>();
+  policy_version_ = state.at("policy_version").get<int64_t>();
+  dataset_->Restore(state.at("dataset"));
+  engine_->UpdateWeights(policy_version_);
+  Log().info("resumed from {} after {} rollouts", config_.checkpoint.load, start_rollout_);
+}
+
+RolloutOptions Run::TrainRolloutOptions() const {
+  RolloutOptions options;
+  options.sampling.temperature = static_cast<float>(config_.rollout.rollout_temperature);
+  options.sampling.top_p = static_cast<float>(config_.rollout.rollout_top_p);
+  options.sampling.top_k = config_.rollout.rollout_top_k;
+  options.sampling.max_new_tokens = config_.rollout.rollout_max_response_len;
+  options.sampling.stop_token_ids = stop_token_ids_;
+  options.n_samples_per_prompt = config_.rollout.n_samples_per_prompt;
+  options.seed = config_.rollout.rollout_seed;
+  options.apply_chat_template = config_.rollout.apply_chat_template;
+  options.record_routing = config_.rollout.use_rollout_routing_replay;
+  return options;
+}
+
+RolloutOptions Run::EvalOptions() const {
+  RolloutOptions options = TrainRolloutOptions();
+  const EvalArgs& eval = config_.eval;
+  options.sampling.temperature = static_cast<float>(eval.eval_temperature.value_or(config_.rollout.rollout_temperature));
+  options.sampling.top_p = static_cast<float>(eval.eval_top_p.value_or(config_.rollout.rollout_top_p));
+  options.sampling.top_k = eval.eval_top_k.value_or(config_.rollout.rollout_top_k);
+  options.sampling.max_new_tokens = eval.eval_max_response_len.value_or(config_.rollout.rollout_max_response_len);
+  options.n_samples_per_prompt = eval.n_samples_per_eval_prompt;
+  options.record_routing = false;
+  return options;
+}
+
+std::vector<Sample> Run::Generate(int64_t rollout, Json& row) {
+  Timer timer;
+  const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
+  std::vector<Sample> samples = GenerateSamples(*engine_, text, *reward_, dataset_->Next(config_.rollout.rollout_batch_size),
+                                                TrainRolloutOptions(), rollout, nullptr);
+  AssignAdvantages(samples, NormalizationOf(config_.algorithm));
+  const RolloutMetrics metrics = ComputeRolloutMetrics(samples);
+  WarnIfNothingRewarded(metrics);
+  metrics.AppendTo(row);
+  row["perf/rollout_time"] = timer.seconds();
+  return samples;
+}
+
+void Run::LogSamples(int64_t rollout, const std::vector<Sample>& samples) {
+  const int64_t step = config_.rollout.n_samples_per_prompt;
+  for (int64_t i = 0; i < kSamplesLogged && i * step < static_cast<int64_t>(samples.size()); ++i) {
+    const Sample& sample = samples[static_cast<size_t>(i * step)];
+    samples_->Append({{"rollout", rollout + 1},
+                      {"prompt", tokenizer_.Decode(sample.prompt_ids)},
+                      {"response", sample.response_text},
+                      {"label", sample.prompt.label},
+                      {"reward", sample.reward.reward},
+                      {"verdict", std::string(RewardVerdictName(sample.reward.verdict))},
+                      {"advantage", sample.advantage}});
+  }
+}
+
+std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples) {
+  BatcherOptions options;
+  options.global_batch_size = config_.batch.global_batch_size;
+  options.max_tokens_per_gpu = config_.batch.max_tokens_per_gpu;
+  options.reduction = config_.batch.calculate_per_token_loss ? LossReduction::kTokenMean : LossReduction::kSampleMean;
+  return MakeTrainSteps(samples, options);
+}
+
+void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row) {
+  Timer timer;
+  if (const Decoder* reference = models_.reference_decoder()) {
+    for (auto& step : steps) {
+      for (TrainBatch& batch : step) {
+        batch.ref_logprobs_T =
+            ScoreBatch(ctx_, *reference, batch, static_cast<float>(config_.rollout.rollout_temperature), Entropy::kSkip)
+                .logprobs_T;
+      }
+    }
+    row["perf/ref_log_probs_time"] = timer.seconds();
+    timer.Restart();
+  }
+  if (config_.batch.skip_actor_forward_only) return;
+  for (auto& step : steps) trainer_->ScoreOld(step);
+  row["perf/log_probs_time"] = timer.seconds();
+}
+
+void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row) {
+  Timer timer;
+  for (const std::vector<TrainBatch>& step : steps) {
+    const TrainStepResult result = trainer_->Step(step, config_.optimizer.lr);
+    // With several steps a rollout the last one's numbers stand in the row.
+    result.loss.AppendTo(row);
+    row["train/grad_norm"] = result.grad_norm;
+    row["train/lr"] = config_.optimizer.lr;
+    if (result.optimizer.num_codes > 0) {
+      row["train/code_flip_rate"] =
+          static_cast<double>(result.optimizer.num_flipped_codes) / static_cast<double>(result.optimizer.num_codes);
+      row["train/scale_change_rate"] =
+          static_cast<double>(result.optimizer.num_changed_scales) / static_cast<double>(result.optimizer.num_scales);
+    }
+    row["perf/optimizer_time"] = row.value("perf/optimizer_time", 0.0) + result.optimizer_seconds;
+  }
+  row["step"] = parameters_->step();
+  row["perf/actor_train_time"] = timer.seconds();
+}
+
+void Run::UpdateWeights(Json& row) {
+  Timer timer;
+  engine_->UpdateWeights(++policy_version_);
+  row["perf/update_weights_time"] = timer.seconds();
+}
+
+void Run::Evaluate(Json& row) {
+  Timer timer;
+  const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
+  for (const EvalSet& set : eval_sets_) {
+    const EvalResult result = quatrain::Evaluate(*engine_, text, *reward_, set, EvalOptions(), nullptr);
+    row["eval/" + set.name] = result.accuracy;
+    row["eval/" + set.name + "/standard_error"] = result.standard_error;
+    row["eval/" + set.name + "/truncated_ratio"] = result.truncated_ratio;
+    row["eval/" + set.name + "/response_len_mean"] = result.response_len_mean;
+  }
+  if (!eval_sets_.empty()) row["perf/eval_time"] = timer.seconds();
+}
+
+void Run::Save(int64_t next_rollout) {
+  const std::filesystem::path run = config_.checkpoint.save;
+  AtomicFolder folder(IterationFolder(run, next_rollout));
+  std::filesystem::create_directories(folder.path() / "bf16");
+  std::vector<Weight> dense;
+  for (size_t i = 0; i < parameters_->size(); ++i) {
+    dense.push_back({parameters_->spec(i), parameters_->master(i).to(at::kBFloat16), {}});
+  }
+  ExportModel(models_.start(), ModelWeights(std::move(dense)), {}, folder.path() / "bf16");
+  if (const ModelWeights* quantized = models_.quantized_table()) {
+    std::filesystem::create_directories(folder.path() / "int4");
+    ExportModel(models_.start(), *quantized, {*models_.scheme(), QuatrainJson(*models_.scheme())}, folder.path() / "int4");
+  }
+  SaveTrainingState(*parameters_,
+                    {{"next_rollout", next_rollout}, {"policy_version", policy_version_}, {"dataset", dataset_->State()}},
+                    folder.path() / "state");
+  folder.Commit();
+  WriteFileAtomic(run / kLatestFile, fmt::format("{}\n", next_rollout));
+  Log().info("saved {}", IterationFolder(run, next_rollout).string());
+}
+
+}  // namespace quatrain

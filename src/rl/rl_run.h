@@ -1,0 +1,59 @@
+// Run: everything that lives as long as a training, and the steps that rl_loop.cc puts in order.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/metrics.h"
+#include "engine/engine.h"
+#include "rl/evaluate.h"
+#include "rl/prompt_dataset.h"
+#include "rl/rl_config.h"
+#include "rl/setup.h"
+#include "train/trainer.h"
+
+namespace quatrain {
+
+class Run {
+ public:
+  Run(const RlConfig& config, const Json& flags);
+
+  int64_t start_rollout() const { return start_rollout_; }
+  int64_t num_rollouts() const { return num_rollouts_; }
+
+  // The steps of one rollout, in order; each adds its numbers and seconds to `row`.
+  std::vector<Sample> Generate(int64_t rollout, Json& row);
+  void LogSamples(int64_t rollout, const std::vector<Sample>& samples);
+  std::vector<std::vector<TrainBatch>> MakeSteps(std::vector<Sample>& samples);
+  void Score(std::vector<std::vector<TrainBatch>>& steps, Json& row);
+  void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row);
+  void UpdateWeights(Json& row);
+  void Evaluate(Json& row);
+  void Append(const Json& row) { metrics_->Append(row); }
+  void Save(int64_t next_rollout);
+
+ private:
+  void Resume();
+  RolloutOptions TrainRolloutOptions() const;
+  RolloutOptions EvalOptions() const;
+  void CheckPromptsFit() const;
+
+  RlConfig config_;
+  ThreadPool pool_;
+  OpContext ctx_;
+  TrainingModels models_;
+  std::optional<Parameters> parameters_;
+  std::optional<Trainer> trainer_;
+  std::optional<Engine> engine_;
+  Tokenizer tokenizer_;
+  std::optional<ChatTemplate> chat_template_;
+  std::vector<int32_t> stop_token_ids_;
+  std::unique_ptr<Reward> reward_;
+  std::optional<PromptDataset> dataset_;
+  std::vector<EvalSet> eval_sets_;
+  std::unique_ptr<MetricsWriter> metrics_, samples_;
+  int64_t start_rollout_ = 0, num_rollouts_ = 0, policy_version_ = 0;
+};
+
+}  // namespace quatrain
