@@ -22,13 +22,14 @@ constexpr int64_t kNoChunk = std::numeric_limits<int64_t>::max();
 constexpr int kWakeFanOut = 2;
 
 // Beside a busy process a worker may lose its CPU in the middle of a chunk and hold up the caller
-// for a time slice (about 4 ms). What workers gained and lost is kept as a balance; when it falls
-// below zero the caller works alone for ten times the loss, so that workers never cost more than a
-// tenth.
+// for a time slice (about 4 ms); and waking one may cost more than a short job gains. The caller
+// keeps a balance of the time that its workers saved. Once it is kTolerance below zero, the caller
+// works alone for kRestFactor times the loss: workers cost 5 % at the most.
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::microseconds kPatience{200};  // shorter waits are no sign of a lost CPU
-constexpr std::chrono::milliseconds kMostCredit{4};
+constexpr Clock::duration kMostCredit = std::chrono::milliseconds{4};
+constexpr Clock::duration kTolerance = std::chrono::microseconds{200};  // sleepers need a while
 constexpr int kRestFactor = 20;
+constexpr int kMostImbalance = 4;  // a worker's chunk that took longer has been interrupted
 
 void Pause() {
 #if defined(__x86_64__)
@@ -91,6 +92,13 @@ class ScopedInside {
 // a finished job. The caller waits for `pending` (chunks not yet finished), that is for workers
 // that did take a chunk, never for one that has yet to wake up.
 struct ThreadPool::State {
+  struct JobTimes {
+    Clock::duration whole;  // of the call
+    Clock::duration own;    // of the caller's chunks
+    uint32_t own_chunks;
+    uint32_t other_chunks;
+  };
+
   explicit State(int threads) : num_threads(threads), spins(threads <= NumAvailableCpus()) {}
 
   const int num_threads;
@@ -105,6 +113,7 @@ struct ThreadPool::State {
   std::atomic<const FunctionRef<void(int64_t, int)>*> body{nullptr};
 
   alignas(64) std::atomic<uint32_t> pending{0};
+  std::atomic<Clock::rep> worker_time{0};      // spent in the job's chunks by all workers
   alignas(64) std::atomic<uint32_t> epoch{0};  // changes when a job starts: what workers sleep on
   std::atomic<int> caller_cpu{-1};             // where the job started
   std::atomic<bool> stop{false};
@@ -119,7 +128,7 @@ struct ThreadPool::State {
   void WorkerLoop(int worker);
   void RunAlone(int64_t chunks, const FunctionRef<void(int64_t, int)>& run);
   void WaitForWorkers();
-  void Settle(Clock::duration own_time, uint32_t own_chunks, uint32_t others, Clock::duration wait);
+  void Settle(const JobTimes& times);
   void RunJob(int64_t chunks, const FunctionRef<void(int64_t, int)>& run);
 };
 
@@ -178,8 +187,11 @@ void ThreadPool::State::WorkerLoop(int worker) {
     // idles.
     const int caller = caller_cpu.load(std::memory_order_relaxed);
     if (may_move && caller >= 0 && sched_getcpu() == caller) LeaveCpu(caller, allowed);
+    const auto begin = Clock::now();
     const uint32_t taken = TakeChunks(worker);
-    if (taken != 0 && pending.fetch_sub(taken) == taken) pending.notify_one();
+    if (taken == 0) continue;  // too late: the job may be over
+    worker_time.fetch_add((Clock::now() - begin).count(), std::memory_order_relaxed);
+    if (pending.fetch_sub(taken) == taken) pending.notify_one();
   }
 }
 
@@ -190,13 +202,13 @@ void ThreadPool::State::WaitForWorkers() {
   while ((unfinished = pending.load(std::memory_order_acquire)) != 0) pending.wait(unfinished);
 }
 
-// Books what the workers' chunks would have cost the caller against the time it waited for them.
-void ThreadPool::State::Settle(Clock::duration own_time, uint32_t own_chunks, uint32_t others,
-                               Clock::duration wait) {
-  const Clock::duration gain = own_time / std::max(1u, own_chunks) * others;
-  balance = std::min<Clock::duration>(balance + gain, kMostCredit);
-  if (wait > kPatience) balance -= wait;
-  if (balance >= Clock::duration::zero()) return;
+// Books the time of a job against what the caller would have needed alone.
+void ThreadPool::State::Settle(const JobTimes& times) {
+  const Clock::duration most =
+      times.own / std::max(1u, times.own_chunks) * times.other_chunks * kMostImbalance;
+  const Clock::duration others(worker_time.load(std::memory_order_relaxed));
+  balance = std::min(balance + times.own + std::min(others, most) - times.whole, kMostCredit);
+  if (balance > -kTolerance) return;
   alone_until = Clock::now() - balance * kRestFactor;
   balance = Clock::duration::zero();
 }
@@ -207,9 +219,11 @@ void ThreadPool::State::RunAlone(int64_t chunks, const FunctionRef<void(int64_t,
 }
 
 void ThreadPool::State::RunJob(int64_t chunks, const FunctionRef<void(int64_t, int)>& run) {
+  const auto begin = Clock::now();
   num_chunks.store(chunks, std::memory_order_relaxed);
   body.store(&run, std::memory_order_relaxed);
   pending.store(static_cast<uint32_t>(chunks), std::memory_order_relaxed);
+  worker_time.store(0, std::memory_order_relaxed);
   failed_chunk.store(kNoChunk, std::memory_order_relaxed);
   const uint64_t generation = (ticket.load(std::memory_order_relaxed) >> 32) + 1;
   if (spins) caller_cpu.store(sched_getcpu(), std::memory_order_relaxed);
@@ -217,12 +231,14 @@ void ThreadPool::State::RunJob(int64_t chunks, const FunctionRef<void(int64_t, i
   epoch.store(static_cast<uint32_t>(generation));  // sequentially consistent: see notify_one
   WakeSome();
 
-  const auto begin = Clock::now();
+  const auto own_begin = Clock::now();
   const uint32_t taken = TakeChunks(0);
   const auto own_end = Clock::now();
-  const auto others = static_cast<uint32_t>(chunks) - taken;
   if (pending.fetch_sub(taken) != taken) WaitForWorkers();
-  if (others != 0) Settle(own_end - begin, taken, others, Clock::now() - own_end);
+  Settle({.whole = Clock::now() - begin,
+          .own = own_end - own_begin,
+          .own_chunks = taken,
+          .other_chunks = static_cast<uint32_t>(chunks) - taken});
 }
 
 ThreadPool::ThreadPool(int num_threads) {

@@ -1,8 +1,9 @@
 // One pool of threads for the whole process: fixed chunks, taken dynamically.
 //
-// Who runs a chunk changes nothing, so results never depend on the thread count: callers cut work into chunks by
-// the problem alone, never by num_threads(). Workers spin briefly after a job and then sleep, so that a busy
-// neighbour on the machine costs little. The caller works too: num_threads == 1 starts no thread at all.
+// Who runs a chunk changes nothing, so results never depend on the thread count: callers cut work
+// into chunks by the problem alone, never by num_threads(). Workers spin briefly after a job and
+// then sleep, so that a busy neighbour on the machine costs little. The caller works too:
+// num_threads == 1 starts no thread at all.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,8 @@ class FunctionRef<R(Args...)> {
 
 class ThreadPool {
  public:
-  // num_threads >= 1 counts the calling thread; 0 takes the CPUs this process may run on (sched_getaffinity).
+  // num_threads >= 1 counts the calling thread; 0 takes the CPUs this process may run on
+  // (sched_getaffinity).
   explicit ThreadPool(int num_threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -41,10 +43,11 @@ class ThreadPool {
 
   int num_threads() const;
 
-  // Calls body(chunk, worker) once for each chunk in [0, num_chunks); worker in [0, num_threads()) names the
-  // calling thread, for scratch memory. Returns when all are done. The exception of the lowest chunk that threw
-  // is rethrown. Called from inside a body it runs serially with the same worker id. One outer call at a time.
-  // A body must not wait for another chunk: one thread may run them all.
+  // Calls body(chunk, worker) once for each chunk in [0, num_chunks); worker in [0, num_threads())
+  // names the calling thread, for scratch memory. Returns when all are done. The exception of the
+  // lowest chunk that threw is rethrown. Called from inside a body it runs serially with the same
+  // worker id. One outer call at a time. A body must not wait for another chunk: one thread may run
+  // them all.
   void ParallelFor(int64_t num_chunks, FunctionRef<void(int64_t chunk, int worker)> body);
 
  private:

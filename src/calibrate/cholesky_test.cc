@@ -60,7 +60,8 @@ TEST(Cholesky, AgreesWithTheTextbookForEverySizeOfBlock) {
         const size_t at = static_cast<size_t>(i * n + j);
         // Relative to the column's size: FP32 rounding times the growth over n columns.
         const double size = std::sqrt(exact_a[static_cast<size_t>(j * n + j)]);
-        ASSERT_NEAR(static_cast<double>(a[at]), exact[at], 2e-5 * size) << n << " " << i << " " << j;
+        ASSERT_NEAR(static_cast<double>(a[at]), exact[at], 2e-5 * size)
+            << n << " " << i << " " << j;
       }
     }
   }

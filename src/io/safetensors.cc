@@ -208,15 +208,15 @@ void CheckNotLfsPointer(std::span<const std::byte> bytes, const fs::path& path) 
                                  .todo = "Run git lfs pull in its repository."});
 }
 
-SafetensorsFile::SafetensorsFile(const fs::path& path) : file_(std::make_unique<MappedFile>(path)) {
-  const std::span<const std::byte> bytes = file_->bytes();
+SafetensorsContent ParseSafetensors(std::span<const std::byte> bytes, const fs::path& path) {
   CheckNotLfsPointer(bytes, path);
   const std::string_view text = HeaderText(bytes, path);
   const Json header = ParseJson(text, path.string() + ": header");
+  SafetensorsContent content;
   std::vector<Entry> entries;
   for (const auto& [name, description] : header.items()) {
     if (name == kMetadataKey) {
-      metadata_ = ParseMetadata(description, path);
+      content.metadata = ParseMetadata(description, path);
     } else {
       entries.push_back(ParseEntry(name, description, path));
     }
@@ -226,18 +226,24 @@ SafetensorsFile::SafetensorsFile(const fs::path& path) : file_(std::make_unique<
   });
   const auto data = bytes.subspan(kLengthBytes + text.size());
   CheckCoverage(entries, data.size(), path);
-  tensors_.reserve(entries.size());
+  content.tensors.reserve(entries.size());
   for (Entry& entry : entries) {
     entry.view.bytes = data.subspan(entry.begin, entry.end - entry.begin);
-    entry.view.file = &file_->path();
-    tensors_.push_back(std::move(entry.view));
-    index_.emplace(tensors_.back().name, tensors_.size() - 1);
+    entry.view.file = &path;
+    content.tensors.push_back(std::move(entry.view));
   }
+  return content;
+}
+
+SafetensorsFile::SafetensorsFile(const fs::path& path)
+    : file_(std::make_unique<MappedFile>(path)),
+      content_(ParseSafetensors(file_->bytes(), file_->path())) {
+  for (size_t i = 0; i < tensors().size(); ++i) index_.emplace(tensors()[i].name, i);
 }
 
 const TensorView* SafetensorsFile::Find(std::string_view name) const {
   const auto found = index_.find(name);
-  return found == index_.end() ? nullptr : &tensors_[found->second];
+  return found == index_.end() ? nullptr : &tensors()[found->second];
 }
 
 }  // namespace quatrain

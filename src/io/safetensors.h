@@ -35,28 +35,35 @@ struct TensorView {
   std::string where() const;
 };
 
+// What the header of a file says, checked against the file's size.
+struct SafetensorsContent {
+  std::vector<TensorView> tensors = {};              // in the order of their data
+  std::map<std::string, std::string> metadata = {};  // "__metadata__", e.g. {"format": "pt"}
+};
+
+// Reads a whole file that lies in `bytes`; `path` must live as long as the views, which point at
+// it. Error kData naming file and tensor: a Git LFS pointer, a header that is cut, longer than 100
+// MB or not JSON, a name twice, an unknown dtype, a negative or overflowing shape, a size that
+// disagrees with shape and dtype, ranges that overlap, leave a gap or end beyond the file, bytes
+// behind the last tensor.
+SafetensorsContent ParseSafetensors(std::span<const std::byte> bytes,
+                                    const std::filesystem::path& path);
+
 class SafetensorsFile {
  public:
-  // Maps the file and checks its whole header. Error kIo if it cannot be opened. Error kData naming
-  // file and tensor: a Git LFS pointer, a header that is cut, longer than 100 MB or not JSON, a
-  // name twice, an unknown dtype, a negative or overflowing shape, a size that disagrees with shape
-  // and dtype, ranges that overlap, leave a gap or end beyond the file, bytes behind the last
-  // tensor.
+  // Maps the file and parses it. Error kIo if it cannot be opened, kData as above.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
-  // In the order of their data in the file.
-  const std::vector<TensorView>& tensors() const { return tensors_; }
+  const std::vector<TensorView>& tensors() const { return content_.tensors; }
+  const std::map<std::string, std::string>& metadata() const { return content_.metadata; }
   // The tensor of that name, or nullptr.
   const TensorView* Find(std::string_view name) const;
-  // "__metadata__", e.g. {"format": "pt"}.
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::filesystem::path& path() const { return file_->path(); }
 
  private:
   std::unique_ptr<MappedFile> file_;  // on the heap: the views point at its path
-  std::vector<TensorView> tensors_;
-  std::unordered_map<std::string_view, size_t> index_;  // keys are the names in tensors_
-  std::map<std::string, std::string> metadata_;
+  SafetensorsContent content_;
+  std::unordered_map<std::string_view, size_t> index_;  // keys are the names in content_
 };
 
 // Throws Error kData if `bytes` is the text that Git LFS leaves in the place of a file it did not

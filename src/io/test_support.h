@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "base/error.h"
@@ -28,7 +29,7 @@ class FolderTest : public testing::Test {
   // Writes a file into the folder and returns its path.
   std::filesystem::path Put(const std::string& name, const std::string& content) const {
     std::filesystem::create_directories((folder_ / name).parent_path());
-    WriteFileAtomic(folder_ / name, content);
+    std::ofstream(folder_ / name, std::ios::binary) << content;
     return folder_ / name;
   }
 

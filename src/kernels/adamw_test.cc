@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include <gtest/gtest.h>
+#include <hwy/highway.h>
 
 #include <cmath>
 #include <cstring>
@@ -263,6 +264,34 @@ TEST(AdamW, GivesTheSameBytesForAnyThreadCount) {
     EXPECT_EQ(matrices[i].packed, matrices[0].packed);
     EXPECT_TRUE(SameBits(matrices[i].scale, matrices[0].scale));
     EXPECT_TRUE(SameBits(vectors[i].weight_bf16, vectors[0].weight_bf16));
+  }
+}
+
+TEST(AdamW, GivesTheSameBytesOnEveryInstructionSet) {
+  ThreadPool pool(1);
+  std::vector<Tensor> results;
+  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  for (int64_t rest = targets; rest != 0; rest &= rest - 1) {
+    hwy::SetSupportedTargetsForTest(rest & -rest);
+    hwy::GetChosenTarget().DeInit();
+    Tensor tensor(3, 96, 1);
+    AdamWTask task = tensor.CodesTask(0.1);
+    task.weight_bf16 = tensor.weight_bf16.data();
+    for (int64_t t = 1; t <= 4; ++t) {
+      tensor.DrawGrad(2, t);
+      AdamWUpdate(pool, {.lr = 1e-2, .step = t, .grad_scale = 0.7}, {&task, 1});
+    }
+    results.push_back(std::move(tensor));
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().DeInit();
+  ASSERT_GE(results.size(), 1u);
+  for (const Tensor& result : results) {
+    EXPECT_TRUE(SameBits(result.master, results[0].master));
+    EXPECT_TRUE(SameBits(result.exp_avg_sq, results[0].exp_avg_sq));
+    EXPECT_TRUE(SameBits(result.weight_bf16, results[0].weight_bf16));
+    EXPECT_EQ(result.packed, results[0].packed);
+    EXPECT_TRUE(SameBits(result.scale, results[0].scale));
   }
 }
 

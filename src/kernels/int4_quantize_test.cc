@@ -1,6 +1,7 @@
 #include "kernels/int4_quantize.h"
 
 #include <gtest/gtest.h>
+#include <hwy/highway.h>
 
 #include <cmath>
 #include <cstring>
@@ -179,6 +180,28 @@ TEST(QuantizeMatrix, FakeQuantisationIsIdempotentForEveryMantissaAndSign) {
     EXPECT_TRUE(SameBits(first.scale, second.scale));
     EXPECT_TRUE(SameBits(value, value_again));
   }
+}
+
+TEST(QuantizeMatrix, GivesTheSameBytesOnEveryInstructionSet) {
+  ThreadPool pool(1);
+  const int64_t out_features = 11, in_features = 117;
+  const std::vector<BFloat16> weight = RandomWeights(out_features * in_features, 6);
+  const QuantizeSpec spec{ScaleRule::kAbsmax7_5, GridOf(ScaleRule::kAbsmax7_5, 8), 39};
+  const Quantized want = QuantizeByDefinition(weight, out_features, in_features, spec, nullptr);
+  int num_tried = 0;
+  const int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  for (int64_t rest = targets; rest != 0; rest &= rest - 1, ++num_tried) {
+    hwy::SetSupportedTargetsForTest(rest & -rest);
+    hwy::GetChosenTarget().DeInit();
+    Quantized got = MakeBuffers(out_features, in_features, 8, 39);
+    QuantizeMatrix(pool, weight.data(), out_features, in_features, spec, got.packed.data(),
+                   got.scale.data());
+    EXPECT_EQ(got.packed, want.packed) << hwy::TargetName(rest & -rest);
+    EXPECT_TRUE(SameBits(got.scale, want.scale)) << hwy::TargetName(rest & -rest);
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().DeInit();
+  EXPECT_GE(num_tried, 1);
 }
 
 TEST(QuantizeMatrix, GivesTheSameBytesForAnyThreadCount) {

@@ -40,7 +40,7 @@ Json ConfigOf(const Checkpoint& source, const std::optional<QuantScheme>& scheme
   Json config = source.repo().config();
   config.erase("quantization_config");
   config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] = "bfloat16";
-  if (scheme.has_value()) config["quantization_config"] = QuantizationConfigJson(*scheme);
+  if (scheme.has_value()) config["quantization_config"] = MakeQuantizationConfig(*scheme);
   return config;
 }
 

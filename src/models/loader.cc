@@ -74,7 +74,7 @@ std::vector<T> Elements(const TensorView& tensor, DType dtype) {
 Checkpoint::Checkpoint(const std::filesystem::path& directory)
     : repo_(directory),
       config_(ParseModelConfig(repo_.config(), (directory / "config.json").string())),
-      scheme_(ParseQuantizationConfig(repo_.config(), (directory / "config.json").string())) {}
+      scheme_(FindQuantScheme(repo_.config(), (directory / "config.json").string())) {}
 
 Weight Checkpoint::Load(const WeightSpec& spec, at::ScalarType dense_type) const {
   if (scheme_.has_value() && spec.is_quantisable() &&

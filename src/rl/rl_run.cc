@@ -6,7 +6,7 @@
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
-#include "quant/compressed_tensors.h"
+#include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/batcher.h"
 #include "rl/rollout_metrics.h"
@@ -73,7 +73,8 @@ Run::Run(const RlConfig& config, const Json& flags)
 void Run::CheckPromptsFit() const {
   const int64_t context = models_.hf().config().max_position_embeddings;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
-  const RolloutOptions options{.apply_chat_template = config_.rollout.apply_chat_template};
+  RolloutOptions options;
+  options.apply_chat_template = config_.rollout.apply_chat_template;
   for (const Prompt& prompt : dataset_->prompts()) {
     const auto length = static_cast<int64_t>(PromptIds(text, prompt, options).size());
     if (length == 0 || length >= context) {
@@ -231,8 +232,9 @@ void Run::Save(int64_t next_rollout) {
   }
   ExportModel(models_.start(), ModelWeights(std::move(dense)), {}, folder.path() / "bf16");
   if (const ModelWeights* quantized = models_.quantized_table()) {
+    const QuantMetadata metadata{models_.scheme()->scale_rule, models_.scheme()->grid(), config_.seed};
     std::filesystem::create_directories(folder.path() / "int4");
-    ExportModel(models_.start(), *quantized, {*models_.scheme(), QuatrainJson(*models_.scheme())}, folder.path() / "int4");
+    ExportModel(models_.start(), *quantized, {*models_.scheme(), MakeMetadata(metadata)}, folder.path() / "int4");
   }
   SaveTrainingState(*parameters_,
                     {{"next_rollout", next_rollout}, {"policy_version", policy_version_}, {"dataset", dataset_->State()}},

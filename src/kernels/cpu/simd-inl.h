@@ -186,7 +186,7 @@ HWY_INLINE F16 Max16(F16 a, F16 b) { QUATRAIN_F16(PartMax(a.part[i], b.part[i]))
 HWY_INLINE F16 KeepFrom16(F16 x, F16 bound, F16 e) {
   QUATRAIN_F16(PartKeepFrom(x.part[i], bound.part[i], e.part[i]));
 }
-// e^x within 1 ulp where that is a normal number; exp(0) == 1; 0 below it; +inf from 88.376 on.
+// e^x within 1.08 ulp where that is a normal number; exp(0) == 1; 0 below it; +inf from 88.376 on.
 HWY_INLINE F16 Exp16(F16 x) { QUATRAIN_F16(PartExp(x.part[i])); }
 
 HWY_INLINE F16 Set16(float x) { QUATRAIN_F16(PartSet(x)); }

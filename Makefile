@@ -1,0 +1,58 @@
+# The two commands of a user, `make demo` and `make test`, and those of a developer.
+
+# A compilation with libtorch's headers takes up to 2.5 GiB, so memory bounds the jobs as the cores do.
+JOBS := $(shell awk -v cores="$$(nproc)" '/^MemAvailable:/ { jobs = int($$2 / 2621440) } \
+          END { if (jobs > cores) jobs = cores; print (jobs < 1 ? 1 : jobs) }' /proc/meminfo)
+
+.PHONY: help setup build debug demo test presubmit asan bench format clean
+
+help:
+	@echo "make demo       set up, build, and run the whole pipeline on the example model; ends with a report"
+	@echo "make test       set up, build, presubmit checks, all tests"
+	@echo "make build      set up and build build/release/quatrain"
+	@echo "make asan       build with the address and undefined-behaviour sanitizers and run all tests"
+	@echo "make bench      build and run the benchmarks"
+	@echo "make presubmit  the static checks alone"
+	@echo "make format     clang-format every source file"
+	@echo "make clean      remove build/ (the fetched libraries in .deps/ stay)"
+
+setup:
+	@tools/setup.sh
+
+# $(call build,preset,flags)
+define build
+	@cmake --preset $(1) $(2) > build-$(1).log 2>&1 || { cat build-$(1).log; rm -f build-$(1).log; exit 1; }
+	@rm -f build-$(1).log
+	@cmake --build build/$(1) --parallel $(JOBS)
+endef
+
+build: setup
+	$(call build,release)
+
+debug: setup
+	$(call build,debug)
+
+demo: build
+	@tools/demo.sh
+
+# The quick static checks come first: they fail within seconds.
+test: setup presubmit
+	$(call build,release)
+	@ctest --preset release --parallel 1
+
+presubmit: setup
+	@tools/presubmit.sh
+
+asan: setup
+	$(call build,asan)
+	@ctest --preset asan --parallel 1
+
+bench: setup
+	$(call build,release,-DQT_BENCH=ON)
+	@for program in build/release/bench_*; do [ -x "$$program" ] && "$$program" || exit 1; done
+
+format: setup
+	@tools/presubmit.sh --format
+
+clean:
+	rm -rf build
