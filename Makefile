@@ -19,37 +19,37 @@ help:
 setup:
 	@tools/setup.sh
 
-# $(call build,preset,flags)
+# $(call build,preset,target)
 define build
-	@cmake --preset $(1) $(2) > build-$(1).log 2>&1 || { cat build-$(1).log; rm -f build-$(1).log; exit 1; }
-	@rm -f build-$(1).log
-	@cmake --build build/$(1) --parallel $(JOBS)
+	@mkdir -p build
+	@cmake --preset $(1) > build/configure-$(1).log 2>&1 || { cat build/configure-$(1).log; exit 1; }
+	@cmake --build build/$(1) --parallel $(JOBS) --target $(2)
 endef
 
 build: setup
-	$(call build,release)
+	$(call build,release,all)
 
 debug: setup
-	$(call build,debug)
+	$(call build,debug,all)
 
 demo: build
 	@tools/demo.sh
 
 # The quick static checks come first: they fail within seconds.
 test: setup presubmit
-	$(call build,release)
+	$(call build,release,all)
 	@ctest --preset release --parallel 1
 
 presubmit: setup
 	@tools/presubmit.sh
 
 asan: setup
-	$(call build,asan)
+	$(call build,asan,all)
 	@ctest --preset asan --parallel 1
 
 bench: setup
-	$(call build,release,-DQT_BENCH=ON)
-	@for program in build/release/bench_*; do [ -x "$$program" ] && "$$program" || exit 1; done
+	$(call build,release,bench)
+	@set -e; for program in build/release/bench_*; do "$$program"; done
 
 format: setup
 	@tools/presubmit.sh --format

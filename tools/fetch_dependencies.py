@@ -3,6 +3,7 @@
 
   .deps/torch/{include,lib}     libtorch for the CPU: headers, libtorch_cpu, libc10, and the libraries these load
   .deps/arrow/{include,lib}     Arrow and Parquet C++
+  .deps/clang-format/bin/       the one version that decides on layout
   .deps/llama-jinja/            llama.cpp's Jinja engine with cmake/patches/jinja-*.patch applied
 
 Every archive is checked against the SHA-256 written here. A stamp in each folder holds the hash of everything
@@ -27,7 +28,7 @@ PATCHES = ROOT / "cmake" / "patches"
 LAYOUT_VERSION = 1  # raise it when the unpacking below changes
 
 # Wheels of CPython 3.11 for any glibc >= 2.28; nothing of Python is kept from them.
-WHEEL_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)] + ["manylinux2014_x86_64"]
+WHEEL_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 11, -1)] + ["manylinux2014_x86_64", "manylinux2010_x86_64"]
 WHEEL_FLAGS = ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp"] + [
     f"--platform={platform}" for platform in WHEEL_PLATFORMS
 ]
@@ -97,6 +98,17 @@ DEPENDENCIES = (
             ),
         ),
         (("lib/libarrow.so", "libarrow.so.2600"), ("lib/libparquet.so", "libparquet.so.2600")),
+    ),
+    Dependency(
+        "clang-format",
+        (
+            Archive(
+                "clang-format==14.0.6",
+                "d7c1c5e404c58e55f0170f01b3c5611dce6c119e62b5d1020347e0ad97d5a047",
+                1,
+                ((r"clang_format/data/(bin/clang-format)", r"\1"), (r"[^/]*\.dist-info/(LICENSE\.md)", r"\1")),
+            ),
+        ),
     ),
     Dependency(
         "llama-jinja-original",
@@ -183,6 +195,8 @@ def unpack(archive, path, folder):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
+            if target.parent.name == "bin":
+                target.chmod(0o755)
             matched.add(pattern)
             break
     missing = [pattern for pattern, _ in archive.members if pattern not in matched]

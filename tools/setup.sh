@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   # tools
-  g++ make cmake ninja-build ccache pkg-config patch clang-format python3 python3-pip ca-certificates
+  g++ make cmake ninja-build ccache pkg-config patch python3 python3-pip ca-certificates
   # libraries
   libhwy-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libpcre2-dev libutf8proc-dev
   libxxhash-dev libgtest-dev libbenchmark-dev

@@ -24,11 +24,11 @@ constexpr int kWakeFanOut = 2;
 // Beside a busy process a worker may lose its CPU in the middle of a chunk and hold up the caller
 // for a time slice (about 4 ms); and waking one may cost more than a short job gains. The caller
 // keeps a balance of the time that its workers saved. Once it is kTolerance below zero, the caller
-// works alone for kRestFactor times the loss: workers cost 5 % at the most.
+// works alone for kRestFactor times the loss: workers cost 3 % at the most.
 using Clock = std::chrono::steady_clock;
 constexpr Clock::duration kMostCredit = std::chrono::milliseconds{4};
 constexpr Clock::duration kTolerance = std::chrono::microseconds{200};  // sleepers need a while
-constexpr int kRestFactor = 20;
+constexpr int kRestFactor = 40;
 constexpr int kMostImbalance = 4;  // a worker's chunk that took longer has been interrupted
 
 void Pause() {

@@ -1,6 +1,7 @@
 #include "calibrate/scale_search.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -70,8 +71,6 @@ namespace {
 
 constexpr float kLargestRatio = 1.1f;
 constexpr float kSmallestRatio = 0.4f;
-constexpr int kCoarseStep =
-    2;  // BF16 values between candidates; the best one's neighbours come after
 
 struct Candidates {
   int largest = 0, smallest = 0;  // bits of the BF16 scales
@@ -86,60 +85,39 @@ Candidates CandidatesOf(float amax, int num_bits) {
   return {std::max<int>(ToBFloat16(kLargestRatio * unit).bits, smallest), smallest};
 }
 
-class GroupSearcher {
- public:
-  explicit GroupSearcher(const GroupSearch& group) : group_(group) {
-    for (int64_t r = 0; r < kSearchRows; ++r) {
-      float amax = 0.0f;
-      for (int64_t i = 0; i < group.group_size; ++i) {
-        amax = std::max(amax, std::abs(group.weight[i * kSearchRows + r]));
-      }
-      range_[r] = CandidatesOf(amax, group.grid.num_bits);
-      best_bits_[r] = range_[r].largest;
-      best_error_[r] = std::numeric_limits<float>::infinity();
+// Bits of the best scale of every row of the group; of equally good ones the largest, which comes
+// first.
+std::array<int, kSearchRows> SearchGroup(const GroupSearch& group) {
+  std::array<Candidates, kSearchRows> range;
+  std::array<int, kSearchRows> best_bits;
+  float best_error[kSearchRows], scale[kSearchRows], error[kSearchRows];
+  int num_steps = 0;
+  for (size_t r = 0; r < kSearchRows; ++r) {
+    float amax = 0.0f;
+    for (int64_t i = 0; i < group.group_size; ++i) {
+      amax = std::max(amax, std::abs(group.weight[i * kSearchRows + static_cast<int64_t>(r)]));
+    }
+    range[r] = CandidatesOf(amax, group.grid.num_bits);
+    best_bits[r] = range[r].largest;
+    best_error[r] = std::numeric_limits<float>::infinity();
+    num_steps = std::max(num_steps, range[r].largest - range[r].smallest + 1);
+  }
+  for (int step = 0; step < num_steps; ++step) {
+    const auto bits_of = [&](size_t r) {
+      return std::max(range[r].largest - step, range[r].smallest);
+    };
+    for (size_t r = 0; r < kSearchRows; ++r) {
+      scale[r] = ToFloat(BFloat16{static_cast<uint16_t>(bits_of(r))});
+    }
+    HWY_DYNAMIC_DISPATCH(GroupError)(group, scale, error);
+    for (size_t r = 0; r < kSearchRows; ++r) {
+      if (error[r] >= best_error[r]) continue;
+      best_error[r] = error[r];
+      best_bits[r] = bits_of(r);
     }
   }
-
-  // Bits of the best scale of every row.
-  const int* Search() {
-    int most_steps = 0;
-    for (const Candidates& range : range_) {
-      most_steps = std::max(most_steps, (range.largest - range.smallest) / kCoarseStep);
-    }
-    for (int step = 0; step <= most_steps; ++step) {
-      TryAll([&](int64_t r) { return range_[r].largest - step * kCoarseStep; });
-    }
-    int coarse[kSearchRows];
-    std::copy_n(best_bits_, kSearchRows, coarse);
-    TryAll([&](int64_t r) { return coarse[r] + 1; });
-    TryAll([&](int64_t r) { return coarse[r] - 1; });
-    return best_bits_;
-  }
-
- private:
-  template <class BitsOf>
-  void TryAll(const BitsOf& bits_of) {
-    float scale[kSearchRows], error[kSearchRows];
-    int bits[kSearchRows];
-    for (int64_t r = 0; r < kSearchRows; ++r) {
-      bits[r] = std::clamp(bits_of(r), range_[r].smallest, range_[r].largest);
-      scale[r] = ToFloat(BFloat16{static_cast<uint16_t>(bits[r])});
-    }
-    HWY_DYNAMIC_DISPATCH(GroupError)(group_, scale, error);
-    for (int64_t r = 0; r < kSearchRows; ++r) {
-      const bool is_tie = error[r] == best_error_[r] && bits[r] > best_bits_[r];
-      if (error[r] < best_error_[r] || is_tie) {
-        best_error_[r] = error[r];
-        best_bits_[r] = bits[r];
-      }
-    }
-  }
-
-  const GroupSearch& group_;
-  Candidates range_[kSearchRows];
-  int best_bits_[kSearchRows];
-  float best_error_[kSearchRows];
-};
+  return best_bits;
+}
 
 // Importances of one group, brought to a largest of 1; all 1 when none is positive.
 void GroupImportance(std::span<const float> importance_g, std::vector<float>& out_g) {
@@ -166,10 +144,10 @@ void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t fi
       }
     }
     const GroupSearch search{g, importance.data(), tile.data(), spec.grid};
-    GroupSearcher searcher(search);
-    const int* bits = searcher.Search();
+    const std::array<int, kSearchRows> bits = SearchGroup(search);
     for (int64_t r = 0; r < rows; ++r) {
-      scale_OG[(first_row + r) * num_groups + group] = BFloat16{static_cast<uint16_t>(bits[r])};
+      scale_OG[(first_row + r) * num_groups + group] =
+          BFloat16{static_cast<uint16_t>(bits[static_cast<size_t>(r)])};
     }
   }
 }

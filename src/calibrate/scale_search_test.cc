@@ -38,7 +38,7 @@ QuantizeSpec SearchSpec(int num_bits, int64_t group_size) {
   return {ScaleRule::kSearched, GridOf(ScaleRule::kSearched, num_bits), group_size};
 }
 
-TEST(ChooseScales, SearchComesCloseToTheBestOfAllScales) {
+TEST(ChooseScales, SearchFindsTheBestOfAllScales) {
   ThreadPool pool(2);
   const std::vector<BFloat16> weight = RandomWeight(kRows * kColumns, 1);
   std::vector<float> importance;
@@ -61,8 +61,7 @@ TEST(ChooseScales, SearchComesCloseToTheBestOfAllScales) {
         best = std::min(best, GroupError(w, h, 32, BFloat16{bits}, spec.grid));
       }
       const double found = GroupError(w, h, 32, scale[static_cast<size_t>(group)], spec.grid);
-      // The coarse pass looks at every second scale only.
-      EXPECT_LE(found, (num_bits == 4 ? 1.15 : 1.5) * best) << "group " << group;
+      EXPECT_LE(found, 1.00001 * best) << "group " << group;  // sums in FP32 against FP64
     }
   }
 }

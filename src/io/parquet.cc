@@ -5,8 +5,9 @@
 #include <arrow/io/file.h>
 #include <arrow/util/float16.h>
 #include <parquet/arrow/reader.h>
-#include <parquet/exception.h>
+#include <parquet/properties.h>
 
+#include <exception>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -38,8 +39,12 @@ T Take(arrow::Result<T> result, const fs::path& path) {
 class Reader {
  public:
   explicit Reader(const fs::path& path) : path_(path) {
-    auto input = Take(arrow::io::ReadableFile::Open(path.string()), path);
-    file_ = Take(parquet::arrow::OpenFile(std::move(input), arrow::default_memory_pool()), path);
+    auto properties = parquet::default_reader_properties();
+    properties.set_page_checksum_verification(true);  // where the writer stored them
+    parquet::arrow::FileReaderBuilder builder;
+    CheckStatus(builder.Open(Take(arrow::io::ReadableFile::Open(path.string()), path), properties),
+                path);
+    file_ = Take(builder.Build(), path);
     file_->set_use_threads(false);
     CheckStatus(file_->GetSchema(&schema_), path);
   }
@@ -79,11 +84,13 @@ class Reader {
   std::shared_ptr<arrow::Schema> schema_;
 };
 
-// Arrow reports some damage by exceptions of its own.
+// Arrow reports some damage by exceptions of its own, or by asking for more memory than there is.
 template <class Function>
 void WithArrowErrors(const fs::path& path, const Function& function) try {
   function();
-} catch (const parquet::ParquetException& error) {
+} catch (const Error&) {
+  throw;
+} catch (const std::exception& error) {
   ThrowDamaged(path, error.what());
 }
 

@@ -30,7 +30,7 @@ struct Result {
   std::vector<float> logprobs, entropy;
 };
 
-Result Run(ThreadPool& pool, const Rows& rows, const std::vector<float>& inv_temperature) {
+Result Logprobs(ThreadPool& pool, const Rows& rows, const std::vector<float>& inv_temperature) {
   Result result{std::vector<float>(rows.targets.size()), std::vector<float>(rows.targets.size())};
   LogprobForward(pool, rows.logits.data(), rows.targets, inv_temperature, rows.vocab_size,
                  result.logprobs.data(), result.entropy.data());
@@ -61,14 +61,15 @@ TEST(LogprobForward, IsCloseToTheFormulaInDouble) {
   ThreadPool pool(2);
   for (const int64_t vocab_size : {1, 7, 16, 2048, 151936}) {
     const Rows rows(3, vocab_size, 1);
+    // FP32 differences of numbers up to about 30, and sums of V / 16 terms.
+    const double tolerance = vocab_size > 10000 ? 5e-5 : 1e-5;
     for (const float inv_temperature : {1.0f, 1.25f, 0.1f}) {
-      const Result result = Run(pool, rows, {inv_temperature});
+      const Result result = Logprobs(pool, rows, {inv_temperature});
       for (size_t r = 0; r < rows.targets.size(); ++r) {
         const std::vector<double> log_p = LogSoftmax(rows.row(r), vocab_size, inv_temperature);
         const double expected = log_p[static_cast<size_t>(rows.targets[r])];
-        // FP32 differences of numbers up to about 30, and a sum of V terms in 16 chains.
-        EXPECT_NEAR(result.logprobs[r], expected, 1e-5) << vocab_size;
-        EXPECT_NEAR(result.entropy[r], Entropy(log_p), 2e-5) << vocab_size;
+        EXPECT_NEAR(result.logprobs[r], expected, tolerance) << vocab_size;
+        EXPECT_NEAR(result.entropy[r], Entropy(log_p), 2 * tolerance) << vocab_size;
       }
     }
   }
@@ -77,9 +78,9 @@ TEST(LogprobForward, IsCloseToTheFormulaInDouble) {
 TEST(LogprobForward, TakesATemperatureForEachRow) {
   ThreadPool pool(2);
   const Rows rows(4, 100, 2);
-  const Result mixed = Run(pool, rows, {1.0f, 2.0f, 0.5f, 1.0f});
-  const Result ones = Run(pool, rows, {1.0f});
-  const Result twos = Run(pool, rows, {2.0f});
+  const Result mixed = Logprobs(pool, rows, {1.0f, 2.0f, 0.5f, 1.0f});
+  const Result ones = Logprobs(pool, rows, {1.0f});
+  const Result twos = Logprobs(pool, rows, {2.0f});
   EXPECT_EQ(mixed.logprobs[0], ones.logprobs[0]);
   EXPECT_EQ(mixed.logprobs[1], twos.logprobs[1]);
   EXPECT_EQ(mixed.entropy[1], twos.entropy[1]);
@@ -91,12 +92,12 @@ TEST(LogprobForward, CountsForbiddenTokensAsNothing) {
   Rows rows(1, 50, 3);
   for (size_t v = 10; v < 50; ++v) rows.logits[v] = -kInf;
   rows.targets[0] = 4;
-  const Result result = Run(pool, rows, {1.0f});
+  const Result result = Logprobs(pool, rows, {1.0f});
   const std::vector<double> log_p = LogSoftmax(rows.row(0), 50, 1.0);
   EXPECT_NEAR(result.logprobs[0], log_p[4], 1e-6);
   EXPECT_NEAR(result.entropy[0], Entropy(log_p), 1e-6);
   rows.targets[0] = 20;
-  EXPECT_EQ(Run(pool, rows, {1.0f}).logprobs[0], -kInf);
+  EXPECT_EQ(Logprobs(pool, rows, {1.0f}).logprobs[0], -kInf);
 }
 
 TEST(LogprobForward, DoesNotHideANaN) {
@@ -105,7 +106,7 @@ TEST(LogprobForward, DoesNotHideANaN) {
     Rows rows(1, 50, 4);
     rows.logits[at] = std::numeric_limits<float>::quiet_NaN();
     rows.targets[0] = 30;
-    const Result result = Run(pool, rows, {1.0f});
+    const Result result = Logprobs(pool, rows, {1.0f});
     EXPECT_TRUE(std::isnan(result.logprobs[0]));
     EXPECT_TRUE(std::isnan(result.entropy[0]));
   }
@@ -115,9 +116,9 @@ TEST(LogprobForward, GivesTheSameBitsForAnyThreadCountBatchAndInstructionSet) {
   for (const int64_t vocab_size : {2048, 5003}) {
     const Rows rows(20, vocab_size, 5);
     ThreadPool one(1), four(4);
-    const Result expected = Run(one, rows, {1.25f});
+    const Result expected = Logprobs(one, rows, {1.25f});
     ForEachInstructionSet([&] {
-      const Result result = Run(four, rows, {1.25f});
+      const Result result = Logprobs(four, rows, {1.25f});
       EXPECT_EQ(Bits(result.logprobs), Bits(expected.logprobs));
       EXPECT_EQ(Bits(result.entropy), Bits(expected.entropy));
     });

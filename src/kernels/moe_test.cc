@@ -181,8 +181,10 @@ TEST(RouterBackward, MatchesDifferences) {
     }
     EXPECT_LT(RelativeError(dlogits, expected), 1e-6);
     for (size_t e = 0; norm && e < static_cast<size_t>(experts); ++e) {
-      const auto chosen = std::find(routes.ids.begin(), routes.ids.begin() + k, e);
-      if (chosen == routes.ids.begin() + k) EXPECT_EQ(dlogits[e], 0.0f);
+      const auto chosen = std::find(routes.ids.begin(), routes.ids.begin() + k, static_cast<int32_t>(e));
+      if (chosen == routes.ids.begin() + k) {
+        EXPECT_EQ(dlogits[e], 0.0f);
+      }
     }
   }
 }
@@ -210,7 +212,9 @@ TEST(PermuteByExpert, SlotsAndRowsAgreeForManyTokens) {
     EXPECT_GE(row, permutation.expert_begin[static_cast<size_t>(ids[slot])]);
     EXPECT_LT(row, permutation.expert_begin[static_cast<size_t>(ids[slot]) + 1]);
     for (size_t earlier = slot < 50 ? 0 : slot - 50; earlier < slot; ++earlier) {
-      if (ids[earlier] == ids[slot]) EXPECT_LT(permutation.slot_row[earlier], row);
+      if (ids[earlier] == ids[slot]) {
+        EXPECT_LT(permutation.slot_row[earlier], row);
+      }
     }
   }
 }

@@ -33,6 +33,13 @@ std::string Duration(double seconds) {
   return fmt::format("{} h {:02} min", whole / 3600, whole / 60 % 60);
 }
 
+// Rollouts that trained: an evaluation before training has a row of its own.
+void AddRollouts(const RunData& run, std::vector<HeadlineFact>& facts) {
+  const size_t trained = ValuesOf(run, "rollout/raw_reward").size();
+  facts.push_back({"Rollouts", fmt::format("{}", trained),
+                   fmt::format("metrics up to rollout {}", run.rollouts.back())});
+}
+
 void AddReward(const RunData& run, std::vector<HeadlineFact>& facts) {
   const std::vector<double> reward = ValuesOf(run, "rollout/raw_reward");
   if (reward.empty()) return;
@@ -68,7 +75,7 @@ void AddMismatch(const RunData& run, std::vector<HeadlineFact>& facts) {
 }
 
 void AddCodeFlips(const RunData& run, std::vector<HeadlineFact>& facts) {
-  const std::vector<double> flips = ValuesOf(run, "qat/code_flip_rate");
+  const std::vector<double> flips = ValuesOf(run, "train/code_flip_rate");
   if (flips.empty()) return;
   facts.push_back({"INT4 codes flipped a step",
                    fmt::format("{:.2g} %", 100 * Mean(flips.begin(), flips.end())), "mean"});
@@ -86,8 +93,7 @@ void AddTime(const RunData& run, std::vector<HeadlineFact>& facts) {
 
 std::vector<HeadlineFact> Headline(const RunData& run) {
   std::vector<HeadlineFact> facts;
-  facts.push_back({"Rollouts", fmt::format("{}", run.rollouts.size()),
-                   fmt::format("{} to {}", run.rollouts.front(), run.rollouts.back())});
+  AddRollouts(run, facts);
   AddReward(run, facts);
   AddEvaluations(run, facts);
   AddMismatch(run, facts);

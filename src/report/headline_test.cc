@@ -18,10 +18,10 @@ RunData FortyRollouts() {
     run.rollouts.push_back(i);
     run.metrics["rollout/raw_reward"].push_back(i < 20 ? 0.5 : 0.75);
     run.metrics["train/train_rollout_logprob_abs_diff"].push_back(0.0);
-    run.metrics["qat/code_flip_rate"].push_back(0.0004);
+    run.metrics["train/code_flip_rate"].push_back(0.0004);
     run.metrics["perf/step_time"].push_back(6.25);
-    run.metrics["eval/arithmetic"].push_back(i % 10 == 0 ? std::optional(0.8 + 0.001 * i)
-                                                         : std::nullopt);
+    run.metrics["eval/arithmetic"].push_back(
+        i % 10 == 0 ? std::optional(0.8 + 0.001 * static_cast<double>(i)) : std::nullopt);
     run.metrics["eval/arithmetic-truncated_ratio"].push_back(0.0);
   }
   return run;
@@ -55,6 +55,8 @@ TEST(Headline, LeavesOutWhatWasNotLogged) {
   const std::vector<HeadlineFact> facts = Headline(run);
   ASSERT_EQ(facts.size(), 1u);
   EXPECT_EQ(facts[0].label, "Rollouts");
+  EXPECT_EQ(facts[0].value, "0");
+  EXPECT_EQ(facts[0].note, "metrics up to rollout 4");
   run.metrics["rollout/raw_reward"] = {std::nullopt};
   EXPECT_EQ(Headline(run).size(), 1u);
   run.metrics["rollout/raw_reward"] = {0.25};

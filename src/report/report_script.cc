@@ -50,7 +50,7 @@ function smooth(values, window) {
 const CURVES = [
   {title: "Reward", names: ["rollout/raw_reward"],
    note: "Mean over the samples of a rollout, before normalisation."},
-  {title: "Evaluation accuracy", pattern: /^eval\/(?!.*truncated_ratio)/,
+  {title: "Evaluation accuracy", pattern: /^eval\/(?!.*-truncated_ratio$)[^\/]+$/,
    note: "On held-out prompts, with the weights of that rollout."},
   {title: "Train-rollout difference", names: ["train/train_rollout_logprob_abs_diff"],
    exact: true,
@@ -59,7 +59,7 @@ const CURVES = [
    note: "Of the distributions that tokens were drawn from, nats."},
   {title: "Response length", names: ["rollout/response_len/mean"],
    note: "Mean tokens of a response, the stop token included."},
-  {title: "Code-flip rate", names: ["qat/code_flip_rate", "qat/code_flip_back_rate"],
+  {title: "Code-flip rate", names: ["train/code_flip_rate", "train/code_flip_back_rate"],
    note: "Share of the INT4 codes that an optimizer step changed."},
   {title: "Answers", names: ["rollout/num_correct", "rollout/num_wrong", "rollout/num_no_answer",
    "rollout/num_unparsable"], colors: ["--good", "--bad", "--warn", "--soft"],
@@ -127,9 +127,12 @@ function lineDatasets(names, window) {
 
 // Areas on top of each other, of one run: [label, values, color] triples.
 function stackedDatasets(run, parts) {
-  return parts.map(([label, values, color], i) => ({label, data: values.map((value, k) =>
-      ({x: run.rollouts[k], y: value === null ? 0 : value})), fill: i === 0 ? "origin" : "-1",
-    borderColor: color, backgroundColor: translucent(color, 0.55), borderWidth: 1,
+  const kept = run.rollouts.map((_, k) => k)
+      .filter((k) => parts.some(([, values]) => values[k] !== null));
+  return parts.map(([label, values, color], i) => ({label,
+    data: kept.map((k) => ({x: run.rollouts[k], y: values[k] || 0})),
+    fill: i === 0 ? "origin" : "-1", borderColor: color, borderWidth: 1,
+    backgroundColor: translucent(color, 0.55),
     pointRadius: run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8, tension: 0}));
 }
 
@@ -221,22 +224,28 @@ function drawAnyMetric() {
 }
 
 // ---- Step time ----
-const PHASES = ["perf/rollout_time", "perf/ref_log_probs_time", "perf/log_probs_time",
-  "perf/actor_train_time", "perf/update_weights_time"];  // in the order of a step
+// In the order of a step. The optimizer runs inside actor_train; evaluation comes after the step.
+const PHASES = ["rollout", "ref_log_probs", "log_probs", "actor_train", "update_weights"];
+const NOT_PHASES = [...PHASES, "optimizer", "eval", "step"];
 
 function timeParts(run) {
-  const others = Object.keys(run.metrics).filter((name) => /^perf\/.*_time$/.test(name) &&
-      name !== "perf/step_time" && !PHASES.includes(name)).sort();
-  const names = [...PHASES, ...others].filter((name) => hasValues(run, name));
-  const parts = names.map((name, i) =>
-      [shortName(name).replace(/_time$/, "").replace(/_/g, " "), run.metrics[name], palette(i)]);
-  const total = run.metrics["perf/step_time"];
-  if (total && parts.length) {
-    const rest = total.map((value, i) => value === null ? null : Math.max(0,
-        value - parts.reduce((sum, part) => sum + (part[1][i] || 0), 0)));
-    if (rest.some((value) => value > 0)) parts.push(["other", rest, palette(7)]);
+  const series = (phase) => run.metrics["perf/" + phase + "_time"];
+  const combine = (a, b, f) => a.map((value, i) => value === null ? null : f(value, b[i] || 0));
+  const minus = (a, b) => combine(a, b, (x, y) => Math.max(0, x - y));
+  const further = Object.keys(run.metrics).map((name) => (/^perf\/(.*)_time$/.exec(name) || [])[1])
+      .filter((phase) => phase && !NOT_PHASES.includes(phase)).sort();
+  const parts = [];
+  let rest = series("step");
+  for (const phase of [...PHASES, ...further].filter(series)) {
+    const optimizer = phase === "actor_train" && series("optimizer");
+    const values = optimizer ? minus(series(phase), optimizer) : series(phase);
+    parts.push([phase.replace(/_/g, " "), values]);
+    if (optimizer) parts.push(["optimizer", optimizer]);
+    if (rest) rest = minus(rest, series(phase));
   }
-  return parts.length || !total ? parts : [["step", total, palette(0)]];
+  if (rest && rest.some((value) => value > 0)) parts.push([parts.length ? "other" : "step", rest]);
+  if (series("eval")) parts.push(["evaluation", series("eval")]);
+  return parts.map(([label, values], i) => [label, values, palette(i)]);
 }
 
 function drawTimes() {

@@ -1,9 +1,9 @@
 // What a run directory holds for a report: metrics, evaluations, samples and configuration.
 //
-//   metrics.jsonl  one object a rollout: "rollout" (from 0) and numbers under names such as
-//                  "train/pg_loss", "rollout/raw_reward", "eval/<data set>", "perf/step_time",
-//                  "qat/code_flip_rate". Several objects of one rollout are joined, later ones win
-//                  (a resumed run writes a rollout again).
+//   metrics.jsonl  one object a rollout: "rollout" (0: before training) and numbers under names
+//                  such as "train/pg_loss", "rollout/raw_reward", "eval/<data set>",
+//                  "perf/step_time", "train/code_flip_rate". Several objects of one rollout are
+//                  joined and later ones win, since a resumed run writes a rollout again.
 //   eval.json      optional: an array of flat objects, one row of the accuracy table each
 //   samples.jsonl  optional: {"rollout", "prompt", "response", "label", "reward", "verdict", ...}
 //   config.json    optional: the run's configuration
