@@ -19,6 +19,8 @@ _IGNORED = re.compile(
     re.VERBOSE | re.DOTALL | re.MULTILINE,
 )
 _SCOPE = re.compile(r'\s*(?:(?:inline\s+)?(?:namespace|class|struct|union|enum)\b|extern\s*"[^"]*"\s*$)')
+_NOT_A_DECLARATION = re.compile(r"\s*(using|typedef|static_assert|return)\b")
+_ACCESS = re.compile(r"\b(public|private|protected)\s*$")
 _NOT_A_NAME = {"if", "for", "while", "switch", "catch", "return", "requires", "decltype", "noexcept", "alignas"}
 _ATTRIBUTE = re.compile(r"\[\[.*?\]\]|\b(?:__launch_bounds__|__attribute__|alignas|requires)\s*\(")
 
@@ -97,41 +99,72 @@ def _signature(statement):
     return None
 
 
+class _Scanner:
+    """Walks the braces and semicolons outside of functions."""
+
+    def __init__(self, code):
+        self.code = code
+        self.found = []
+        self.scopes = []  # per open brace: (name, parameters, start) of a function, "scope" or "value"
+        self.start = 0  # of the present statement
+        self.parentheses = 0
+
+    def add(self, signature, start, end, is_definition):
+        lines = self.code.count("\n", 0, start) + 1, self.code.count("\n", 0, end) + 1
+        self.found.append(Function(signature[0], *lines, signature[1], is_definition))
+
+    def statement(self, end):
+        """(text, offset of its first character) of the statement that ends here."""
+        text = self.code[self.start : end]
+        return text, self.start + len(text) - len(text.lstrip())
+
+    def open_brace(self, offset):
+        text, start = self.statement(offset)
+        head = _without_attributes(_without_template(text))
+        # The layout tells a body, which has a space before it, from an initialiser: `x_{x}`.
+        if self.parentheses or not text or text[-1] not in " \n" or text.rstrip()[-1:] in ("=", ","):
+            self.scopes.append("value")
+        elif not _SCOPE.match(head) and (signature := _signature(text)):
+            self.scopes.append((*signature, start))
+        else:
+            self.scopes.append("scope")
+            self.start = offset + 1
+
+    def close_brace(self, offset):
+        scope = self.scopes.pop()
+        if scope == "value":
+            return
+        if scope != "scope":
+            self.add(scope[:2], scope[2], offset, True)
+        self.start = offset + 1
+
+    def semicolon(self, offset):
+        text, start = self.statement(offset)
+        if not _NOT_A_DECLARATION.match(text) and (signature := _signature(text)):
+            self.add(signature, start, offset, False)
+        self.start = offset + 1
+
+    def scan(self):
+        depth = 0  # of braces inside a function
+        for offset, char in enumerate(self.code):
+            if depth:
+                depth += {"{": 1, "}": -1}.get(char, 0)
+                if depth == 0:
+                    self.close_brace(offset)
+            elif char in "()":
+                self.parentheses += 1 if char == "(" else -1
+            elif char == "{":
+                self.open_brace(offset)
+                depth = int(isinstance(self.scopes[-1], tuple))
+            elif char == "}" and self.scopes:
+                self.close_brace(offset)
+            elif char == ";" and not self.parentheses and self.scopes[-1:] != ["value"]:
+                self.semicolon(offset)
+            elif char == ":" and _ACCESS.search(self.code, self.start, offset):
+                self.start = offset + 1
+        return self.found
+
+
 def functions(text):
     """The functions of a file, in order of their ends."""
-    code = blank(text)
-    found = []
-    scopes = []  # per open brace: None for a namespace, class or initialiser, else what _signature says
-    start = parentheses = 0
-    for offset, char in enumerate(code):
-        parentheses += {"(": 1, ")": -1}.get(char, 0)
-        in_function = any(scope is not None for scope in scopes)
-        if char == "{":
-            statement = code[start:offset]
-            head = _without_attributes(_without_template(statement))
-            signature = None
-            if not in_function and parentheses == 0 and not _SCOPE.match(head):
-                signature = _signature(statement)
-            first = start + len(statement) - len(statement.lstrip())
-            scopes.append((signature, first) if signature else None)
-            if not in_function and not signature and parentheses == 0 and not statement.rstrip().endswith(("=", ",")):
-                start = offset + 1
-        elif char == "}" and scopes:
-            scope = scopes.pop()
-            if scope:
-                name, count = scope[0]
-                lines = code.count("\n", 0, scope[1]) + 1, code.count("\n", 0, offset) + 1
-                found.append(Function(name, *lines, count, True))
-            if not any(each is not None for each in scopes):
-                start = offset + 1
-        elif char == ";" and not in_function and parentheses == 0:
-            statement = code[start:offset]
-            signature = None if re.match(r"\s*(using|typedef|static_assert|return)\b", statement) else _signature(statement)
-            if signature:
-                first = start + len(statement) - len(statement.lstrip())
-                lines = code.count("\n", 0, first) + 1, code.count("\n", 0, offset) + 1
-                found.append(Function(signature[0], *lines, signature[1], False))
-            start = offset + 1
-        elif char == ":" and re.search(r"\b(public|private|protected)\s*$", code[start:offset]):
-            start = offset + 1
-    return found
+    return _Scanner(blank(text)).scan()

@@ -147,7 +147,9 @@ def download(archive, folder):
         # pip runs the build back end of a source archive for its metadata, hence not --require-hashes here.
         requirements.write_text(f"{archive.requirement}\n")
         command = [sys.executable, "-m", "pip", "download", "--no-binary=:none:"]
-    command += ["--no-deps", "--no-cache-dir", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+    if not sys.stdout.isatty():
+        command.append("--quiet")  # else pip draws its progress bar
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     if subprocess.run(command, check=False).returncode != 0:
         raise FetchError(

@@ -1,9 +1,11 @@
 // How we fail: one exception type for bad user data or environment, CHECK for our own bugs.
 //
 //   throw Error(ErrorCode::kData, {.where = path, .what = "duplicate tensor name 'a.weight'",
-//                                  .expected = "each name once", .found = "twice", .todo = "re-export it"});
+//                                  .expected = "each name once", .found = "twice", .todo =
+//                                  "re-export it"});
 //
-// Expected outcomes ("no free block") are return values, never exceptions. Only cli/ and server/ catch.
+// Expected outcomes ("no free block") are return values, never exceptions. Only cli/ and server/
+// catch.
 #pragma once
 
 #include <fmt/format.h>
@@ -23,7 +25,8 @@ enum class ErrorCode {
   kInterrupted,  // SIGINT or SIGTERM, after a clean stop
 };
 
-// Exit status of the command line for an error: 2 for what a user can mend, 130 interrupted, 1 our bug.
+// Exit status of the command line for an error: 2 for what a user can mend, 130 interrupted, 1 our
+// bug.
 int ExitStatus(ErrorCode code);
 
 // The parts of a message; empty parts are left out. Printed as one paragraph:
@@ -53,11 +56,12 @@ namespace internal {
 
 }  // namespace quatrain
 
-// Our own invariants. Throws Error(kInternal) with file and line; extra arguments are a fmt message.
-#define QT_CHECK(condition, ...)                                                             \
-  do {                                                                                       \
-    if (!(condition)) {                                                                      \
-      ::quatrain::internal::CheckFailed(__FILE__, __LINE__, #condition,                      \
-                                        ::fmt::format("" __VA_ARGS__));                      \
-    }                                                                                        \
+// Our own invariants. Throws Error(kInternal) with file and line; extra arguments are a fmt
+// message.
+#define QT_CHECK(condition, ...)                                        \
+  do {                                                                  \
+    if (!(condition)) {                                                 \
+      ::quatrain::internal::CheckFailed(__FILE__, __LINE__, #condition, \
+                                        ::fmt::format("" __VA_ARGS__)); \
+    }                                                                   \
   } while (0)

@@ -44,7 +44,8 @@ class FileWriter {
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
   void Write(std::span<const std::byte> bytes);  // behind what Write wrote before
-  // At a place of the caller's choice; does not move where Write goes on. What is never written reads as zeros.
+  // At a place of the caller's choice; does not move where Write goes on. What is never written
+  // reads as zeros.
   void WriteAt(uint64_t offset, std::span<const std::byte> bytes);
   void Close();  // fsync + close; Error kIo. Nothing may be written after
 

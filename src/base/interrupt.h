@@ -1,4 +1,5 @@
-// Ctrl-C as a request: long work asks between steps and stops cleanly; a second signal ends the process at once.
+// Ctrl-C as a request: long work asks between steps and stops cleanly; a second signal ends the
+// process at once.
 #pragma once
 
 namespace quatrain {

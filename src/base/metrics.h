@@ -1,4 +1,5 @@
-// Metrics for machines: one JSON object a line, appended and flushed, so that a killed run leaves whole lines.
+// Metrics for machines: one JSON object a line, appended and flushed, so that a killed run leaves
+// whole lines.
 #pragma once
 
 #include <chrono>

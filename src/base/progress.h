@@ -1,4 +1,5 @@
-// One progress line with an ETA: a redrawn bar on a terminal, a plain line every 10 s (or 10 %) elsewhere.
+// One progress line with an ETA: a redrawn bar on a terminal, a plain line every 10 s (or 10 %)
+// elsewhere.
 #pragma once
 
 #include <chrono>

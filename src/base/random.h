@@ -1,12 +1,16 @@
-// Randomness by key, not by state: the same (seed, stream, counter) gives the same bits whatever else was drawn.
+// Randomness by key, not by state: the same (seed, stream, counter) gives the same bits whatever
+// else was drawn.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace quatrain {
 
-// 64 well-mixed bits of three words (three rounds of the splitmix64 finaliser; Steele et al., OOPSLA 2014).
+// 64 well-mixed bits of three words (three rounds of the splitmix64 finaliser; Steele et al.,
+// OOPSLA 2014).
 inline uint64_t HashBits(uint64_t seed, uint64_t stream, uint64_t counter) {
   auto mix = [](uint64_t z) {
     z += 0x9E3779B97F4A7C15ull;

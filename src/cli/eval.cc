@@ -66,14 +66,14 @@ Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named, const s
     options.n_samples_per_prompt = 1;
     const EvalResult greedy =
         Evaluate(engine, text, *reward, set, options, [&](int64_t done) { progress.Update(done); });
-    row["greedy"] = greedy.accuracy;
+    row["greedy_accuracy"] = greedy.accuracy;
     row["greedy_standard_error"] = greedy.standard_error;
     if (args.n_samples > 0) {
       options.sampling.temperature = static_cast<float>(args.temperature);
       options.n_samples_per_prompt = args.n_samples;
       const EvalResult sampled = Evaluate(engine, text, *reward, set, options,
                                           [&](int64_t done) { progress.Update(num_prompts + done); });
-      row["sampled"] = sampled.accuracy;
+      row["sampled_accuracy"] = sampled.accuracy;
       row["sampled_standard_error"] = sampled.standard_error;
       row["temperature"] = args.temperature;
       row["n_samples"] = args.n_samples;
@@ -91,8 +91,9 @@ void PrintTable(const EvalCommandArgs& args, const std::vector<Json>& rows) {
              fmt::format("T={:g} x{}", args.temperature, args.n_samples), "length");
   for (const Json& row : rows) {
     const auto percent = [&](const char* key) {
-      if (!row.contains(key)) return std::string("-");
-      return fmt::format("{:.1f} % +- {:.1f}", 100.0 * row[key].get<double>(),
+      const std::string accuracy = std::string(key) + "_accuracy";
+      if (!row.contains(accuracy)) return std::string("-");
+      return fmt::format("{:.1f} % +- {:.1f}", 100.0 * row[accuracy].get<double>(),
                          100.0 * row[std::string(key) + "_standard_error"].get<double>());
     };
     fmt::print("{:<24} {:<12} {:>16} {:>16} {:>8.1f}\n", row["model"].get<std::string>(),

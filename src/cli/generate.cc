@@ -32,7 +32,7 @@ struct PromptReader {
 
   std::vector<int32_t> operator()(const Json& row) {
     if (!row.is_object() || !row.contains("prompt")) {
-      throw Error(ErrorCode::kData, {.what = "no prompt", .expected = "{\"prompt\": text, messages or ids}"});
+      throw Error(ErrorCode::kData, {.where = "prompt", .what = "missing", .expected = "{\"prompt\": text, messages or ids}"});
     }
     const Json& prompt = row["prompt"];
     const bool is_ids = prompt.is_array() && !prompt.empty() && prompt[0].is_number_integer();

@@ -181,7 +181,7 @@ ErrorRow MeasureError(ThreadPool& pool, const std::string& tensor,
 // A weight of the reference as BF16 values [O, I].
 class Reference {
  public:
-  Reference(const std::filesystem::path& directory) : checkpoint_(directory) {
+  explicit Reference(const std::filesystem::path& directory) : checkpoint_(directory) {
     if (checkpoint_.scheme().has_value()) {
       throw Error(ErrorCode::kUsage, {.where = "--against " + directory.string(),
                                       .what = "the reference is itself quantised",

@@ -35,11 +35,11 @@ std::vector<int32_t> IdsOf(const Json& row, const LoadedModel& model) {
   } else if (row.is_object() && row.contains("text") && row["text"].is_string()) {
     ids = model.tokenizer.Encode(row["text"].get<std::string>());
   } else {
-    throw Error(ErrorCode::kData, {.what = "nothing to score", .expected = "{\"ids\": [...]} or {\"text\": \"...\"}"});
+    throw Error(ErrorCode::kData, {.where = "ids, text", .what = "nothing to score", .expected = "{\"ids\": [...]} or {\"text\": \"...\"}"});
   }
   const int64_t context = model.checkpoint.config().max_position_embeddings;
   if (ids.size() < 2 || static_cast<int64_t>(ids.size()) > context) {
-    throw Error(ErrorCode::kData, {.what = "the length cannot be scored",
+    throw Error(ErrorCode::kData, {.where = "ids", .what = "the length cannot be scored",
                                    .expected = fmt::format("2 to {} tokens", context),
                                    .found = fmt::format("{}", ids.size())});
   }

@@ -24,7 +24,9 @@ struct Packed {
   Packed(const Heads& heads, std::vector<int64_t> lengths, uint64_t seed)
       : heads(heads), lengths(std::move(lengths)) {
     for (const int64_t length : this->lengths) {
-      sequences.push_back({.q_begin = num_tokens, .num_queries = length, .num_keys = length,
+      sequences.push_back({.q_begin = num_tokens,
+                           .num_queries = length,
+                           .num_keys = length,
                            .kv_begin = num_tokens});
       num_tokens += length;
     }
@@ -33,9 +35,14 @@ struct Packed {
     v = RandomRounded<T>(num_tokens * heads.kv_size(), seed + 2);
   }
   AttentionArgs<T> Args() const {
-    return {.q = q.data(), .k = k.data(), .v = v.data(), .num_heads = heads.num_heads,
-            .num_kv_heads = heads.num_kv_heads, .head_dim = heads.head_dim,
-            .scale = heads.scale(), .sequences = sequences};
+    return {.q = q.data(),
+            .k = k.data(),
+            .v = v.data(),
+            .num_heads = heads.num_heads,
+            .num_kv_heads = heads.num_kv_heads,
+            .head_dim = heads.head_dim,
+            .scale = heads.scale(),
+            .sequences = sequences};
   }
   std::vector<T> Forward(ThreadPool& pool) const {
     std::vector<T> out(q.size());
@@ -117,7 +124,7 @@ using ActivationTypes = testing::Types<float, BFloat16>;
 TYPED_TEST_SUITE(Attention, ActivationTypes);
 
 // Shapes with a head_dim that is no multiple of 16, multi-query, and groups of 3 and of 40.
-const Heads kShapes[] = {{4, 2, 32}, {2, 2, 8},  {6, 2, 64},  {4, 1, 40},
+const Heads kShapes[] = {{4, 2, 32}, {2, 2, 8},   {6, 2, 64},  {4, 1, 40},
                          {3, 1, 24}, {2, 1, 128}, {1, 1, 256}, {40, 1, 16}};
 
 TYPED_TEST(Attention, IsCloseToTheFormulaInDouble) {
@@ -157,7 +164,8 @@ template <class T>
 struct Paged {
   Paged(const Packed<T>& packed, int64_t block_size, uint64_t seed) : block_size(block_size) {
     int64_t num_blocks = 0;
-    for (const int64_t length : packed.lengths) num_blocks += (length + block_size - 1) / block_size;
+    for (const int64_t length : packed.lengths)
+      num_blocks += (length + block_size - 1) / block_size;
     num_blocks += 5;
     const int64_t row = packed.heads.kv_size();
     const auto size = static_cast<size_t>(num_blocks * block_size * row);
@@ -195,7 +203,8 @@ void RunPaged(ThreadPool& pool, const Packed<T>& packed, const Paged<T>& paged,
   std::vector<T> q;
   std::vector<AttentionSequence> sequences;
   for (const Piece& piece : pieces) {
-    sequences.push_back({.q_begin = std::ssize(q) / row, .num_queries = piece.end - piece.begin,
+    sequences.push_back({.q_begin = std::ssize(q) / row,
+                         .num_queries = piece.end - piece.begin,
                          .num_keys = piece.end,
                          .block_table = paged.tables[piece.sequence].data()});
     const auto begin = packed.q.begin() + packed.sequences[piece.sequence].q_begin * row;
@@ -290,9 +299,9 @@ Grads Backward(ThreadPool& pool, const Packed<T>& packed, const std::vector<floa
   // Overwritten, so what stood there before must not matter.
   Grads grads{RandomFloats(std::ssize(packed.q), 90), RandomFloats(std::ssize(packed.k), 91),
               RandomFloats(std::ssize(packed.k), 92)};
-  AttentionBackward(pool, packed.Args(),
-                    {.dout = dout.data(), .dq = grads.dq.data(), .dk = grads.dk.data(),
-                     .dv = grads.dv.data()});
+  AttentionBackward(
+      pool, packed.Args(),
+      {.dout = dout.data(), .dq = grads.dq.data(), .dk = grads.dk.data(), .dv = grads.dv.data()});
   return grads;
 }
 

@@ -138,8 +138,14 @@ TYPED_TEST(Elementwise, RmsNormGradientIsThatOfTheUnroundedFormula) {
 
   std::vector<float> dx(x.size());
   std::vector<float> dweight(weight.size(), 0.0f);
-  RmsNormGradArgs<T> args{.x = x.data(), .weight = weight.data(), .dy = dy.data(), .rows = rows,
-                          .dim = dim, .eps = 1e-3f, .dx = dx.data(), .accumulate_dx = false,
+  RmsNormGradArgs<T> args{.x = x.data(),
+                          .weight = weight.data(),
+                          .dy = dy.data(),
+                          .rows = rows,
+                          .dim = dim,
+                          .eps = 1e-3f,
+                          .dx = dx.data(),
+                          .accumulate_dx = false,
                           .dweight = dweight.data()};
   RmsNormBackward(this->pool_, args);
   EXPECT_LT(RelativeError(dx, dx_expected), kGradTolerance);
@@ -154,8 +160,14 @@ TYPED_TEST(Elementwise, RmsNormGradientAccumulatesOrRunsInPlace) {
   const std::vector<float> dy = RandomFloats(rows * dim, 11);
   std::vector<float> fresh(x.size());
   std::vector<float> dweight(weight.size(), 0.0f);
-  RmsNormGradArgs<T> args{.x = x.data(), .weight = weight.data(), .dy = dy.data(), .rows = rows,
-                          .dim = dim, .eps = 1e-6f, .dx = fresh.data(), .accumulate_dx = false,
+  RmsNormGradArgs<T> args{.x = x.data(),
+                          .weight = weight.data(),
+                          .dy = dy.data(),
+                          .rows = rows,
+                          .dim = dim,
+                          .eps = 1e-6f,
+                          .dx = fresh.data(),
+                          .accumulate_dx = false,
                           .dweight = dweight.data()};
   RmsNormBackward(this->pool_, args);
 
@@ -175,7 +187,7 @@ TYPED_TEST(Elementwise, RmsNormGradientAccumulatesOrRunsInPlace) {
   args.accumulate_dx = true;
   RmsNormBackward(this->pool_, args);
   EXPECT_LT(RelativeError(added, expected), 1e-7);  // one rounding
-  for (float& value : dweight) value *= 2.0f;  // dweight accumulates always
+  for (float& value : dweight) value *= 2.0f;       // dweight accumulates always
   EXPECT_LT(RelativeError(dweight_again, dweight), 1e-6);
 }
 
@@ -213,7 +225,8 @@ TYPED_TEST(Elementwise, RopeIsThePlainFormulaBitForBit) {
     const int64_t half = head_dim / 2;
     for (int64_t t = 0; t < std::ssize(positions); ++t) {
       for (int64_t i = 0; i < heads * half; ++i) {
-        const auto first = static_cast<size_t>(t * heads * head_dim + i / half * head_dim + i % half);
+        const auto first =
+            static_cast<size_t>(t * heads * head_dim + i / half * head_dim + i % half);
         const size_t second = first + static_cast<size_t>(half);
         const auto at = static_cast<size_t>(positions[static_cast<size_t>(t)] * half + i % half);
         const float x1 = ToFloat(x[first]), x2 = ToFloat(x[second]);
@@ -340,15 +353,21 @@ std::vector<uint8_t> EverythingAsBytes(ThreadPool& pool) {
   std::vector<T> normed(x.size()), product(x.size()), sum = x;
   std::vector<float> dx(x.size()), dweight(weight.size()), dgate(x.size()), dup(x.size());
   RmsNormForward<T>(pool, x.data(), weight.data(), rows, dim, 1e-6f, normed.data());
-  RmsNormBackward<T>(pool, {.x = x.data(), .weight = weight.data(), .dy = grad.data(), .rows = rows,
-                            .dim = dim, .eps = 1e-6f, .dx = dx.data(), .accumulate_dx = false,
+  RmsNormBackward<T>(pool, {.x = x.data(),
+                            .weight = weight.data(),
+                            .dy = grad.data(),
+                            .rows = rows,
+                            .dim = dim,
+                            .eps = 1e-6f,
+                            .dx = dx.data(),
+                            .accumulate_dx = false,
                             .dweight = dweight.data()});
   SiluMulForward<T>(pool, x.data(), y.data(), n, product.data());
   SiluMulBackward<T>(pool, x.data(), y.data(), grad.data(), n, dgate.data(), dup.data());
   AddInPlace<T>(pool, sum.data(), y.data(), n);
   std::vector<uint8_t> all;
-  for (const auto& bytes : {Bits(normed), Bits(product), Bits(sum), Bits(dx), Bits(dweight),
-                            Bits(dgate), Bits(dup)}) {
+  for (const auto& bytes :
+       {Bits(normed), Bits(product), Bits(sum), Bits(dx), Bits(dweight), Bits(dgate), Bits(dup)}) {
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;

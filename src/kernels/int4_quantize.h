@@ -29,9 +29,18 @@ std::optional<BadWeight> FindBadWeight(const BFloat16* weight_OI, int64_t out_fe
 void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_features, int64_t in_features,
                     const QuantizeSpec& spec, int32_t* packed_OP, BFloat16* scale_OG);
 
+// Codes and scales of a matrix, borrowed.
+struct PackedMatrix {
+  const int32_t* packed_OP = nullptr;
+  const BFloat16* scale_OG = nullptr;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int num_bits = 4;
+  int64_t group_size = 32;
+};
+
 // weight_OI = w'.
-void DequantizeMatrix(ThreadPool& pool, const int32_t* packed_OP, const BFloat16* scale_OG, int64_t out_features,
-                      int64_t in_features, int num_bits, int64_t group_size, BFloat16* weight_OI);
+void DequantizeMatrix(ThreadPool& pool, const PackedMatrix& matrix, BFloat16* weight_OI);
 
 // packed_OP from signed codes int8 [O, I] and back.
 void PackCodes(const int8_t* codes_OI, int64_t out_features, int64_t in_features, int num_bits, int32_t* packed_OP);

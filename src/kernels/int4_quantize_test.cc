@@ -140,8 +140,9 @@ TEST(DequantizeMatrix, EqualsTheScalarDefinitionForEveryScalePatternAndCode) {
     Quantized packed = MakeBuffers(rows, in_features, num_bits, in_features);
     PackCodes(codes.data(), rows, in_features, num_bits, packed.packed.data());
     std::vector<BFloat16> weight(codes.size());
-    DequantizeMatrix(pool, packed.packed.data(), scale.data(), rows, in_features, num_bits,
-                     in_features, weight.data());
+    DequantizeMatrix(pool,
+                     {packed.packed.data(), scale.data(), rows, in_features, num_bits, in_features},
+                     weight.data());
     for (size_t i = 0; i < weight.size(); ++i) {
       const BFloat16 s = scale[i / static_cast<size_t>(in_features)];
       ASSERT_EQ(weight[i].bits, DequantizeCode(codes[i], s).bits) << s.bits << " " << int{codes[i]};
@@ -170,12 +171,14 @@ TEST(QuantizeMatrix, FakeQuantisationIsIdempotentForEveryMantissaAndSign) {
     std::vector<BFloat16> value(weight.size()), value_again(weight.size());
     QuantizeMatrix(pool, weight.data(), out_features, in_features, spec, first.packed.data(),
                    first.scale.data());
-    DequantizeMatrix(pool, first.packed.data(), first.scale.data(), out_features, in_features,
-                     num_bits, 32, value.data());
+    DequantizeMatrix(
+        pool, {first.packed.data(), first.scale.data(), out_features, in_features, num_bits, 32},
+        value.data());
     QuantizeMatrix(pool, value.data(), out_features, in_features, spec, second.packed.data(),
                    second.scale.data());
-    DequantizeMatrix(pool, second.packed.data(), second.scale.data(), out_features, in_features,
-                     num_bits, 32, value_again.data());
+    DequantizeMatrix(
+        pool, {second.packed.data(), second.scale.data(), out_features, in_features, num_bits, 32},
+        value_again.data());
     EXPECT_EQ(first.packed, second.packed);
     EXPECT_TRUE(SameBits(first.scale, second.scale));
     EXPECT_TRUE(SameBits(value, value_again));

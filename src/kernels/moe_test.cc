@@ -76,7 +76,8 @@ TEST(Router, WeighsByTheSoftmaxOfTheChosenOrOfAll) {
                            [&](int32_t a, int32_t b) { return row[a] > row[b]; });
           const std::vector<double> p = Softmax(row, experts);
           double chosen = 0.0;
-          for (size_t i = 0; i < static_cast<size_t>(k); ++i) chosen += p[static_cast<size_t>(order[i])];
+          for (size_t i = 0; i < static_cast<size_t>(k); ++i)
+            chosen += p[static_cast<size_t>(order[i])];
           for (size_t i = 0; i < static_cast<size_t>(k); ++i) {
             const auto at = static_cast<size_t>(t * k) + i;
             ASSERT_EQ(routes.ids[at], order[i]);
@@ -92,8 +93,7 @@ TEST(Router, WeighsByTheSoftmaxOfTheChosenOrOfAll) {
 TEST(Router, ReplayKeepsIdsAndGivesTheSameWeights) {
   ThreadPool pool(2);
   for (const bool norm : {true, false}) {
-    const RouterConfig config{
-        .num_experts = 32, .num_experts_per_tok = 4, .norm_topk_prob = norm};
+    const RouterConfig config{.num_experts = 32, .num_experts_per_tok = 4, .norm_topk_prob = norm};
     const std::vector<float> logits = RandomFloats(50 * 32, 2);
     const Routes routes = Route(pool, config, logits);
     EXPECT_EQ(Bits(Replay(pool, config, logits, routes.ids)), Bits(routes.weights));
@@ -126,9 +126,9 @@ TEST(Router, NamesTheTokenOfALogitThatIsNotFinite) {
   std::vector<float> logits = RandomFloats(40, 3);
   const std::vector<int32_t> ids(20, 1);
   EXPECT_EQ(RouterError(logits, false, ids), "");
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                          std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
     logits[6 * 4 + 3] = bad;
     for (const bool is_replay : {false, true}) {
       EXPECT_NE(RouterError(logits, is_replay, ids).find("token 6, expert 3"), std::string::npos);
@@ -160,7 +160,8 @@ TEST(RouterBackward, MatchesDifferences) {
     std::vector<double> z(logits.begin(), logits.end());
     const auto loss = [&](int64_t t) {
       double all = 0.0, chosen = 0.0, sum = 0.0;
-      for (int64_t e = 0; e < experts; ++e) all += std::exp(z[static_cast<size_t>(t * experts + e)]);
+      for (int64_t e = 0; e < experts; ++e)
+        all += std::exp(z[static_cast<size_t>(t * experts + e)]);
       for (int64_t i = t * k; i < (t + 1) * k; ++i) {
         const auto at = static_cast<size_t>(i);
         const double e = std::exp(z[static_cast<size_t>(t * experts + routes.ids[at])]);
@@ -181,7 +182,8 @@ TEST(RouterBackward, MatchesDifferences) {
     }
     EXPECT_LT(RelativeError(dlogits, expected), 1e-6);
     for (size_t e = 0; norm && e < static_cast<size_t>(experts); ++e) {
-      const auto chosen = std::find(routes.ids.begin(), routes.ids.begin() + k, static_cast<int32_t>(e));
+      const auto chosen =
+          std::find(routes.ids.begin(), routes.ids.begin() + k, static_cast<int32_t>(e));
       if (chosen == routes.ids.begin() + k) {
         EXPECT_EQ(dlogits[e], 0.0f);
       }
@@ -268,7 +270,8 @@ TYPED_TEST(Moe, CombineIsOneChainOverTheSlots) {
     const int64_t token = i / this->kHidden;
     float sum = 0.0f;
     for (int64_t slot = 0; slot < this->kSlots; ++slot) {
-      const float value = ToFloat(y[this->routed_.Row(token, slot) * 40 + static_cast<size_t>(i % 40)]);
+      const float value =
+          ToFloat(y[this->routed_.Row(token, slot) * 40 + static_cast<size_t>(i % 40)]);
       sum = std::fma(this->routed_.weights[static_cast<size_t>(token * 2 + slot)], value, sum);
     }
     expected.push_back(RoundTo<T>(sum));
@@ -296,9 +299,13 @@ TYPED_TEST(Moe, CombineBackwardIsThePlainFormulaBitForBit) {
   }
   ForEachInstructionSet([&] {
     std::vector<float> dy(y.size()), dweights(dweights_expected.size());
-    CombineBackward<T>(this->pool_, y.data(), this->routed_.weights.data(),
-                       this->routed_.permutation, this->kHidden, dout.data(), dy.data(),
-                       dweights.data());
+    CombineBackward<T>(this->pool_,
+                       {.y = y.data(),
+                        .weights = this->routed_.weights.data(),
+                        .dout = dout.data(),
+                        .dy = dy.data(),
+                        .dweights = dweights.data()},
+                       this->routed_.permutation, this->kHidden);
     EXPECT_EQ(Bits(dy), Bits(dy_expected));
     EXPECT_EQ(Bits(dweights), Bits(dweights_expected));
   });
@@ -312,7 +319,8 @@ TEST(GatherRowsBackward, AddsTheSlotsInOrder) {
   std::vector<float> expected = dx;
   for (size_t i = 0; i < dx.size(); ++i) {
     const auto token = static_cast<int64_t>(i / 40);
-    expected[i] += drows[routed.Row(token, 0) * 40 + i % 40] + drows[routed.Row(token, 1) * 40 + i % 40];
+    expected[i] +=
+        drows[routed.Row(token, 0) * 40 + i % 40] + drows[routed.Row(token, 1) * 40 + i % 40];
   }
   GatherRowsBackward(pool, drows.data(), routed.permutation, 40, dx.data());
   EXPECT_EQ(Bits(dx), Bits(expected));

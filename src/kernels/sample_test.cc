@@ -27,8 +27,8 @@ struct Drawn {
 Drawn Sample(ThreadPool& pool, const std::vector<float>& logits,
              const std::vector<SamplingRow>& rows) {
   Drawn drawn{std::vector<int32_t>(rows.size()), std::vector<float>(rows.size())};
-  SampleRows(pool, logits.data(), rows, std::ssize(logits) / std::ssize(rows),
-             drawn.tokens.data(), drawn.logprobs.data());
+  SampleRows(pool, logits.data(), rows, std::ssize(logits) / std::ssize(rows), drawn.tokens.data(),
+             drawn.logprobs.data());
   return drawn;
 }
 
@@ -69,8 +69,7 @@ int32_t PlainDraw(const std::vector<float>& logits_V, const SamplingRow& row) {
                     row.temperature);
   };
   for (const int32_t v : kept) total += mass(v);
-  const double threshold =
-      total * UniformDouble(row.seed, static_cast<uint64_t>(row.position), 0);
+  const double threshold = total * UniformDouble(row.seed, static_cast<uint64_t>(row.position), 0);
   double reached = 0.0;
   for (const int32_t v : kept) {
     reached += mass(v);
@@ -226,8 +225,10 @@ TEST(SampleRows, DependsOnSeedAndPositionAlone) {
   const std::vector<float> logits = RandomFloats(num_rows * 2048, 6, 2.0f);
   std::vector<SamplingRow> rows;
   for (uint64_t i = 0; i < static_cast<uint64_t>(num_rows); ++i) {
-    rows.push_back({.temperature = 1.0f, .top_p = i % 2 == 0 ? 1.0f : 0.9f,
-                    .top_k = i % 3 == 0 ? 30 : 0, .seed = i / 2,
+    rows.push_back({.temperature = 1.0f,
+                    .top_p = i % 2 == 0 ? 1.0f : 0.9f,
+                    .top_k = i % 3 == 0 ? 30 : 0,
+                    .seed = i / 2,
                     .position = static_cast<int64_t>(i)});
   }
   ThreadPool one(1), four(4);
@@ -248,11 +249,10 @@ TEST(SampleRows, CutsALargeVocabularyExactly) {
   ThreadPool pool(2);
   const size_t vocab_size = 151936;
   for (const float scale : {0.0f, 0.01f, 2.0f}) {  // flat rows fill one bucket
-    const std::vector<float> logits =
-        RandomFloats(static_cast<int64_t>(vocab_size), 7, scale);
-    for (const SamplingRow& row :
-         {SamplingRow{.seed = 1}, SamplingRow{.top_k = 1000, .seed = 2},
-          SamplingRow{.top_p = 0.8f, .seed = 3}, SamplingRow{.top_p = 0.5f, .top_k = 5000, .seed = 4}}) {
+    const std::vector<float> logits = RandomFloats(static_cast<int64_t>(vocab_size), 7, scale);
+    for (const SamplingRow& row : {SamplingRow{.seed = 1}, SamplingRow{.top_k = 1000, .seed = 2},
+                                   SamplingRow{.top_p = 0.8f, .seed = 3},
+                                   SamplingRow{.top_p = 0.5f, .top_k = 5000, .seed = 4}}) {
       EXPECT_EQ(Sample(pool, logits, {row}).tokens[0], PlainDraw(logits, row)) << row.seed;
     }
   }

@@ -30,8 +30,8 @@ struct LayerRefs {
   std::vector<MlpRefs> mlps;  // one dense MLP, or E experts
 };
 
-// Called with every quantisable linear's input before it runs; rows may be 0 (an expert without tokens). q/k/v share
-// one tensor, as do gate/up.
+// Called with the input of every quantisable linear, and of the router, before it runs; rows may be 0 (an expert
+// without tokens). q/k/v share one tensor, as do gate/up.
 using LinearObserver = std::function<void(const Weight& weight, const at::Tensor& x_TI)>;
 
 // What every part of a layer needs to know.

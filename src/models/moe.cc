@@ -73,6 +73,7 @@ void RunProjectionGrad(const LayerEnv& env, const MlpTrace& trace, LinearRef Mlp
 
 // Chooses experts and sorts the tokens' rows by expert.
 void RouteRows(const LayerEnv& env, MlpTrace& trace) {
+  env.Observe({env.refs.router, -1}, trace.norm_TD);
   trace.router_logits_TE =
       LinearLogits(env.ctx, trace.norm_TD, env.At(env.refs.router).View());
   trace.routing =

@@ -10,9 +10,9 @@ Routing Route(const OpContext& ctx, const RouterConfig& config, const at::Tensor
   routing.weights_TK = EmptyTensor({num_tokens, config.num_experts_per_tok}, at::kFloat);
   const bool is_replay = replay_ids_TK.defined();
   if (is_replay) {
-    QT_CHECK(replay_ids_TK.size(0) == num_tokens &&
-                 replay_ids_TK.size(1) == config.num_experts_per_tok,
-             "replayed routing has {} rows for {} tokens", replay_ids_TK.size(0), num_tokens);
+    QT_CHECK(
+        replay_ids_TK.size(0) == num_tokens && replay_ids_TK.size(1) == config.num_experts_per_tok,
+        "replayed routing has {} rows for {} tokens", replay_ids_TK.size(0), num_tokens);
     routing.ids_TK = replay_ids_TK;
   } else {
     routing.ids_TK = EmptyTensor({num_tokens, config.num_experts_per_tok}, at::kInt);
@@ -56,15 +56,18 @@ at::Tensor Combine(const OpContext& ctx, const at::Tensor& y_RD, const at::Tenso
   return out_TD;
 }
 
-CombineGrads CombineGrad(const OpContext& ctx, const at::Tensor& y_RD,
-                         const at::Tensor& weights_TK, const MoePermutation& permutation,
-                         const at::Tensor& dout_TD) {
+CombineGrads CombineGrad(const OpContext& ctx, const at::Tensor& y_RD, const at::Tensor& weights_TK,
+                         const MoePermutation& permutation, const at::Tensor& dout_TD) {
   CombineGrads grads{EmptyTensor(y_RD.sizes(), at::kFloat),
                      EmptyTensor(weights_TK.sizes(), at::kFloat)};
   DispatchActivation(y_RD.scalar_type(), [&]<class T>(T) {
-    CombineBackward<T>(ctx.pool, DataOf<T>(y_RD), DataOf<float>(weights_TK), permutation,
-                       y_RD.size(1), DataOf<float>(dout_TD), DataOf<float>(grads.dy_RD),
-                       DataOf<float>(grads.dweights_TK));
+    CombineBackward<T>(ctx.pool,
+                       {.y = DataOf<T>(y_RD),
+                        .weights = DataOf<float>(weights_TK),
+                        .dout = DataOf<float>(dout_TD),
+                        .dy = DataOf<float>(grads.dy_RD),
+                        .dweights = DataOf<float>(grads.dweights_TK)},
+                       permutation, y_RD.size(1));
   });
   return grads;
 }

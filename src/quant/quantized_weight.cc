@@ -132,8 +132,13 @@ QuantizedWeight QuantizeWithScales(ThreadPool& pool, const NamedMatrix& matrix,
 
 std::vector<BFloat16> Dequantize(ThreadPool& pool, const QuantizedWeight& weight) {
   std::vector<BFloat16> weight_OI(static_cast<size_t>(weight.out_features * weight.in_features));
-  DequantizeMatrix(pool, weight.packed.data(), weight.scale.data(), weight.out_features,
-                   weight.in_features, weight.num_bits, weight.group_size, weight_OI.data());
+  const PackedMatrix matrix = {.packed_OP = weight.packed.data(),
+                               .scale_OG = weight.scale.data(),
+                               .out_features = weight.out_features,
+                               .in_features = weight.in_features,
+                               .num_bits = weight.num_bits,
+                               .group_size = weight.group_size};
+  DequantizeMatrix(pool, matrix, weight_OI.data());
   return weight_OI;
 }
 

@@ -212,8 +212,8 @@ class ScratchBuffer {
 
 template <class T>
 void CheckAttentionArgs(const AttentionArgs<T>& args) {
-  QT_CHECK(args.num_kv_heads > 0 && args.num_heads % args.num_kv_heads == 0, "{} heads, {} kv heads",
-           args.num_heads, args.num_kv_heads);
+  QT_CHECK(args.num_kv_heads > 0 && args.num_heads % args.num_kv_heads == 0,
+           "{} heads, {} kv heads", args.num_heads, args.num_kv_heads);
   QT_CHECK(args.head_dim > 0 && args.head_dim % 8 == 0, "head_dim {}", args.head_dim);
   QT_CHECK(args.scale > 0.0f, "scale {}", args.scale);
   for (const AttentionSequence& sequence : args.sequences) {

@@ -203,7 +203,8 @@ class GradScratchBuffer {
     memory_.resize(static_cast<size_t>(4 * keys * dim + 3 * max_rows * dim + 2 * max_rows * keys));
     next_ = memory_.data();
     AttentionGradScratch scratch{};
-    for (float** each : {&scratch.k, &scratch.v, &scratch.dk, &scratch.dv}) *each = Take(keys * dim);
+    for (float** each : {&scratch.k, &scratch.v, &scratch.dk, &scratch.dv})
+      *each = Take(keys * dim);
     for (float** each : {&scratch.q, &scratch.dout, &scratch.dq}) *each = Take(max_rows * dim);
     for (float** each : {&scratch.p, &scratch.ds}) *each = Take(max_rows * keys);
     return scratch;
@@ -250,8 +251,8 @@ void AttentionBackward(ThreadPool& pool, const AttentionArgs<T>& args,
                              .kv_head = task % args.num_kv_heads,
                              .query_begin = 0,
                              .query_end = sequence.num_queries};
-    const AttentionGradScratch scratch = buffers[static_cast<size_t>(worker)].Get(
-        max_rows, max_keys, PaddedHeadDim(args.head_dim));
+    const AttentionGradScratch scratch =
+        buffers[static_cast<size_t>(worker)].Get(max_rows, max_keys, PaddedHeadDim(args.head_dim));
     Backward(AttentionRows<T>(args, item), grads, scratch);
   });
 }

@@ -214,10 +214,10 @@ template void EmbeddingForward<BFloat16>(ThreadPool&, const BFloat16*, std::span
 template void SiluMulForward<float>(ThreadPool&, const float*, const float*, int64_t, float*);
 template void SiluMulForward<BFloat16>(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
                                        BFloat16*);
-template void SiluMulBackward<float>(ThreadPool&, const float*, const float*, const float*,
-                                     int64_t, float*, float*);
-template void SiluMulBackward<BFloat16>(ThreadPool&, const BFloat16*, const BFloat16*,
-                                        const float*, int64_t, float*, float*);
+template void SiluMulBackward<float>(ThreadPool&, const float*, const float*, const float*, int64_t,
+                                     float*, float*);
+template void SiluMulBackward<BFloat16>(ThreadPool&, const BFloat16*, const BFloat16*, const float*,
+                                        int64_t, float*, float*);
 template void AddInPlace<float>(ThreadPool&, float*, const float*, int64_t);
 template void AddInPlace<BFloat16>(ThreadPool&, BFloat16*, const BFloat16*, int64_t);
 

@@ -54,15 +54,14 @@ void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_fea
   });
 }
 
-void DequantizeMatrix(ThreadPool& pool, const int32_t* packed_OP, const BFloat16* scale_OG,
-                      int64_t out_features, int64_t in_features, int num_bits, int64_t group_size,
-                      BFloat16* weight_OI) {
-  CheckMatrix(out_features, in_features, num_bits, group_size);
-  const int64_t words = PackedWords(in_features, num_bits);
-  const int64_t groups = in_features / group_size;
-  ForEachRow(pool, out_features, in_features, [&](int64_t row, int8_t* codes_I) {
-    UnpackRow(packed_OP + row * words, in_features, num_bits, codes_I);
-    DequantizeRow(codes_I, scale_OG + row * groups, in_features, group_size,
+void DequantizeMatrix(ThreadPool& pool, const PackedMatrix& matrix, BFloat16* weight_OI) {
+  const int64_t in_features = matrix.in_features;
+  CheckMatrix(matrix.out_features, in_features, matrix.num_bits, matrix.group_size);
+  const int64_t words = PackedWords(in_features, matrix.num_bits);
+  const int64_t groups = in_features / matrix.group_size;
+  ForEachRow(pool, matrix.out_features, in_features, [&](int64_t row, int8_t* codes_I) {
+    UnpackRow(matrix.packed_OP + row * words, in_features, matrix.num_bits, codes_I);
+    DequantizeRow(codes_I, matrix.scale_OG + row * groups, in_features, matrix.group_size,
                   weight_OI + row * in_features);
   });
 }

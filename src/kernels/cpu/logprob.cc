@@ -29,7 +29,6 @@ struct LogprobRow {
   int32_t target;
 };
 
-
 }  // namespace quatrain
 #endif  // QUATRAIN_KERNELS_CPU_LOGPROB_ARGS_
 
@@ -48,8 +47,7 @@ HWY_INLINE float WeightedSumOfRow(const LogprobRow& args, float largest) {
   const F16 lowest = Set16(kLowestShifted);
   F16 sums = Zero16();
   for (int64_t v = 0; v < args.vocab_size; v += kF16Lanes) {
-    const F16 x =
-        Max16(lowest, ScaledLogits(args.logits, v, args.vocab_size, scale) - shift);
+    const F16 x = Max16(lowest, ScaledLogits(args.logits, v, args.vocab_size, scale) - shift);
     sums = Fma(Exp16(x), x, sums);
   }
   return SumLanes(sums);
@@ -81,8 +79,7 @@ void GradOfRow(const LogprobRow& args, float dlogprob, float dentropy, float* gr
   const F16 slope = Set16(-dentropy);
   const F16 offset = Set16(-(dlogprob + dentropy * (entropy - LogSum(row))));
   for (int64_t v = 0; v < args.vocab_size; v += kF16Lanes) {
-    const F16 x =
-        Max16(lowest, ScaledLogits(args.logits, v, args.vocab_size, scale) - shift);
+    const F16 x = Max16(lowest, ScaledLogits(args.logits, v, args.vocab_size, scale) - shift);
     const F16 p = Exp16(x) * inverse_sum;
     StoreAt16(p * Fma(slope, x, offset) * scale, grad_V, v, args.vocab_size);
   }
@@ -122,10 +119,11 @@ void LogprobForward(ThreadPool& pool, const float* logits_RV, std::span<const in
     for (int64_t r = begin; r < end; ++r) {
       const auto index = static_cast<size_t>(r);
       CheckTarget(targets[index], vocab_size);
-      const LogprobRow row{.logits = logits_RV + r * vocab_size,
-                           .vocab_size = vocab_size,
-                           .inv_temperature = inv_temperature[inv_temperature.size() == 1 ? 0 : index],
-                           .target = targets[index]};
+      const LogprobRow row{
+          .logits = logits_RV + r * vocab_size,
+          .vocab_size = vocab_size,
+          .inv_temperature = inv_temperature[inv_temperature.size() == 1 ? 0 : index],
+          .target = targets[index]};
       HWY_DYNAMIC_DISPATCH(LogprobOfRow)
       (row, logprobs_R + r, entropy_R == nullptr ? nullptr : entropy_R + r);
     }

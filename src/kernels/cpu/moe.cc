@@ -29,15 +29,6 @@ struct SlotRows {
   int64_t hidden;
 };
 
-template <class T>
-struct CombineGrad {
-  const T* y;            // [R, D]
-  const float* weights;  // [T, K]
-  const float* dout;     // [T, D]
-  float* dy;             // [R, D]
-  float* dweights;       // [T, K]
-};
-
 }  // namespace quatrain
 #endif  // QUATRAIN_KERNELS_CPU_MOE_ARGS_
 
@@ -64,7 +55,7 @@ HWY_INLINE void Combine(const SlotRows& rows, const T* y_RD, const float* weight
 }
 
 template <class T>
-HWY_INLINE void CombineBack(const SlotRows& rows, const CombineGrad<T>& grad, int64_t begin,
+HWY_INLINE void CombineBack(const SlotRows& rows, const CombineGradArgs<T>& grad, int64_t begin,
                             int64_t end) {
   const int64_t hidden = rows.hidden;
   for (int64_t token = begin; token < end; ++token) {
@@ -92,11 +83,11 @@ void CombineBf16(const SlotRows& rows, const BFloat16* y_RD, const float* weight
                  int64_t end, BFloat16* out_TD) {
   Combine(rows, y_RD, weights_TK, begin, end, out_TD);
 }
-void CombineBackF32(const SlotRows& rows, const CombineGrad<float>& grad, int64_t begin,
+void CombineBackF32(const SlotRows& rows, const CombineGradArgs<float>& grad, int64_t begin,
                     int64_t end) {
   CombineBack(rows, grad, begin, end);
 }
-void CombineBackBf16(const SlotRows& rows, const CombineGrad<BFloat16>& grad, int64_t begin,
+void CombineBackBf16(const SlotRows& rows, const CombineGradArgs<BFloat16>& grad, int64_t begin,
                      int64_t end) {
   CombineBack(rows, grad, begin, end);
 }
@@ -140,11 +131,11 @@ void Combine(const SlotRows& rows, const BFloat16* y, const float* weights, int6
              int64_t end, BFloat16* out) {
   HWY_DYNAMIC_DISPATCH(CombineBf16)(rows, y, weights, begin, end, out);
 }
-void CombineBack(const SlotRows& rows, const CombineGrad<float>& grad, int64_t begin,
+void CombineBack(const SlotRows& rows, const CombineGradArgs<float>& grad, int64_t begin,
                  int64_t end) {
   HWY_DYNAMIC_DISPATCH(CombineBackF32)(rows, grad, begin, end);
 }
-void CombineBack(const SlotRows& rows, const CombineGrad<BFloat16>& grad, int64_t begin,
+void CombineBack(const SlotRows& rows, const CombineGradArgs<BFloat16>& grad, int64_t begin,
                  int64_t end) {
   HWY_DYNAMIC_DISPATCH(CombineBackBf16)(rows, grad, begin, end);
 }
@@ -215,21 +206,17 @@ template <class T>
 void CombineForward(ThreadPool& pool, const T* y_RD, const float* weights_TK,
                     const MoePermutation& permutation, int64_t hidden, T* out_TD) {
   const SlotRows rows = RowsOf(permutation, hidden);
-  ParallelChunks(pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
-                 [&](int64_t begin, int64_t end) {
-                   Combine(rows, y_RD, weights_TK, begin, end, out_TD);
-                 });
+  ParallelChunks(
+      pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
+      [&](int64_t begin, int64_t end) { Combine(rows, y_RD, weights_TK, begin, end, out_TD); });
 }
 
 template <class T>
-void CombineBackward(ThreadPool& pool, const T* y_RD, const float* weights_TK,
-                     const MoePermutation& permutation, int64_t hidden, const float* dout_TD,
-                     float* dy_RD, float* dweights_TK) {
+void CombineBackward(ThreadPool& pool, const CombineGradArgs<T>& args,
+                     const MoePermutation& permutation, int64_t hidden) {
   const SlotRows rows = RowsOf(permutation, hidden);
-  const CombineGrad<T> grad{
-      .y = y_RD, .weights = weights_TK, .dout = dout_TD, .dy = dy_RD, .dweights = dweights_TK};
   ParallelChunks(pool, NumTokens(permutation), ChunkRows(rows.slots * hidden),
-                 [&](int64_t begin, int64_t end) { CombineBack(rows, grad, begin, end); });
+                 [&](int64_t begin, int64_t end) { CombineBack(rows, args, begin, end); });
 }
 
 template void GatherRows<float>(ThreadPool&, const float*, const MoePermutation&, int64_t, float*);
@@ -239,11 +226,10 @@ template void CombineForward<float>(ThreadPool&, const float*, const float*, con
                                     int64_t, float*);
 template void CombineForward<BFloat16>(ThreadPool&, const BFloat16*, const float*,
                                        const MoePermutation&, int64_t, BFloat16*);
-template void CombineBackward<float>(ThreadPool&, const float*, const float*,
-                                     const MoePermutation&, int64_t, const float*, float*, float*);
-template void CombineBackward<BFloat16>(ThreadPool&, const BFloat16*, const float*,
-                                        const MoePermutation&, int64_t, const float*, float*,
-                                        float*);
+template void CombineBackward<float>(ThreadPool&, const CombineGradArgs<float>&,
+                                     const MoePermutation&, int64_t);
+template void CombineBackward<BFloat16>(ThreadPool&, const CombineGradArgs<BFloat16>&,
+                                        const MoePermutation&, int64_t);
 
 }  // namespace quatrain
 #endif  // HWY_ONCE

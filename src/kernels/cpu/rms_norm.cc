@@ -131,8 +131,7 @@ void Forward(const RmsNormRows<BFloat16>& rows, int64_t begin, int64_t end) {
 void Backward(const RmsNormGradArgs<float>& args, int64_t begin, int64_t end, float* dweight_D) {
   HWY_DYNAMIC_DISPATCH(BackwardRowsF32)(args, begin, end, dweight_D);
 }
-void Backward(const RmsNormGradArgs<BFloat16>& args, int64_t begin, int64_t end,
-              float* dweight_D) {
+void Backward(const RmsNormGradArgs<BFloat16>& args, int64_t begin, int64_t end, float* dweight_D) {
   HWY_DYNAMIC_DISPATCH(BackwardRowsBf16)(args, begin, end, dweight_D);
 }
 

@@ -192,8 +192,8 @@ Sampled Draw(const SamplingRow& row, const float* logits_V, int64_t vocab_size, 
              Scratch& scratch) {
   const float inv_temperature = 1.0f / row.temperature;
   scratch.exps.resize(static_cast<size_t>(vocab_size));
-  const SoftmaxRow sums = HWY_DYNAMIC_DISPATCH(ExpsOfRow)(logits_V, vocab_size, inv_temperature,
-                                                          scratch.exps.data());
+  const SoftmaxRow sums =
+      HWY_DYNAMIC_DISPATCH(ExpsOfRow)(logits_V, vocab_size, inv_temperature, scratch.exps.data());
   CheckRow(sums, logits_V, vocab_size, row_index);
   ApplyLimits(row, logits_V, vocab_size, sums.largest, scratch);
   scratch.block_sums.resize(static_cast<size_t>(CeilDiv(vocab_size, kCdfBlock)));
@@ -218,10 +218,9 @@ void SampleRows(ThreadPool& pool, const float* logits_RV, std::span<const Sampli
       const SamplingRow& row = rows[static_cast<size_t>(r)];
       QT_CHECK(row.temperature >= 0.0f, "row {}: temperature {}", r, row.temperature);
       const float* logits_V = logits_RV + r * vocab_size;
-      const Sampled sampled =
-          row.temperature == 0.0f
-              ? Greedy(logits_V, vocab_size, r)
-              : Draw(row, logits_V, vocab_size, r, scratch[static_cast<size_t>(worker)]);
+      const Sampled sampled = row.temperature == 0.0f ? Greedy(logits_V, vocab_size, r)
+                                                      : Draw(row, logits_V, vocab_size, r,
+                                                             scratch[static_cast<size_t>(worker)]);
       tokens_R[r] = sampled.token;
       logprobs_R[r] = sampled.logprob;
     }

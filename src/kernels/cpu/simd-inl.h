@@ -38,9 +38,9 @@ constexpr float kExpQ1 = 0x1.55549p-3f;
 constexpr float kExpQ2 = 0x1.5558f4p-5f;
 constexpr float kExpQ3 = 0x1.123a6cp-7f;
 constexpr float kExpQ4 = 0x1.6a2352p-10f;
-constexpr float kRoundMagic = 0x1.8p+23f;    // adding it leaves round(x) in the low mantissa bits
-constexpr float kExpLowest = -87.33654f;     // ln 2^-126: below it the result is 0
-constexpr float kExpHighest = 89.0f;         // from 127.5 ln 2 = 88.376 on the result is +inf
+constexpr float kRoundMagic = 0x1.8p+23f;  // adding it leaves round(x) in the low mantissa bits
+constexpr float kExpLowest = -87.33654f;   // ln 2^-126: below it the result is 0
+constexpr float kExpHighest = 89.0f;       // from 127.5 ln 2 = 88.376 on the result is +inf
 
 #if HWY_NATIVE_FMA
 
@@ -79,8 +79,7 @@ HWY_INLINE Part PartExp(Part x) {
   x = hn::Min(hn::Set(d, kExpHighest), x);
   const Part shifted = hn::MulAdd(x, hn::Set(d, kLog2E), hn::Set(d, kRoundMagic));
   const Part n = hn::Sub(shifted, hn::Set(d, kRoundMagic));
-  const Part r = hn::NegMulAdd(n, hn::Set(d, kLn2Low),
-                               hn::NegMulAdd(n, hn::Set(d, kLn2High), x));
+  const Part r = hn::NegMulAdd(n, hn::Set(d, kLn2Low), hn::NegMulAdd(n, hn::Set(d, kLn2High), x));
   Part q = hn::MulAdd(hn::Set(d, kExpQ4), r, hn::Set(d, kExpQ3));
   q = hn::MulAdd(q, r, hn::Set(d, kExpQ2));
   q = hn::MulAdd(q, r, hn::Set(d, kExpQ1));
@@ -166,11 +165,9 @@ struct F16 {
 };
 
 // Applies an expression of `i` to each part; a loop of 1, 2 or 4 steps that compilers unroll.
-#define QUATRAIN_F16(expression)                   \
-  F16 result;                                      \
-  _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i) { \
-    result.part[i] = (expression);                 \
-  }                                                \
+#define QUATRAIN_F16(expression)                                                              \
+  F16 result;                                                                                 \
+  _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i) { result.part[i] = (expression); } \
   return result
 
 HWY_INLINE F16 operator+(F16 a, F16 b) { QUATRAIN_F16(a.part[i] + b.part[i]); }
@@ -179,9 +176,7 @@ HWY_INLINE F16 operator*(F16 a, F16 b) { QUATRAIN_F16(a.part[i] * b.part[i]); }
 HWY_INLINE F16 operator/(F16 a, F16 b) { QUATRAIN_F16(a.part[i] / b.part[i]); }
 HWY_INLINE F16 operator-(F16 a) { QUATRAIN_F16(PartNeg(a.part[i])); }
 // a * b + c in one rounding.
-HWY_INLINE F16 Fma(F16 a, F16 b, F16 c) {
-  QUATRAIN_F16(PartFma(a.part[i], b.part[i], c.part[i]));
-}
+HWY_INLINE F16 Fma(F16 a, F16 b, F16 c) { QUATRAIN_F16(PartFma(a.part[i], b.part[i], c.part[i])); }
 HWY_INLINE F16 Max16(F16 a, F16 b) { QUATRAIN_F16(PartMax(a.part[i], b.part[i])); }
 HWY_INLINE F16 KeepFrom16(F16 x, F16 bound, F16 e) {
   QUATRAIN_F16(PartKeepFrom(x.part[i], bound.part[i], e.part[i]));

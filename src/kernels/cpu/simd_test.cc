@@ -82,8 +82,8 @@ TEST(Exp16, StaysCloseToOneUlpOverItsNormalRange) {
 TEST(Exp16, IsExactWhereSoftmaxNeedsIt) {
   ForEachInstructionSet([] {
     const std::vector<float> y =
-        Exp({0.0f, -0.0f, -kInf, -88.0f, -1e30f, std::numeric_limits<float>::lowest(), 88.38f,
-             kInf, 1e30f, std::numeric_limits<float>::quiet_NaN()});
+        Exp({0.0f, -0.0f, -kInf, -88.0f, -1e30f, std::numeric_limits<float>::lowest(), 88.38f, kInf,
+             1e30f, std::numeric_limits<float>::quiet_NaN()});
     EXPECT_EQ(y[0], 1.0f);
     EXPECT_EQ(y[1], 1.0f);
     for (size_t i = 2; i < 6; ++i) EXPECT_EQ(std::bit_cast<uint32_t>(y[i]), 0u) << i;

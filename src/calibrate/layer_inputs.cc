@@ -1,0 +1,183 @@
+#include "calibrate/layer_inputs.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "ops/elementwise_ops.h"
+#include "ops/linear_ops.h"
+
+namespace quatrain {
+namespace {
+
+std::string ProjectionOf(const WeightSpec& spec) {
+  const std::string module = spec.module();
+  return module.substr(module.rfind('.') + 1);
+}
+
+bool IsDown(const WeightSpec& spec) { return ProjectionOf(spec) == "down_proj"; }
+
+// Weights with one key read one input.
+std::string InputKey(const WeightSpec& spec, ExpertTokens expert_tokens) {
+  const std::string projection = ProjectionOf(spec);
+  if (spec.role == WeightRole::kAttention) return projection == "o_proj" ? "o" : "qkv";
+  const std::string input = projection == "down_proj" ? "down" : "gate_up";
+  const bool is_shared = expert_tokens == ExpertTokens::kAll && input == "gate_up";
+  return is_shared ? input : fmt::format("{} {}", input, spec.expert);
+}
+
+// Tokens that every expert is run on for the sake of its down_proj.
+int64_t ProbeTokens(int64_t in_features, int64_t num_tokens) {
+  constexpr int64_t kLeast = 1024, kPerFeature = 4;
+  return std::min(num_tokens, std::max(kLeast, kPerFeature * in_features));
+}
+
+void Accumulate(const OpContext& ctx, const at::Tensor& x_TI, Hessian& hessian) {
+  DispatchActivation(x_TI.scalar_type(), [&](auto type) {
+    AccumulateHessian(ctx.pool, DataOf<decltype(type)>(x_TI), x_TI.size(0), hessian);
+  });
+}
+
+void CheckFinite(const at::Tensor& x_TI, const std::string& module, const std::string& where) {
+  std::optional<BadInput> bad;
+  DispatchActivation(x_TI.scalar_type(), [&](auto type) {
+    bad = FindBadInput(DataOf<decltype(type)>(x_TI), x_TI.size(0), x_TI.size(1));
+  });
+  if (!bad) return;
+  throw Error(ErrorCode::kData,
+              {.where = module,
+               .what = fmt::format("an input is not finite at feature {} while calibrating with {}",
+                                   bad->feature, where),
+               .expected = "finite activations",
+               .found = fmt::format("{}", bad->value),
+               .todo = "The weights of this layer or of one before it overflow on that text; check "
+                       "that the source model works."});
+}
+
+}  // namespace
+
+LayerInputs::LayerInputs(const OpContext& ctx, const ModelWeights& weights,
+                         const std::vector<bool>& is_quantized, int64_t layer,
+                         ExpertTokens expert_tokens, int64_t num_tokens)
+    : ctx_(ctx),
+      weights_(weights),
+      layer_(layer),
+      expert_tokens_(expert_tokens),
+      num_tokens_(num_tokens) {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (is_quantized[i] && weights[i].spec.layer == layer) AddInput(static_cast<int>(i));
+  }
+}
+
+void LayerInputs::AddInput(int weight_index) {
+  const WeightSpec& spec = weights_[static_cast<size_t>(weight_index)].spec;
+  const std::string key = InputKey(spec, expert_tokens_);
+  const auto found = std::find(keys_.begin(), keys_.end(), key);
+  if (found != keys_.end()) {
+    inputs_[static_cast<size_t>(found - keys_.begin())].weights.push_back(weight_index);
+    return;
+  }
+  const bool is_shared = key == "gate_up";
+  keys_.push_back(key);
+  inputs_.push_back({.weights = {weight_index},
+                     .hessian = Hessian(spec.shape[1]),
+                     .expert = is_shared ? -1 : spec.expert});
+  if (spec.role == WeightRole::kExpert && IsDown(spec)) {
+    experts_.push_back(spec.expert);
+    num_probe_tokens_ = ProbeTokens(spec.shape[1], num_tokens_);
+  }
+}
+
+LinearObserver LayerInputs::Observer(std::string where) {
+  return [this, where = std::move(where)](const Weight& weight, const at::Tensor& x_TI) {
+    Observe(weight, x_TI, where);
+  };
+}
+
+LayerInput* LayerInputs::InputOf(int weight_index) {
+  for (LayerInput& input : inputs_) {
+    if (input.weights.front() == weight_index) return &input;
+  }
+  return nullptr;
+}
+
+void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where) {
+  if (weight.spec.role == WeightRole::kRouter) {
+    if (experts_.empty()) return;
+    CheckFinite(x_TI, weight.spec.module(), where);
+    ObserveRouter(x_TI);
+    return;
+  }
+  LayerInput* input = InputOf(weights_.Find(weight.spec.name));
+  if (input == nullptr) return;
+  if (weight.spec.role == WeightRole::kExpert && expert_tokens_ == ExpertTokens::kAll) return;
+  CheckFinite(x_TI, weight.spec.module(), where);
+  Accumulate(ctx_, x_TI, input->hessian);
+  input->num_tokens += x_TI.size(0);
+}
+
+void LayerInputs::ObserveRouter(const at::Tensor& x_TD) {
+  if (expert_tokens_ == ExpertTokens::kRouted) {
+    KeepProbeTokens(x_TD);
+    return;
+  }
+  for (LayerInput& input : inputs_) {
+    const WeightSpec& spec = weights_[static_cast<size_t>(input.weights.front())].spec;
+    if (spec.role != WeightRole::kExpert) continue;
+    Accumulate(ctx_, IsDown(spec) ? ExpertActivation(spec.expert, x_TD) : x_TD, input.hessian);
+    input.num_tokens += x_TD.size(0);
+  }
+}
+
+// Evenly spaced over the whole calibration set.
+void LayerInputs::KeepProbeTokens(const at::Tensor& x_TD) {
+  for (int64_t t = 0; t < x_TD.size(0); ++t, ++num_seen_tokens_) {
+    const int64_t kept = num_seen_tokens_ * num_probe_tokens_ / num_tokens_;
+    if ((num_seen_tokens_ + 1) * num_probe_tokens_ / num_tokens_ > kept) {
+      probe_.push_back(x_TD.narrow(0, t, 1).clone());
+    }
+  }
+}
+
+int LayerInputs::ExpertWeight(int64_t expert, const char* projection) const {
+  const int index = weights_.Find(
+      fmt::format("model.layers.{}.mlp.experts.{}.{}.weight", layer_, expert, projection));
+  QT_CHECK(index >= 0, "layer {} expert {} {}", layer_, expert, projection);
+  return index;
+}
+
+// What the expert's down_proj would read on these tokens.
+at::Tensor LayerInputs::ExpertActivation(int64_t expert, const at::Tensor& x_TD) const {
+  const auto run = [&](const char* projection) {
+    const size_t index = static_cast<size_t>(ExpertWeight(expert, projection));
+    return Linear(ctx_, x_TD, weights_[index].View());
+  };
+  return SiluMul(ctx_, run("gate_proj"), run("up_proj"));
+}
+
+std::vector<LayerInput> LayerInputs::Finish() {
+  if (expert_tokens_ == ExpertTokens::kAll || experts_.empty()) return std::move(inputs_);
+  const at::Tensor probe_TD = at::cat(probe_);
+  Hessian all_tokens;  // of gate and up: every token counts once for each expert that it went to
+  for (const LayerInput& input : inputs_) {
+    const WeightSpec& spec = weights_[static_cast<size_t>(input.weights.front())].spec;
+    if (input.expert < 0 || IsDown(spec)) continue;
+    if (all_tokens.in_features == 0) all_tokens = Hessian(spec.shape[1]);
+    MergeHessian(ctx_.pool, input.hessian, all_tokens);
+  }
+  for (LayerInput& input : inputs_) {
+    if (input.expert < 0) continue;
+    const WeightSpec& spec = weights_[static_cast<size_t>(input.weights.front())].spec;
+    const double prior_tokens = static_cast<double>(spec.shape[1]);
+    if (!IsDown(spec)) {
+      input.hessian = BlendHessian(ctx_.pool, input.hessian, all_tokens, prior_tokens);
+      continue;
+    }
+    Hessian probed(spec.shape[1]);
+    Accumulate(ctx_, ExpertActivation(input.expert, probe_TD), probed);
+    input.hessian = BlendHessian(ctx_.pool, input.hessian, probed, prior_tokens);
+  }
+  return std::move(inputs_);
+}
+
+}  // namespace quatrain

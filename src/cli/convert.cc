@@ -1,0 +1,237 @@
+#include "cli/convert.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <optional>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "cli/conversion.h"
+#include "cli/inspection.h"
+#include "cli/loaded_model.h"
+
+namespace quatrain {
+namespace {
+
+struct ConvertFlags {
+  std::string input_dir, output_dir, data_dir;
+  std::string quant_type = "W4A16";
+  std::string group_size = "32";
+  std::string method = "gptq";
+  std::string scope;       // empty: by the model
+  std::string scale_rule;  // empty: by the method
+  std::string text_column = "text";
+  int64_t num_calibration_samples = 256;
+  int64_t max_sequence_length = 2048;
+  double dampening_frac = 0.01;
+  uint64_t seed = 0;
+  int num_threads = 0;
+  bool trust_remote_code = false;
+  bool keep_indivisible = false;
+  bool overwrite = false;
+};
+
+CalibrateMethod MethodOf(const ConvertFlags& flags) {
+  if (flags.method == "rtn") return CalibrateMethod::kRtn;
+  return flags.method == "reference" ? CalibrateMethod::kReference : CalibrateMethod::kGptq;
+}
+
+int64_t GroupSizeOf(const ConvertFlags& flags) {
+  if (flags.group_size == "channel" || flags.group_size == "-1") return 0;
+  return std::stoll(flags.group_size);
+}
+
+ScaleRule ScaleRuleOf(const ConvertFlags& flags) {
+  if (!flags.scale_rule.empty()) return ParseScaleRule(flags.scale_rule, "--scale-rule");
+  switch (MethodOf(flags)) {
+    case CalibrateMethod::kGptq:
+      return ScaleRule::kSearched;
+    case CalibrateMethod::kReference:
+      return ScaleRule::kAbsmax7_5;
+    default:
+      return ScaleRule::kAbsmax7;
+  }
+}
+
+// Routed experts only where there are some.
+QuantScope ScopeOf(const ConvertFlags& flags) {
+  if (flags.scope == "experts") return QuantScope::kExperts;
+  if (flags.scope == "all-linear") return QuantScope::kAllLinear;
+  const HfRepo repo(flags.input_dir);
+  const ModelConfig model = ParseModelConfig(repo.config(), flags.input_dir + "/config.json");
+  return model.num_moe_layers() > 0 ? QuantScope::kExperts : QuantScope::kAllLinear;
+}
+
+ConversionConfig ConfigOf(const ConvertFlags& flags) {
+  const CalibrateMethod method = MethodOf(flags);
+  if (method != CalibrateMethod::kRtn && flags.data_dir.empty()) {
+    throw Error(ErrorCode::kUsage,
+                {.where = "--data-dir",
+                 .what = "--method " + flags.method + " needs calibration text",
+                 .expected = "a Parquet, JSON Lines or text file, or a folder of them",
+                 .todo = "Pass --data-dir, or --method rtn, which needs no data."});
+  }
+  ConversionConfig config{
+      .input_dir = flags.input_dir,
+      .output_dir = flags.output_dir,
+      .data = {.source = flags.data_dir,
+               .text_column = flags.text_column,
+               .num_samples = flags.num_calibration_samples,
+               .max_sequence_length = flags.max_sequence_length,
+               .seed = flags.seed},
+      .scheme = {.num_bits = flags.quant_type == "W8A16" ? 8 : 4,
+                 .group_size = GroupSizeOf(flags),
+                 .scale_rule = ScaleRuleOf(flags)},
+      .calibrate = {.method = method, .dampening_frac = flags.dampening_frac},
+      .indivisible = flags.keep_indivisible ? Indivisible::kKeep : Indivisible::kRefuse,
+      .existing_output = flags.overwrite ? ExistingOutput::kOverwrite : ExistingOutput::kRefuse,
+      .seed = flags.seed};
+  CheckScheme(config.scheme, "--quant-type and --quant-group-size");
+  config.scope = ScopeOf(flags);
+  return config;
+}
+
+void PrintList(const char* what, const std::vector<std::string>& names) {
+  constexpr size_t kShown = 8;
+  if (names.empty()) return;
+  fmt::print("{} {}:\n", names.size(), what);
+  for (size_t i = 0; i < std::min(kShown, names.size()); ++i) fmt::print("  {}\n", names[i]);
+  if (names.size() > kShown) fmt::print("  ... all of them are in quatrain.json\n");
+}
+
+void PrintErrors(const ConversionSummary& summary) {
+  if (summary.modules.empty()) return;
+  double ours = 0.0, rtn = 0.0;
+  const ModuleReport* worst = &summary.modules.front();
+  for (const ModuleReport& module : summary.modules) {
+    ours += module.relative_error;
+    rtn += module.rtn_relative_error;
+    if (module.relative_error > worst->relative_error) worst = &module;
+  }
+  const double count = static_cast<double>(summary.modules.size());
+  fmt::print("relative output error: mean {:.4f} (round-to-nearest {:.4f}), largest {:.4f} in {}\n",
+             ours / count, rtn / count, worst->relative_error, worst->module);
+  std::vector<std::string> cold, fallbacks;
+  for (const ModuleReport& module : summary.modules) {
+    if (module.num_tokens == 0) cold.push_back(module.module);
+  }
+  for (const ModuleReport* module : summary.Fallbacks()) {
+    fallbacks.push_back(module->module + ": " + module->fallback);
+  }
+  PrintList("weights that no calibration token reached", cold);
+  PrintList("weights rounded to nearest after all", fallbacks);
+}
+
+void PrintSummary(ThreadPool& pool, const ConversionSummary& summary, double seconds) {
+  fmt::print("{} of {} linears quantised in {:.1f} s\n", summary.num_quantized, summary.num_weights,
+             seconds);
+  PrintErrors(summary);
+  PrintList("weights left in BF16: the group size does not divide them or one they are fused with",
+            summary.kept);
+  PrintList("tensors copied byte for byte: they have no place in the model", summary.copied);
+  PrintList("tensors cast to BF16 first", summary.cast);
+  fmt::print("\n{}\n", InspectionText(InspectModel(pool, summary.output_dir, std::nullopt)));
+  fmt::print("wrote {}\n", summary.output_dir.string());
+}
+
+void RunConvert(const ConvertFlags& flags) {
+  const auto start = std::chrono::steady_clock::now();
+  const ConversionConfig config = ConfigOf(flags);
+  if (flags.trust_remote_code) {
+    Log().info(
+        "--trust-remote-code has no effect: no Python of the model is ever run. Files *.py are "
+        "copied.");
+  }
+  ThreadPool pool(flags.num_threads);
+  std::optional<Progress> progress;
+  const ConversionSummary summary =
+      Convert(pool, config, [&](int64_t done, int64_t total, const std::string& note) {
+        if (InterruptRequested()) {
+          throw Error(ErrorCode::kInterrupted, "stopped on request; nothing was written");
+        }
+        if (!progress.has_value()) progress.emplace("convert", total, "steps");
+        progress->Update(done, note);
+      });
+  progress.reset();
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  PrintSummary(pool, summary, elapsed.count());
+  std::fflush(stdout);
+}
+
+void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
+  command.add_option("--data-dir", flags->data_dir,
+                     "calibration text: a Parquet, JSON Lines or text file, or a folder of them");
+  command.add_option("--text-column", flags->text_column, "its column of text")
+      ->capture_default_str();
+  command
+      .add_option("--num-calibration-samples", flags->num_calibration_samples, "rows that are used")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--max-sequence-length", flags->max_sequence_length,
+                  "tokens of a row that are used")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--dampening-frac", flags->dampening_frac,
+                  "share of the mean diagonal that is added to the Hessian's diagonal")
+      ->check(CLI::Range(0.0, 10.0))
+      ->capture_default_str();
+  command.add_option("--seed", flags->seed, "which rows are drawn")->capture_default_str();
+}
+
+void AddSchemeOptions(CLI::App& command, ConvertFlags* flags) {
+  command.add_option("--quant-type", flags->quant_type, "bits of the weights")
+      ->check(CLI::IsMember({"W4A16", "W8A16"}))
+      ->capture_default_str();
+  command
+      .add_option("--quant-group-size", flags->group_size,
+                  "inputs that share a scale: 32, 64, 128 or channel")
+      ->check(CLI::IsMember({"32", "64", "128", "channel", "-1"}))
+      ->capture_default_str();
+  command
+      .add_option("--method", flags->method,
+                  "gptq; reference (the numbers of llm-compressor 0.14); rtn (round-to-nearest, "
+                  "needs no data)")
+      ->check(CLI::IsMember({"gptq", "reference", "rtn"}))
+      ->capture_default_str();
+  command
+      .add_option("--scope", flags->scope,
+                  "what is quantised; default: experts if the model has some, else all-linear")
+      ->check(CLI::IsMember({"experts", "all-linear"}));
+  command
+      .add_option("--scale-rule", flags->scale_rule,
+                  "default: searched for gptq, absmax/7.5 for reference, absmax/7 for rtn")
+      ->check(CLI::IsMember({"absmax/7", "absmax/7.5", "searched"}));
+  command.add_flag("--keep-indivisible", flags->keep_indivisible,
+                   "leave weights in BF16 that the group size does not divide");
+}
+
+}  // namespace
+
+void AddConvertCommand(CLI::App& app) {
+  auto flags = std::make_shared<ConvertFlags>();
+  CLI::App* command = app.add_subcommand(
+      "convert", "BF16 model directory to INT4 or INT8 (compressed-tensors, pack-quantized)");
+  command->footer(
+      "Example: quatrain convert --input-dir examples/models/tiny-qwen3-moe --output-dir runs/int4 "
+      "--data-dir examples/data/calibration");
+  command->add_option("--input-dir", flags->input_dir, "Hugging Face directory in BF16")
+      ->required();
+  command->add_option("--output-dir", flags->output_dir, "directory to write")->required();
+  AddSchemeOptions(*command, flags.get());
+  AddCalibrationOptions(*command, flags.get());
+  command->add_flag("--overwrite", flags->overwrite, "replace the result of an earlier conversion");
+  command->add_flag("--trust-remote-code", flags->trust_remote_code,
+                    "accepted for compatibility; no Python is ever run");
+  AddThreadsOption(*command, &flags->num_threads);
+  command->callback([flags] { RunConvert(*flags); });
+}
+
+}  // namespace quatrain
