@@ -16,6 +16,8 @@ set(CMAKE_CXX_FLAGS_DEBUG "-O0 -g")
 add_library(quatrain_options INTERFACE)
 target_compile_options(quatrain_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -ffp-contract=off>
+  # A designated initialiser names what differs from the defaults; the rest is meant to be left out.
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>
   # Libraries and programs alike, so that all of them share the precompiled headers.
   -fPIC
   # Messages and debug information name src/..., whatever the folder of the clone.

@@ -93,7 +93,8 @@ QuantPlan MakeQuantPlan(const std::vector<WeightSpec>& table, const QuantScheme&
   }
   std::set<std::string> kept_keys;
   for (const WeightSpec* spec : bad) kept_keys.insert(FusedKey(*spec));
-  QuantPlan plan{.scheme = scheme};
+  QuantPlan plan;
+  plan.scheme = scheme;
   for (const WeightSpec& spec : table) {
     const bool is_in_scope = IsInScope(spec, scope);
     const bool is_kept = is_in_scope && kept_keys.count(FusedKey(spec)) != 0;

@@ -17,14 +17,13 @@
 
 namespace quatrain {
 
-// One sequence of the batch. Its query i (0..num_queries-1) has position num_keys - num_queries +
-// i.
+// One sequence of the batch. Its query i has position num_keys - num_queries + i.
 struct AttentionSequence {
   int64_t q_begin = 0;      // first row of q and out
   int64_t num_queries = 0;  // >= 0
   int64_t num_keys = 0;     // keys visible to the last query
-  const int32_t* block_table =
-      nullptr;  // paged: key j is row block_table[j / block_size] * block_size + j % block_size
+  // Paged: key j is row block_table[j / block_size] * block_size + j % block_size.
+  const int32_t* block_table = nullptr;
   int64_t kv_begin = 0;  // varlen (block_table null): key j is row kv_begin + j
 };
 

@@ -1,5 +1,5 @@
-// THE number format: scale rule, rounding, clamp, code order; host and device. Nothing else in the project turns a weight
-// into codes or codes into a weight. docs/int4_format.md has the drawings.
+// THE number format: scale rule, rounding, clamp, code order; host and device. Nothing else in the
+// project turns a weight into codes or codes into a weight. docs/int4_format.md has the drawings.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@ namespace quatrain {
 
 // How a group's scale comes from its weights.
 enum class ScaleRule {
-  kAbsmax7,    // amax / 7 (127 for 8 bits), codes -7..7, floor 1e-5 (1e-5 * 7 / 127): training and round-to-nearest
+  kAbsmax7,    // amax / 7 (127 for 8 bits), codes -7..7, floor 1e-5 (1e-5 * 7 / 127): training and
+               // round-to-nearest
   kAbsmax7_5,  // amax / 7.5 (127.5), codes -8..7 (-128..127), zero -> 2^-7: llm-compressor parity
   kSearched,   // chosen by calibration, codes -8..7
   kFrozen,     // the file's scale and bounds are kept
@@ -27,7 +28,8 @@ struct CodeGrid {
 // Bounds of a rule: kAbsmax7 is symmetric, all others use the full range.
 QT_HOST_DEVICE CodeGrid GridOf(ScaleRule rule, int num_bits) {
   const int half = 1 << (num_bits - 1);
-  return rule == ScaleRule::kAbsmax7 ? CodeGrid{num_bits, 1 - half, half - 1} : CodeGrid{num_bits, -half, half - 1};
+  return rule == ScaleRule::kAbsmax7 ? CodeGrid{num_bits, 1 - half, half - 1}
+                                     : CodeGrid{num_bits, -half, half - 1};
 }
 
 QT_HOST_DEVICE float DivideRn(float a, float b) {
@@ -70,14 +72,18 @@ QT_HOST_DEVICE BFloat16 DequantizeCode(int code, BFloat16 scale) {
   return ToBFloat16(MultiplyRn(static_cast<float>(code), ToFloat(scale)));
 }
 
-// Words of one row: codes little-endian along K, u = q + 2^(b-1), rows padded with zero bits to whole words.
-QT_HOST_DEVICE int64_t PackedWords(int64_t in_features, int num_bits) { return (in_features * num_bits + 31) / 32; }
+// Words of one row: codes little-endian along K, u = q + 2^(b-1), rows padded with zero bits to
+// whole words.
+QT_HOST_DEVICE int64_t PackedWords(int64_t in_features, int num_bits) {
+  return (in_features * num_bits + 31) / 32;
+}
 
 // Signed code `index` of a packed row.
 QT_HOST_DEVICE int UnpackCode(const int32_t* row_words, int64_t index, int num_bits) {
   const int64_t per_word = 32 / num_bits;
   const uint32_t word = static_cast<uint32_t>(row_words[index / per_word]);
-  const uint32_t u = (word >> (num_bits * static_cast<int>(index % per_word))) & ((1u << num_bits) - 1u);
+  const uint32_t u =
+      (word >> (num_bits * static_cast<int>(index % per_word))) & ((1u << num_bits) - 1u);
   return static_cast<int>(u) - (1 << (num_bits - 1));
 }
 
@@ -85,7 +91,8 @@ QT_HOST_DEVICE int UnpackCode(const int32_t* row_words, int64_t index, int num_b
 QT_HOST_DEVICE void PackCode(int code, int64_t index, int num_bits, int32_t* row_words) {
   const int64_t per_word = 32 / num_bits;
   const uint32_t u = static_cast<uint32_t>(code + (1 << (num_bits - 1)));
-  row_words[index / per_word] |= static_cast<int32_t>(u << (num_bits * static_cast<int>(index % per_word)));
+  row_words[index / per_word] |=
+      static_cast<int32_t>(u << (num_bits * static_cast<int>(index % per_word)));
 }
 
 }  // namespace quatrain

@@ -1,5 +1,5 @@
-// Whole matrices of BF16 weights to packed codes and scales, and back. Shapes: O out_features, I in_features, g group
-// size, G = I / g groups, P = PackedWords(I, num_bits).
+// Whole matrices of BF16 weights to packed codes and scales, and back. Shapes: O out_features, I
+// in_features, g group size, G = I / g groups, P = PackedWords(I, num_bits).
 #pragma once
 
 #include <cstdint>
@@ -22,12 +22,15 @@ struct BadWeight {
   int64_t row = 0, column = 0;
   float value = 0.0f;
 };
-std::optional<BadWeight> FindBadWeight(const BFloat16* weight_OI, int64_t out_features, int64_t in_features);
+std::optional<BadWeight> FindBadWeight(const BFloat16* weight_OI, int64_t out_features,
+                                       int64_t in_features);
 
-// Fills packed_OP and scale_OG. Rule kFrozen (or kSearched) reads scale_OG instead of writing it. Weights must be finite
-// (callers name the tensor after FindBadWeight). Same bits for any thread count.
-void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_features, int64_t in_features,
-                    const QuantizeSpec& spec, int32_t* packed_OP, BFloat16* scale_OG);
+// Fills packed_OP and scale_OG. Rule kFrozen (or kSearched) reads scale_OG instead of writing it.
+// Weights must be finite (callers name the tensor after FindBadWeight). Same bits for any thread
+// count.
+void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_features,
+                    int64_t in_features, const QuantizeSpec& spec, int32_t* packed_OP,
+                    BFloat16* scale_OG);
 
 // Codes and scales of a matrix, borrowed.
 struct PackedMatrix {
@@ -43,7 +46,9 @@ struct PackedMatrix {
 void DequantizeMatrix(ThreadPool& pool, const PackedMatrix& matrix, BFloat16* weight_OI);
 
 // packed_OP from signed codes int8 [O, I] and back.
-void PackCodes(const int8_t* codes_OI, int64_t out_features, int64_t in_features, int num_bits, int32_t* packed_OP);
-void UnpackCodes(const int32_t* packed_OP, int64_t out_features, int64_t in_features, int num_bits, int8_t* codes_OI);
+void PackCodes(const int8_t* codes_OI, int64_t out_features, int64_t in_features, int num_bits,
+               int32_t* packed_OP);
+void UnpackCodes(const int32_t* packed_OP, int64_t out_features, int64_t in_features, int num_bits,
+                 int8_t* codes_OI);
 
 }  // namespace quatrain

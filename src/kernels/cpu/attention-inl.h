@@ -84,7 +84,9 @@ struct WeightedSum {
 template <int kRows, int kSteps>
 HWY_INLINE void AddWeightedColumns(const WeightedSum& args, int64_t d) {
   F16 sums[kRows][kSteps];
+  QUATRAIN_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    QUATRAIN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       sums[r][s] = Load16(args.out + r * args.dim + d + s * kF16Lanes);
     }
@@ -93,15 +95,20 @@ HWY_INLINE void AddWeightedColumns(const WeightedSum& args, int64_t d) {
   const float* values = args.values + d;
   for (int64_t j = 0; j < args.count; ++j) {
     F16 value[kSteps];
+    QUATRAIN_UNROLL
     for (int s = 0; s < kSteps; ++s) value[s] = Load16(values + s * kF16Lanes);
+    QUATRAIN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const F16 weight = Set16(weights[r * args.row_stride]);
+      QUATRAIN_UNROLL
       for (int s = 0; s < kSteps; ++s) sums[r][s] = Fma(weight, value[s], sums[r][s]);
     }
     weights += args.key_stride;
     values += args.dim;
   }
+  QUATRAIN_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    QUATRAIN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       Store16(sums[r][s], args.out + r * args.dim + d + s * kF16Lanes);
     }

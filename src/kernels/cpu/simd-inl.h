@@ -21,6 +21,15 @@
 #include "kernels/bfloat16.h"
 #include "kernels/cpu/bfloat16-inl.h"
 
+// Before a loop of at most 16 steps over registers: left rolled, its array would live in memory.
+#ifndef QUATRAIN_UNROLL
+#if defined(__clang__)
+#define QUATRAIN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define QUATRAIN_UNROLL _Pragma("GCC unroll 16")
+#endif
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
@@ -164,10 +173,11 @@ struct F16 {
   Part part[kParts];
 };
 
-// Applies an expression of `i` to each part; a loop of 1, 2 or 4 steps that compilers unroll.
-#define QUATRAIN_F16(expression)                                                              \
-  F16 result;                                                                                 \
-  _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i) { result.part[i] = (expression); } \
+// Applies an expression of `i` to each part.
+#define QUATRAIN_F16(expression)                                  \
+  F16 result;                                                     \
+  QUATRAIN_UNROLL                                                 \
+  for (int i = 0; i < kParts; ++i) result.part[i] = (expression); \
   return result
 
 HWY_INLINE F16 operator+(F16 a, F16 b) { QUATRAIN_F16(a.part[i] + b.part[i]); }
@@ -215,6 +225,7 @@ HWY_INLINE F16 LoadSome16(const T* from, int64_t count, float fill = 0.0f) {
 // Rounds to T, nearest even.
 template <class T>
 HWY_INLINE void Store16(F16 x, T* to) {
+  QUATRAIN_UNROLL
   for (int i = 0; i < kParts; ++i) PartStore(x.part[i], to + i * kPartLanes);
 }
 
@@ -241,7 +252,9 @@ HWY_INLINE void StoreAt16(F16 x, T* row, int64_t i, int64_t size) {
 
 // Lanes added down to one part: the levels of the tree that are wider than a register.
 HWY_INLINE Part FoldParts(F16 x) {
+  QUATRAIN_UNROLL
   for (int width = kParts / 2; width >= 1; width /= 2) {
+    QUATRAIN_UNROLL
     for (int i = 0; i < width; ++i) x.part[i] = x.part[i] + x.part[i + width];
   }
   return x.part[0];
@@ -251,6 +264,7 @@ HWY_INLINE float SumLanes(F16 x) { return PartSum(FoldParts(x)); }
 
 HWY_INLINE float LargestLane(F16 x) {
   Part largest = x.part[0];
+  QUATRAIN_UNROLL
   for (int i = 1; i < kParts; ++i) largest = PartMax(largest, x.part[i]);
   return PartLargest(largest);
 }

@@ -28,6 +28,7 @@ HWY_INLINE float LargestLogit(const float* logits_V, int64_t vocab_size, float i
   for (F16& each : largest) each = Set16(-std::numeric_limits<float>::infinity());
   int64_t v = 0;
   for (; v + 4 * kF16Lanes <= vocab_size; v += 4 * kF16Lanes) {
+    QUATRAIN_UNROLL
     for (int64_t i = 0; i < 4; ++i) {
       largest[i] = Max16(largest[i], Load16(logits_V + v + i * kF16Lanes) * scale);
     }
