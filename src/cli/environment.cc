@@ -13,9 +13,12 @@ constexpr const char* kFamily = "OPEN_TRAINING_";
 constexpr const char* kFlag = "OPEN_TRAINING_INT4_FAKE_QAT_FLAG";
 constexpr const char* kGroupSize = "OPEN_TRAINING_INT4_GROUP_SIZE";
 
-[[noreturn]] void BadValue(const std::string& name, const std::string& expected, const std::string& value) {
-  throw Error(ErrorCode::kUsage, {.where = name, .what = "the environment variable has a value that means nothing",
-                                  .expected = expected, .found = "'" + value + "'"});
+[[noreturn]] void BadValue(const std::string& name, const std::string& expected,
+                           const std::string& value) {
+  throw Error(ErrorCode::kUsage, {.where = name,
+                                  .what = "the environment variable has a value that means nothing",
+                                  .expected = expected,
+                                  .found = "'" + value + "'"});
 }
 
 }  // namespace
@@ -42,7 +45,8 @@ void ReadQatEnvironment(const std::vector<std::string>& entries, QatArgs* args) 
       }
       args->group_size = size;
     } else {
-      throw Error(ErrorCode::kUsage, {.where = name, .what = "unknown environment variable of this family",
+      throw Error(ErrorCode::kUsage, {.where = name,
+                                      .what = "unknown environment variable of this family",
                                       .expected = std::string(kFlag) + " or " + kGroupSize,
                                       .todo = "Correct its name or unset it"});
     }

@@ -1,7 +1,6 @@
 #include "cli/eval.h"
 
 #include <CLI/CLI.hpp>
-
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -44,8 +43,8 @@ NamedModel ParseModel(const std::string& text) {
 }
 
 // One row: greedy on every prompt, then n samples at the temperature.
-Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named, const std::vector<EvalSet>& sets,
-                   ThreadPool& pool) {
+Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named,
+                   const std::vector<EvalSet>& sets, ThreadPool& pool) {
   const LoadedModel model(named.directory, "bfloat16");
   Engine engine({pool}, model.decoder, {});
   std::optional<ChatTemplate> chat_template;
@@ -58,10 +57,12 @@ Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named, const s
   options.sampling.top_p = static_cast<float>(args.top_p);
   options.seed = args.seed;
   options.apply_chat_template = args.apply_chat_template;
-  Json row = {{"model", named.name}, {"format", model.checkpoint.scheme() ? model.checkpoint.scheme()->Name() : "BF16"}};
+  Json row = {{"model", named.name},
+              {"format", model.checkpoint.scheme() ? model.checkpoint.scheme()->Name() : "BF16"}};
   for (const EvalSet& set : sets) {
     const auto num_prompts = static_cast<int64_t>(set.prompts.size());
-    Progress progress(fmt::format("eval {}", named.name), num_prompts * (1 + args.n_samples), "samples");
+    Progress progress(fmt::format("eval {}", named.name), num_prompts * (1 + args.n_samples),
+                      "samples");
     options.sampling.temperature = 0.0f;
     options.n_samples_per_prompt = 1;
     const EvalResult greedy =
@@ -71,8 +72,9 @@ Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named, const s
     if (args.n_samples > 0) {
       options.sampling.temperature = static_cast<float>(args.temperature);
       options.n_samples_per_prompt = args.n_samples;
-      const EvalResult sampled = Evaluate(engine, text, *reward, set, options,
-                                          [&](int64_t done) { progress.Update(num_prompts + done); });
+      const EvalResult sampled = Evaluate(engine, text, *reward, set, options, [&](int64_t done) {
+        progress.Update(num_prompts + done);
+      });
       row["sampled_accuracy"] = sampled.accuracy;
       row["sampled_standard_error"] = sampled.standard_error;
       row["temperature"] = args.temperature;
@@ -106,14 +108,17 @@ void PrintTable(const EvalCommandArgs& args, const std::vector<Json>& rows) {
 void RunEval(const EvalCommandArgs& args) {
   const std::vector<EvalSet> sets = ReadEvalSets(args.prompt_data, args.input_key, args.label_key);
   if (sets.size() != 1) {
-    throw Error(ErrorCode::kUsage, {.where = "--prompt-data", .what = "one data set at a time", .expected = "[NAME] PATH",
+    throw Error(ErrorCode::kUsage, {.where = "--prompt-data",
+                                    .what = "one data set at a time",
+                                    .expected = "[NAME] PATH",
                                     .found = fmt::format("{} sets", sets.size())});
   }
   // A model that cannot be opened is found before the first minute is spent.
   for (const std::string& model : args.models) Checkpoint(ParseModel(model).directory);
   ThreadPool pool(args.threads);
   std::vector<Json> rows;
-  for (const std::string& model : args.models) rows.push_back(EvaluateModel(args, ParseModel(model), sets, pool));
+  for (const std::string& model : args.models)
+    rows.push_back(EvaluateModel(args, ParseModel(model), sets, pool));
   PrintTable(args, rows);
   if (!args.output.empty()) WriteFileAtomic(args.output, Json(rows).dump(2) + "\n");
 }
@@ -122,19 +127,34 @@ void RunEval(const EvalCommandArgs& args) {
 
 void AddEvalCommand(CLI::App& app) {
   auto args = std::make_shared<EvalCommandArgs>();
-  CLI::App* command = app.add_subcommand("eval", "Greedy and sampled accuracy of models on labelled prompts, in one table");
-  command->footer("Example: quatrain eval --model bf16=examples/models/tiny-qwen3-moe --prompt-data examples/data/arithmetic/eval.jsonl");
+  CLI::App* command = app.add_subcommand(
+      "eval", "Greedy and sampled accuracy of models on labelled prompts, in one table");
+  command->footer(
+      "Example: quatrain eval --model bf16=examples/models/tiny-qwen3-moe --prompt-data "
+      "examples/data/arithmetic/eval.jsonl");
   command->add_option("--model", args->models, "[NAME=]DIR, several times")->required();
   command->add_option("--prompt-data", args->prompt_data, "[NAME] PATH")->required();
   command->add_option("--input-key", args->input_key, "key of the prompt")->capture_default_str();
-  command->add_option("--label-key", args->label_key, "key of the right answer")->capture_default_str();
-  command->add_option("--rm-type", args->rm_type, "reward: deepscaler or math")->capture_default_str();
-  command->add_option("--apply-chat-template", args->apply_chat_template, "render prompts by the model's template")
+  command->add_option("--label-key", args->label_key, "key of the right answer")
       ->capture_default_str();
-  command->add_option("--temperature", args->temperature, "of the sampled column")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--top-p", args->top_p, "of the sampled column")->check(CLI::Range(1e-6, 1.0))->capture_default_str();
-  command->add_option("--n-samples", args->n_samples, "samples a prompt; 0: greedy only")->check(CLI::NonNegativeNumber)->capture_default_str();
-  command->add_option("--max-response-len", args->max_response_len, "tokens")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--rm-type", args->rm_type, "reward: deepscaler or math")
+      ->capture_default_str();
+  command
+      ->add_option("--apply-chat-template", args->apply_chat_template,
+                   "render prompts by the model's template")
+      ->capture_default_str();
+  command->add_option("--temperature", args->temperature, "of the sampled column")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--top-p", args->top_p, "of the sampled column")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
+  command->add_option("--n-samples", args->n_samples, "samples a prompt; 0: greedy only")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--max-response-len", args->max_response_len, "tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_option("--seed", args->seed, "of the draws")->capture_default_str();
   command->add_option("--output", args->output, "also write the rows as JSON");
   AddThreadsOption(*command, &args->threads);

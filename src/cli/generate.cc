@@ -1,7 +1,6 @@
 #include "cli/generate.h"
 
 #include <CLI/CLI.hpp>
-
 #include <memory>
 #include <optional>
 
@@ -32,14 +31,18 @@ struct PromptReader {
 
   std::vector<int32_t> operator()(const Json& row) {
     if (!row.is_object() || !row.contains("prompt")) {
-      throw Error(ErrorCode::kData, {.where = "prompt", .what = "missing", .expected = "{\"prompt\": text, messages or ids}"});
+      throw Error(ErrorCode::kData, {.where = "prompt",
+                                     .what = "missing",
+                                     .expected = "{\"prompt\": text, messages or ids}"});
     }
     const Json& prompt = row["prompt"];
     const bool is_ids = prompt.is_array() && !prompt.empty() && prompt[0].is_number_integer();
     if (is_ids) return prompt.get<std::vector<int32_t>>();
-    if (prompt.is_string() && !apply_chat_template) return model.tokenizer.Encode(prompt.get<std::string>());
+    if (prompt.is_string() && !apply_chat_template)
+      return model.tokenizer.Encode(prompt.get<std::string>());
     if (!prompt.is_string() && !prompt.is_array()) {
-      throw Error(ErrorCode::kData, {.where = "prompt", .what = "cannot be read",
+      throw Error(ErrorCode::kData, {.where = "prompt",
+                                     .what = "cannot be read",
                                      .expected = "a string, a list of messages or of ids",
                                      .found = prompt.type_name()});
     }
@@ -59,8 +62,8 @@ Json RecordOf(const LoadedModel& model, const RequestOutput& output) {
 }
 
 // Queues every good line n times (ids line * n + i) and returns the records of the bad ones.
-std::vector<Json> QueueLines(const GenerateArgs& args, const LoadedModel& model, const std::vector<JsonLine>& lines,
-                             Engine* engine) {
+std::vector<Json> QueueLines(const GenerateArgs& args, const LoadedModel& model,
+                             const std::vector<JsonLine>& lines, Engine* engine) {
   PromptReader read_prompt{model, std::nullopt, args.apply_chat_template};
   std::vector<Json> records(lines.size() * static_cast<size_t>(args.n));
   for (size_t line = 0; line < lines.size(); ++line) {
@@ -81,7 +84,8 @@ std::vector<Json> QueueLines(const GenerateArgs& args, const LoadedModel& model,
     }
     if (problem.empty()) continue;
     Log().warn("{}", problem);
-    for (size_t i = first; i < first + static_cast<size_t>(args.n); ++i) records[i] = {{"error", problem}};
+    for (size_t i = first; i < first + static_cast<size_t>(args.n); ++i)
+      records[i] = {{"error", problem}};
   }
   return records;
 }
@@ -102,12 +106,14 @@ void Generate(const GenerateArgs& args) {
       ++num_done;
     }
     progress.Update(num_done);
-    if (InterruptRequested()) throw Error(ErrorCode::kInterrupted, "interrupted; nothing was written");
+    if (InterruptRequested())
+      throw Error(ErrorCode::kInterrupted, "interrupted; nothing was written");
   }
   WriteJsonLines(args.files.output, records);
   const int64_t num_bad = static_cast<int64_t>(records.size()) - num_done;
   if (num_bad > 0) {
-    throw Error(ErrorCode::kData, {.where = args.files.input, .what = fmt::format("{} completions could not be made", num_bad),
+    throw Error(ErrorCode::kData, {.where = args.files.input,
+                                   .what = fmt::format("{} completions could not be made", num_bad),
                                    .todo = "Their records say why"});
   }
 }
@@ -118,22 +124,33 @@ void AddGenerateCommand(CLI::App& app) {
   auto args = std::make_shared<GenerateArgs>();
   CLI::App* command = app.add_subcommand("generate", "Completions of prompts");
   command->footer(
-      "Reads JSON lines {\"prompt\": text, messages or ids}; answers, n per line, {\"text\", \"ids\" (with the stop token), "
+      "Reads JSON lines {\"prompt\": text, messages or ids}; answers, n per line, {\"text\", "
+      "\"ids\" (with the stop token), "
       "\"logprobs\", \"finish_reason\"}.\n"
-      "Example: echo '{\"prompt\": \"What is 41 * 52?\"}' | quatrain generate --model examples/models/tiny-qwen3-moe "
+      "Example: echo '{\"prompt\": \"What is 41 * 52?\"}' | quatrain generate --model "
+      "examples/models/tiny-qwen3-moe "
       "--apply-chat-template --temperature 0");
   command->add_option("--model", args->model, "model directory, BF16 or INT4")->required();
-  command->add_option("--input", args->files.input, "JSON lines; - is standard input")->capture_default_str();
-  command->add_option("--output", args->files.output, "file; - is standard output")->capture_default_str();
-  command->add_flag("--apply-chat-template", args->apply_chat_template, "a string prompt is one user message");
+  command->add_option("--input", args->files.input, "JSON lines; - is standard input")
+      ->capture_default_str();
+  command->add_option("--output", args->files.output, "file; - is standard output")
+      ->capture_default_str();
+  command->add_flag("--apply-chat-template", args->apply_chat_template,
+                    "a string prompt is one user message");
   command->add_option("--temperature", args->sampling.temperature, "0 is greedy")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
-  command->add_option("--top-p", args->sampling.top_p, "nucleus")->check(CLI::Range(1e-6, 1.0))->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--top-p", args->sampling.top_p, "nucleus")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
   command->add_option("--top-k", args->sampling.top_k, "0: off")->capture_default_str();
-  command->add_option("--n", args->n, "completions a prompt")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--n", args->n, "completions a prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_option("--seed", args->sampling.seed, "of the draws")->capture_default_str();
   command->add_option("--max-new-tokens", args->sampling.max_new_tokens, "length limit")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   AddDtypeOption(*command, &args->dtype);
   AddThreadsOption(*command, &args->threads);
   command->callback([args] { Generate(*args); });

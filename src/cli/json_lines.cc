@@ -10,8 +10,8 @@
 namespace quatrain {
 
 std::vector<JsonLine> ReadJsonLines(const std::string& input) {
-  const std::string text = input == "-" ? std::string(std::istreambuf_iterator<char>(std::cin), {})
-                                        : ReadFile(input);
+  const std::string text =
+      input == "-" ? std::string(std::istreambuf_iterator<char>(std::cin), {}) : ReadFile(input);
   std::vector<JsonLine> lines;
   size_t begin = 0;
   for (int64_t number = 1; begin < text.size(); ++number) {
@@ -63,7 +63,8 @@ void AnswerJsonLines(const JsonLinesFiles& files, const std::function<Json(const
   WriteJsonLines(files.output, records);
   if (num_bad > 0) {
     throw Error(ErrorCode::kData, {.where = files.input == "-" ? "standard input" : files.input,
-                                   .what = fmt::format("{} of {} lines could not be answered", num_bad, records.size()),
+                                   .what = fmt::format("{} of {} lines could not be answered",
+                                                       num_bad, records.size()),
                                    .todo = "Their records say why"});
   }
 }

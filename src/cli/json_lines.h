@@ -26,9 +26,10 @@ std::vector<JsonLine> ReadJsonLines(const std::string& input);
 // Writes one compact ASCII line per record. Error kIo.
 void WriteJsonLines(const std::string& output, const std::vector<Json>& records);
 
-// Answers every line with handle(value), in order. A line that is not JSON, or on which handle throws an Error of the user's
-// data, is answered by {"error": "line N: ..."} and a logged warning, so that outputs stay aligned with inputs; after all are
-// written Error kData tells how many failed.
+// Answers every line with handle(value), in order. A line that is not JSON, or on which handle
+// throws an Error of the user's data, is answered by {"error": "line N: ..."} and a logged warning,
+// so that outputs stay aligned with inputs; after all are written Error kData tells how many
+// failed.
 void AnswerJsonLines(const JsonLinesFiles& files, const std::function<Json(const Json&)>& handle);
 
 }  // namespace quatrain

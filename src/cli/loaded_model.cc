@@ -14,7 +14,8 @@ LoadedModel::LoadedModel(const std::string& directory, const std::string& dtype)
       stop_token_ids(LoadGenerationConfig(directory, tokenizer).stop_token_ids) {}
 
 void AddDtypeOption(CLI::App& command, std::string* dtype) {
-  command.add_option("--dtype", *dtype, "type of activations and of weights that are not quantised")
+  command
+      .add_option("--dtype", *dtype, "type of activations and of weights that are not quantised")
       ->check(CLI::IsMember({"bfloat16", "float32"}))
       ->capture_default_str();
 }

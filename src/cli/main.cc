@@ -1,7 +1,6 @@
-// The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error and an exit status
-// (2: the user can mend it, 130: interrupted, 1: our bug).
+// The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error
+// and an exit status (2: the user can mend it, 130: interrupted, 1: our bug).
 #include <CLI/CLI.hpp>
-
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -28,7 +27,8 @@ int Fail(const std::string& message, int status) {
 }
 
 int Run(int argc, char** argv) {
-  CLI::App app{"Quatrain: INT4 quantisation-aware RL. Convert, train, evaluate and report.", "quatrain"};
+  CLI::App app{"Quatrain: INT4 quantisation-aware RL. Convert, train, evaluate and report.",
+               "quatrain"};
   app.set_version_flag("--version", std::string("quatrain ") + kVersion);
   app.require_subcommand(1);
   AddConvertCommand(app);
@@ -44,7 +44,8 @@ int Run(int argc, char** argv) {
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help, --version
   } catch (const CLI::ParseError& error) {
-    return Fail(std::string(error.what()) + " (see 'quatrain --help' and 'quatrain COMMAND --help')", 2);
+    return Fail(
+        std::string(error.what()) + " (see 'quatrain --help' and 'quatrain COMMAND --help')", 2);
   }
   return 0;
 }
@@ -59,7 +60,9 @@ int main(int argc, char** argv) {
   } catch (const quatrain::Error& error) {
     return quatrain::Fail(error.what(), quatrain::ExitStatus(error.code()));
   } catch (const std::bad_alloc&) {
-    return quatrain::Fail("out of memory. Use fewer or shorter sequences, a smaller KV cache, or a larger machine.", 2);
+    return quatrain::Fail(
+        "out of memory. Use fewer or shorter sequences, a smaller KV cache, or a larger machine.",
+        2);
   } catch (const std::exception& error) {
     return quatrain::Fail(error.what(), 1);
   }

@@ -1,7 +1,6 @@
 #include "cli/score.h"
 
 #include <CLI/CLI.hpp>
-
 #include <cmath>
 #include <memory>
 
@@ -26,20 +25,25 @@ std::vector<int32_t> IdsOf(const Json& row, const LoadedModel& model) {
     for (const Json& id : row["ids"]) {
       const int64_t vocab_size = model.checkpoint.config().vocab_size;
       if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
-        throw Error(ErrorCode::kData, {.where = "ids", .what = "not a token id",
-                                       .expected = fmt::format("integers from 0 to {}", vocab_size - 1),
-                                       .found = id.dump()});
+        throw Error(ErrorCode::kData,
+                    {.where = "ids",
+                     .what = "not a token id",
+                     .expected = fmt::format("integers from 0 to {}", vocab_size - 1),
+                     .found = id.dump()});
       }
       ids.push_back(id.get<int32_t>());
     }
   } else if (row.is_object() && row.contains("text") && row["text"].is_string()) {
     ids = model.tokenizer.Encode(row["text"].get<std::string>());
   } else {
-    throw Error(ErrorCode::kData, {.where = "ids, text", .what = "nothing to score", .expected = "{\"ids\": [...]} or {\"text\": \"...\"}"});
+    throw Error(ErrorCode::kData, {.where = "ids, text",
+                                   .what = "nothing to score",
+                                   .expected = "{\"ids\": [...]} or {\"text\": \"...\"}"});
   }
   const int64_t context = model.checkpoint.config().max_position_embeddings;
   if (ids.size() < 2 || static_cast<int64_t>(ids.size()) > context) {
-    throw Error(ErrorCode::kData, {.where = "ids", .what = "the length cannot be scored",
+    throw Error(ErrorCode::kData, {.where = "ids",
+                                   .what = "the length cannot be scored",
                                    .expected = fmt::format("2 to {} tokens", context),
                                    .found = fmt::format("{}", ids.size())});
   }
@@ -68,8 +72,9 @@ Json Score(const OpContext& ctx, const LoadedModel& model, const Json& row, bool
   if (routed_experts) batch.record = &record;
   const at::Tensor hidden_TD = model.decoder.Forward(ctx, batch);
   const std::span<const int32_t> targets = std::span<const int32_t>(ids).subspan(1);
-  const TokenLogprobs scored = LmHeadLogprobs(ctx, hidden_TD.narrow(0, 0, num_predicted), model.decoder.LmHead(),
-                                              targets, 1.0f, Entropy::kSkip);
+  const TokenLogprobs scored =
+      LmHeadLogprobs(ctx, hidden_TD.narrow(0, 0, num_predicted), model.decoder.LmHead(), targets,
+                     1.0f, Entropy::kSkip);
   double sum = 0.0;
   for (const float logprob : scored.logprobs) sum += logprob;
   Json answer = {{"logprobs", scored.logprobs},
@@ -82,24 +87,32 @@ Json Score(const OpContext& ctx, const LoadedModel& model, const Json& row, bool
 
 void AddScoreCommand(CLI::App& app) {
   auto args = std::make_shared<ScoreArgs>();
-  CLI::App* command = app.add_subcommand("score", "Log-probabilities and perplexity of given texts");
+  CLI::App* command =
+      app.add_subcommand("score", "Log-probabilities and perplexity of given texts");
   command->footer(
-      "Reads JSON lines {\"ids\": [...]} or {\"text\": \"...\"}; answers {\"logprobs\": [T - 1], \"perplexity\": p}.\n"
-      "Example: echo '{\"text\": \"What is 2 + 2?\"}' | quatrain score --model examples/models/tiny-qwen3-moe");
+      "Reads JSON lines {\"ids\": [...]} or {\"text\": \"...\"}; answers {\"logprobs\": [T - 1], "
+      "\"perplexity\": p}.\n"
+      "Example: echo '{\"text\": \"What is 2 + 2?\"}' | quatrain score --model "
+      "examples/models/tiny-qwen3-moe");
   command->add_option("--model", args->model, "model directory, BF16 or INT4")->required();
-  command->add_option("--input", args->files.input, "JSON lines; - is standard input")->capture_default_str();
-  command->add_option("--output", args->files.output, "file; - is standard output")->capture_default_str();
-  command->add_flag("--routed-experts", args->routed_experts, "add the experts of every token, [T, MoE layers, k]");
+  command->add_option("--input", args->files.input, "JSON lines; - is standard input")
+      ->capture_default_str();
+  command->add_option("--output", args->files.output, "file; - is standard output")
+      ->capture_default_str();
+  command->add_flag("--routed-experts", args->routed_experts,
+                    "add the experts of every token, [T, MoE layers, k]");
   AddDtypeOption(*command, &args->dtype);
   AddThreadsOption(*command, &args->threads);
   command->callback([args] {
     const LoadedModel model(args->model, args->dtype);
     if (args->routed_experts && model.checkpoint.config().num_experts == 0) {
-      throw Error(ErrorCode::kUsage, {.where = "--routed-experts", .what = args->model + " has no experts"});
+      throw Error(ErrorCode::kUsage,
+                  {.where = "--routed-experts", .what = args->model + " has no experts"});
     }
     ThreadPool pool(args->threads);
     const OpContext ctx{pool};
-    AnswerJsonLines(args->files, [&](const Json& row) { return Score(ctx, model, row, args->routed_experts); });
+    AnswerJsonLines(args->files,
+                    [&](const Json& row) { return Score(ctx, model, row, args->routed_experts); });
   });
 }
 

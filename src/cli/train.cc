@@ -1,7 +1,6 @@
 #include "cli/train.h"
 
 #include <CLI/CLI.hpp>
-
 #include <memory>
 
 #include "base/log.h"
@@ -24,11 +23,18 @@ struct TrainArgs {
 };
 
 void AddCheckpointOptions(CLI::App& command, CheckpointArgs& args) {
-  command.add_option("--hf-checkpoint", args.hf_checkpoint, "rollout format: INT4 directory for QAT, or BF16")->required();
-  command.add_option("--ref-load", args.ref_load, "BF16 directory: start of training and KL reference");
-  command.add_option("--load", args.load, "resume from this run directory if it holds a checkpoint");
+  command
+      .add_option("--hf-checkpoint", args.hf_checkpoint,
+                  "rollout format: INT4 directory for QAT, or BF16")
+      ->required();
+  command.add_option("--ref-load", args.ref_load,
+                     "BF16 directory: start of training and KL reference");
+  command.add_option("--load", args.load,
+                     "resume from this run directory if it holds a checkpoint");
   command.add_option("--save", args.save, "run directory")->required();
-  command.add_option("--save-interval", args.save_interval, "rollouts between checkpoints; 0: only the last")
+  command
+      .add_option("--save-interval", args.save_interval,
+                  "rollouts between checkpoints; 0: only the last")
       ->check(CLI::NonNegativeNumber);
 }
 
@@ -36,87 +42,151 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   command.add_option("--prompt-data", args.prompt_data, "jsonl or parquet of prompts")->required();
   command.add_option("--input-key", args.input_key, "key of the prompt")->capture_default_str();
   command.add_option("--label-key", args.label_key, "key of the right answer");
-  command.add_option("--metadata-key", args.metadata_key, "key of the metadata")->capture_default_str();
-  command.add_flag("--apply-chat-template", args.apply_chat_template, "render prompts by the model's template");
+  command.add_option("--metadata-key", args.metadata_key, "key of the metadata")
+      ->capture_default_str();
+  command.add_flag("--apply-chat-template", args.apply_chat_template,
+                   "render prompts by the model's template");
   command.add_flag("--rollout-shuffle", args.rollout_shuffle, "shuffle prompts, anew every epoch");
-  command.add_option("--rm-type", args.rm_type, "reward: deepscaler or math")->capture_default_str();
+  command.add_option("--rm-type", args.rm_type, "reward: deepscaler or math")
+      ->capture_default_str();
   command.add_option("--num-rollout", args.num_rollout, "rollouts")->check(CLI::PositiveNumber);
-  command.add_option("--num-epoch", args.num_epoch, "epochs, instead of --num-rollout")->check(CLI::PositiveNumber);
-  command.add_option("--rollout-batch-size", args.rollout_batch_size, "prompts a rollout")->required()->check(CLI::PositiveNumber);
+  command.add_option("--num-epoch", args.num_epoch, "epochs, instead of --num-rollout")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--rollout-batch-size", args.rollout_batch_size, "prompts a rollout")
+      ->required()
+      ->check(CLI::PositiveNumber);
   command.add_option("--n-samples-per-prompt", args.n_samples_per_prompt, "samples a prompt")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command.add_option("--rollout-max-response-len", args.rollout_max_response_len, "tokens")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command.add_option("--rollout-temperature", args.rollout_temperature, "sampling temperature")
-      ->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--rollout-top-p", args.rollout_top_p, "nucleus")->check(CLI::Range(1e-6, 1.0))->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--rollout-top-p", args.rollout_top_p, "nucleus")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
   command.add_option("--rollout-top-k", args.rollout_top_k, "-1: off")->capture_default_str();
-  command.add_option("--rollout-seed", args.rollout_seed, "of prompts' order and draws")->capture_default_str();
+  command.add_option("--rollout-seed", args.rollout_seed, "of prompts' order and draws")
+      ->capture_default_str();
   command.add_flag("--use-rollout-routing-replay", args.use_rollout_routing_replay,
                    "train with the experts that the rollout chose (R3)");
 }
 
 void AddEvalOptions(CLI::App& command, EvalArgs& args) {
-  command.add_option("--eval-interval", args.eval_interval, "rollouts between evaluations")->check(CLI::PositiveNumber);
+  command.add_option("--eval-interval", args.eval_interval, "rollouts between evaluations")
+      ->check(CLI::PositiveNumber);
   command.add_option("--eval-prompt-data", args.eval_prompt_data, "PATH, or NAME PATH pairs");
-  command.add_option("--n-samples-per-eval-prompt", args.n_samples_per_eval_prompt, "samples a prompt")
-      ->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--eval-temperature", args.eval_temperature, "0 is greedy; default: the rollout's")->check(CLI::NonNegativeNumber);
-  command.add_option("--eval-top-p", args.eval_top_p, "default: the rollout's")->check(CLI::Range(1e-6, 1.0));
+  command
+      .add_option("--n-samples-per-eval-prompt", args.n_samples_per_eval_prompt, "samples a prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      .add_option("--eval-temperature", args.eval_temperature,
+                  "0 is greedy; default: the rollout's")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--eval-top-p", args.eval_top_p, "default: the rollout's")
+      ->check(CLI::Range(1e-6, 1.0));
   command.add_option("--eval-top-k", args.eval_top_k, "default: the rollout's");
-  command.add_option("--eval-max-response-len", args.eval_max_response_len, "default: the rollout's")->check(CLI::PositiveNumber);
-  command.add_flag("--skip-eval-before-train", args.skip_eval_before_train, "no evaluation of the start");
+  command
+      .add_option("--eval-max-response-len", args.eval_max_response_len, "default: the rollout's")
+      ->check(CLI::PositiveNumber);
+  command.add_flag("--skip-eval-before-train", args.skip_eval_before_train,
+                   "no evaluation of the start");
 }
 
 void AddAlgorithmOptions(CLI::App& command, TrainArgs& args) {
   AlgorithmArgs& algorithm = args.config.algorithm;
   command.add_option("--advantage-estimator", algorithm.advantage_estimator, "grpo")
-      ->check(CLI::IsMember({"grpo"}))->capture_default_str();
-  command.add_flag("--disable-grpo-std-normalization", algorithm.disable_grpo_std_normalization, "advantage = reward - group mean");
-  command.add_flag("--disable-rewards-normalization", algorithm.disable_rewards_normalization, "advantage = reward");
+      ->check(CLI::IsMember({"grpo"}))
+      ->capture_default_str();
+  command.add_flag("--disable-grpo-std-normalization", algorithm.disable_grpo_std_normalization,
+                   "advantage = reward - group mean");
+  command.add_flag("--disable-rewards-normalization", algorithm.disable_rewards_normalization,
+                   "advantage = reward");
   command.add_option("--eps-clip", args.eps_clip, "lower clip of the ratio")->capture_default_str();
   command.add_option("--eps-clip-high", args.eps_clip_high, "upper clip; default: --eps-clip");
   command.add_option("--eps-clip-c", args.eps_clip_c, "dual clip, above 1");
-  command.add_flag("--use-kl-loss", args.use_kl_loss, "load the reference and add its KL to the loss");
+  command.add_flag("--use-kl-loss", args.use_kl_loss,
+                   "load the reference and add its KL to the loss");
   command.add_option("--kl-loss-coef", args.kl_loss_coef, "its coefficient")->capture_default_str();
-  command.add_option("--kl-loss-type", args.kl_loss_type, "k1, k2, k3 or low_var_kl")->capture_default_str();
-  command.add_option("--entropy-coef", algorithm.loss.entropy_coef, "entropy bonus")->capture_default_str();
-  command.add_flag("--use-tis", args.use_tis, "truncated importance sampling against the rollout's log-probabilities");
+  command.add_option("--kl-loss-type", args.kl_loss_type, "k1, k2, k3 or low_var_kl")
+      ->capture_default_str();
+  command.add_option("--entropy-coef", algorithm.loss.entropy_coef, "entropy bonus")
+      ->capture_default_str();
+  command.add_flag("--use-tis", args.use_tis,
+                   "truncated importance sampling against the rollout's log-probabilities");
   command.add_option("--tis-clip", args.tis_clip, "upper bound")->capture_default_str();
   command.add_option("--tis-clip-low", args.tis_clip_low, "lower bound")->capture_default_str();
 }
 
 void AddBatchAndOptimizerOptions(CLI::App& command, TrainArgs& args) {
   BatchArgs& batch = args.config.batch;
-  command.add_option("--global-batch-size", batch.global_batch_size, "samples an optimizer step; default: the whole rollout")
+  command
+      .add_option("--global-batch-size", batch.global_batch_size,
+                  "samples an optimizer step; default: the whole rollout")
       ->check(CLI::PositiveNumber);
-  command.add_option("--num-steps-per-rollout", batch.num_steps_per_rollout, "instead of --global-batch-size")->check(CLI::PositiveNumber);
-  command.add_option("--max-tokens-per-gpu", batch.max_tokens_per_gpu, "token budget of a micro-batch")
-      ->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_flag("--use-dynamic-batch-size", args.use_dynamic_batch_size, "accepted: micro-batches always follow the token budget");
-  command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss, "mean over tokens, not over samples");
-  command.add_flag("--skip-actor-forward-only", batch.skip_actor_forward_only, "old log-probabilities are the detached new ones");
+  command
+      .add_option("--num-steps-per-rollout", batch.num_steps_per_rollout,
+                  "instead of --global-batch-size")
+      ->check(CLI::PositiveNumber);
+  command
+      .add_option("--max-tokens-per-gpu", batch.max_tokens_per_gpu, "token budget of a micro-batch")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_flag("--use-dynamic-batch-size", args.use_dynamic_batch_size,
+                   "accepted: micro-batches always follow the token budget");
+  command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss,
+                   "mean over tokens, not over samples");
+  command.add_flag("--skip-actor-forward-only", batch.skip_actor_forward_only,
+                   "old log-probabilities are the detached new ones");
   OptimizerConfig& optimizer = args.config.optimizer;
-  command.add_option("--optimizer", args.optimizer, "adam")->check(CLI::IsMember({"adam"}))->capture_default_str();
-  command.add_option("--lr", optimizer.lr, "learning rate")->check(CLI::NonNegativeNumber)->capture_default_str();
-  command.add_option("--lr-decay-style", args.lr_decay_style, "constant")->check(CLI::IsMember({"constant"}))->capture_default_str();
-  command.add_option("--weight-decay", optimizer.weight_decay, "of matrices")->check(CLI::NonNegativeNumber)->capture_default_str();
-  command.add_option("--adam-beta1", optimizer.adam_beta1)->check(CLI::Range(0.0, 0.999999))->capture_default_str();
-  command.add_option("--adam-beta2", optimizer.adam_beta2)->check(CLI::Range(0.0, 0.999999))->capture_default_str();
-  command.add_option("--adam-eps", optimizer.adam_eps)->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--clip-grad", optimizer.clip_grad, "global norm; 0: off")->check(CLI::NonNegativeNumber)->capture_default_str();
-  command.add_option("--seed", args.config.seed, "recorded with every checkpoint")->capture_default_str();
-  command.add_option("--debug-exit-after-rollout", args.config.exit_after_rollout, "stop cleanly after that many rollouts")
+  command.add_option("--optimizer", args.optimizer, "adam")
+      ->check(CLI::IsMember({"adam"}))
+      ->capture_default_str();
+  command.add_option("--lr", optimizer.lr, "learning rate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--lr-decay-style", args.lr_decay_style, "constant")
+      ->check(CLI::IsMember({"constant"}))
+      ->capture_default_str();
+  command.add_option("--weight-decay", optimizer.weight_decay, "of matrices")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--adam-beta1", optimizer.adam_beta1)
+      ->check(CLI::Range(0.0, 0.999999))
+      ->capture_default_str();
+  command.add_option("--adam-beta2", optimizer.adam_beta2)
+      ->check(CLI::Range(0.0, 0.999999))
+      ->capture_default_str();
+  command.add_option("--adam-eps", optimizer.adam_eps)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--clip-grad", optimizer.clip_grad, "global norm; 0: off")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--seed", args.config.seed, "recorded with every checkpoint")
+      ->capture_default_str();
+  command
+      .add_option("--debug-exit-after-rollout", args.config.exit_after_rollout,
+                  "stop cleanly after that many rollouts")
       ->check(CLI::PositiveNumber);
 }
 
 void AddQatOptions(CLI::App& command, QatArgs& args) {
-  command.add_option("--requantise-group-size", args.requantise_group_size, "another group size than the INT4 checkpoint's")
+  command
+      .add_option("--requantise-group-size", args.requantise_group_size,
+                  "another group size than the INT4 checkpoint's")
       ->check(CLI::PositiveNumber);
-  command.add_option("--rollout-weights", args.rollout_weights, "bf16: train INT4, roll out BF16 (a mismatched case)")
+  command
+      .add_option("--rollout-weights", args.rollout_weights,
+                  "bf16: train INT4, roll out BF16 (a mismatched case)")
       ->check(CLI::IsMember({"bf16"}));
-  command.add_option("--quant-group-size", args.quant_group_size, "with --rollout-weights bf16")->check(CLI::PositiveNumber);
-  command.add_option("--scope", args.scope, "with --rollout-weights bf16")->check(CLI::IsMember({"experts", "all-linear"}));
+  command.add_option("--quant-group-size", args.quant_group_size, "with --rollout-weights bf16")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--scope", args.scope, "with --rollout-weights bf16")
+      ->check(CLI::IsMember({"experts", "all-linear"}));
 }
 
 // Flags that only act together become the loss and batch configuration; ignored ones warn.
@@ -127,30 +197,41 @@ void Finish(TrainArgs& args) {
   loss.clip_eps_high = args.eps_clip_high.value_or(args.eps_clip);
   loss.clip_eps_c = args.eps_clip_c;
   if (args.use_tis) loss.tis = TisOptions{args.tis_clip, args.tis_clip_low};
-  if (args.use_kl_loss) loss.kl_loss = KlLossOptions{ParseKlLossType(args.kl_loss_type), args.kl_loss_coef};
-  if (!args.use_kl_loss && args.kl_loss_coef != 0.0) Log().warn("--kl-loss-coef has no effect without --use-kl-loss");
+  if (args.use_kl_loss)
+    loss.kl_loss = KlLossOptions{ParseKlLossType(args.kl_loss_type), args.kl_loss_coef};
+  if (!args.use_kl_loss && args.kl_loss_coef != 0.0)
+    Log().warn("--kl-loss-coef has no effect without --use-kl-loss");
   if ((config.rollout.num_rollout > 0) == (config.rollout.num_epoch > 0)) {
-    throw Error(ErrorCode::kUsage, {.where = "--num-rollout, --num-epoch", .what = "one of them says how long to train",
+    throw Error(ErrorCode::kUsage, {.where = "--num-rollout, --num-epoch",
+                                    .what = "one of them says how long to train",
                                     .expected = "exactly one"});
   }
   if (config.rollout.label_key.empty()) {
-    throw Error(ErrorCode::kUsage, {.where = "--label-key", .what = "the reward needs the right answers",
-                                    .expected = "the key of the label in --prompt-data", .found = "none"});
+    throw Error(ErrorCode::kUsage, {.where = "--label-key",
+                                    .what = "the reward needs the right answers",
+                                    .expected = "the key of the label in --prompt-data",
+                                    .found = "none"});
   }
   BatchArgs& batch = config.batch;
   const int64_t samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt;
-  const int64_t from_steps = batch.num_steps_per_rollout > 0 ? samples / batch.num_steps_per_rollout : samples;
+  const int64_t from_steps =
+      batch.num_steps_per_rollout > 0 ? samples / batch.num_steps_per_rollout : samples;
   if (batch.global_batch_size == 0) batch.global_batch_size = from_steps;
   if (samples % batch.global_batch_size != 0 ||
-      (batch.num_steps_per_rollout > 0 && batch.global_batch_size * batch.num_steps_per_rollout != samples)) {
+      (batch.num_steps_per_rollout > 0 &&
+       batch.global_batch_size * batch.num_steps_per_rollout != samples)) {
     throw Error(ErrorCode::kUsage,
-                {.where = "--global-batch-size", .what = "a rollout is no whole number of optimizer steps",
-                 .expected = fmt::format("a divisor of rollout-batch-size x n-samples-per-prompt = {}", samples),
+                {.where = "--global-batch-size",
+                 .what = "a rollout is no whole number of optimizer steps",
+                 .expected = fmt::format(
+                     "a divisor of rollout-batch-size x n-samples-per-prompt = {}", samples),
                  .found = fmt::format("{}", batch.global_batch_size)});
   }
   if (config.eval.eval_interval > 0 && config.eval.eval_prompt_data.empty()) {
-    throw Error(ErrorCode::kUsage, {.where = "--eval-interval", .what = "there is nothing to evaluate",
-                                    .expected = "--eval-prompt-data", .found = "none"});
+    throw Error(ErrorCode::kUsage, {.where = "--eval-interval",
+                                    .what = "there is nothing to evaluate",
+                                    .expected = "--eval-prompt-data",
+                                    .found = "none"});
   }
 }
 
@@ -171,13 +252,19 @@ Json FlagsOf(const CLI::App& command, const QatArgs& qat) {
 
 void AddTrainCommand(CLI::App& app) {
   auto args = std::make_shared<TrainArgs>();
-  CLI::App* command = app.add_subcommand("train", "GRPO in which training and rollout read the same INT4 weights");
+  CLI::App* command =
+      app.add_subcommand("train", "GRPO in which training and rollout read the same INT4 weights");
   command->footer(
-      "Quantisation-aware training is switched on by OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 (and OPEN_TRAINING_INT4_GROUP_SIZE, "
-      "checked against the checkpoint).\nExample: OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=32 "
-      "quatrain train --hf-checkpoint runs/int4 --ref-load examples/models/tiny-qwen3-moe --save runs/qat "
-      "--prompt-data examples/data/arithmetic/train.jsonl --input-key prompt --label-key label --apply-chat-template "
-      "--num-rollout 25 --rollout-batch-size 32 --n-samples-per-prompt 8 --rollout-temperature 0.8 --lr 3e-5");
+      "Quantisation-aware training is switched on by OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 (and "
+      "OPEN_TRAINING_INT4_GROUP_SIZE, "
+      "checked against the checkpoint).\nExample: OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 "
+      "OPEN_TRAINING_INT4_GROUP_SIZE=32 "
+      "quatrain train --hf-checkpoint runs/int4 --ref-load examples/models/tiny-qwen3-moe --save "
+      "runs/qat "
+      "--prompt-data examples/data/arithmetic/train.jsonl --input-key prompt --label-key label "
+      "--apply-chat-template "
+      "--num-rollout 25 --rollout-batch-size 32 --n-samples-per-prompt 8 --rollout-temperature 0.8 "
+      "--lr 3e-5");
   AddCheckpointOptions(*command, args->config.checkpoint);
   AddRolloutOptions(*command, args->config.rollout);
   AddEvalOptions(*command, args->config.eval);

@@ -11,8 +11,7 @@ namespace {
 int64_t NumBlocks(const Decoder& decoder, const EngineConfig& config) {
   int64_t tokens = config.kv_cache_tokens;
   if (tokens == 0) {
-    const int64_t per_token =
-        KvCache::BytesPerToken(decoder.config(), decoder.activation_type());
+    const int64_t per_token = KvCache::BytesPerToken(decoder.config(), decoder.activation_type());
     tokens = std::min(config.scheduler.max_num_seqs * decoder.config().max_position_embeddings,
                       config.kv_cache_bytes / per_token);
   }
@@ -45,18 +44,21 @@ void Engine::Add(Request request) {
   const int64_t length = static_cast<int64_t>(request.prompt_ids.size());
   const int64_t context = decoder_.config().max_position_embeddings;
   if (length == 0 || length >= context) {
-    throw Error(ErrorCode::kData,
-                {.where = where,
-                 .what = length == 0 ? "the prompt is empty" : "the prompt is longer than the context",
-                 .expected = fmt::format("1 to {} tokens (max_position_embeddings {} less one)",
-                                         context - 1, context),
-                 .found = fmt::format("{}", length)});
+    throw Error(
+        ErrorCode::kData,
+        {.where = where,
+         .what = length == 0 ? "the prompt is empty" : "the prompt is longer than the context",
+         .expected = fmt::format("1 to {} tokens (max_position_embeddings {} less one)",
+                                 context - 1, context),
+         .found = fmt::format("{}", length)});
   }
   for (const int32_t id : request.prompt_ids) {
     if (id < 0 || id >= decoder_.config().vocab_size) {
-      throw Error(ErrorCode::kData, {.where = where, .what = "a token id is outside the vocabulary",
-                                     .expected = fmt::format("0 to {}", decoder_.config().vocab_size - 1),
-                                     .found = fmt::format("{}", id)});
+      throw Error(ErrorCode::kData,
+                  {.where = where,
+                   .what = "a token id is outside the vocabulary",
+                   .expected = fmt::format("0 to {}", decoder_.config().vocab_size - 1),
+                   .found = fmt::format("{}", id)});
     }
   }
   SamplingParams& sampling = request.sampling;
@@ -64,7 +66,8 @@ void Engine::Add(Request request) {
   const int64_t capacity = cache_.num_blocks() * cache_.block_size();
   if (length + sampling.max_new_tokens - 1 > capacity) {
     throw Error(ErrorCode::kResource,
-                {.where = where, .what = "the request is longer than the KV cache",
+                {.where = where,
+                 .what = "the request is longer than the KV cache",
                  .expected = fmt::format("at most {} tokens", capacity),
                  .found = fmt::format("{}", length + sampling.max_new_tokens),
                  .todo = "Raise the KV cache's size or lower the response length"});
@@ -102,7 +105,8 @@ void Engine::RunModel(const std::vector<Sequence*>& scheduled) {
     attention.num_keys = sequence->num_cached_tokens + sequence->num_scheduled_tokens;
     attention.block_table = sequence->block_table.data();
     batch.sequences.push_back(attention);
-    for (int64_t position = sequence->num_cached_tokens; position < attention.num_keys; ++position) {
+    for (int64_t position = sequence->num_cached_tokens; position < attention.num_keys;
+         ++position) {
       batch.token_ids.push_back(sequence->token_ids[static_cast<size_t>(position)]);
       batch.positions.push_back(static_cast<int32_t>(position));
       cache_rows.push_back(cache_.RowOf(sequence->block_table, position));
@@ -118,10 +122,10 @@ void Engine::RunModel(const std::vector<Sequence*>& scheduled) {
   PagedAttention attention(cache_, batch.sequences, std::move(cache_rows));
   batch.attention = &attention;
   RoutedExperts record;
-  const bool wants_routing =
-      decoder_.config().num_experts > 0 &&
-      std::any_of(scheduled.begin(), scheduled.end(),
-                  [](const Sequence* s) { return s->request.return_routed_experts; });
+  const bool wants_routing = decoder_.config().num_experts > 0 &&
+                             std::any_of(scheduled.begin(), scheduled.end(), [](const Sequence* s) {
+                               return s->request.return_routed_experts;
+                             });
   if (wants_routing) batch.record = &record;
   const at::Tensor hidden_TD = decoder_.Forward(ctx_, batch);
   if (wants_routing) KeepRouting(scheduled, record);
@@ -197,9 +201,9 @@ RequestOutput Engine::OutputOf(std::unique_ptr<Sequence> sequence, FinishReason 
     routed.num_moe_layers = decoder_.config().num_moe_layers();
     routed.num_experts_per_tok = decoder_.config().num_experts_per_tok;
     routed.ids_TLK = std::move(sequence->routed_experts);
-    QT_CHECK(static_cast<int64_t>(routed.ids_TLK.size()) ==
-                 routed.num_tokens * routed.ids_per_token(),
-             "routing record of request {}", output.id);
+    QT_CHECK(
+        static_cast<int64_t>(routed.ids_TLK.size()) == routed.num_tokens * routed.ids_per_token(),
+        "routing record of request {}", output.id);
   }
   return output;
 }

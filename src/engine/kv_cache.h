@@ -1,9 +1,9 @@
 // Paged KV cache: blocks of tokens, a free list, and the attention that reads through block tables.
 //
-// A sequence of n cached tokens owns ceil(n / block_size) blocks, in order, in its block_table; token j lives in cache row
-// block_table[j / block_size] * block_size + j % block_size of every layer.
-// Invariant: each block is on the free list or in exactly one block_table.
-// Not thread-safe: the engine's thread owns it. Source: vLLM, arXiv:2309.06180.
+// A sequence of n cached tokens owns ceil(n / block_size) blocks, in order, in its block_table;
+// token j lives in cache row block_table[j / block_size] * block_size + j % block_size of every
+// layer. Invariant: each block is on the free list or in exactly one block_table. Not thread-safe:
+// the engine's thread owns it. Source: vLLM, arXiv:2309.06180.
 #pragma once
 
 #include <vector>
@@ -46,7 +46,8 @@ class KvCache {
 // Writes the batch's keys and values to their cache rows, then attends over the cache.
 class PagedAttention : public AttentionCore {
  public:
-  // `sequences` point into block tables that outlive the forward pass; cache_rows has one row a batch token.
+  // `sequences` point into block tables that outlive the forward pass; cache_rows has one row a
+  // batch token.
   PagedAttention(const KvCache& cache, std::vector<AttentionSequence> sequences,
                  std::vector<int64_t> cache_rows);
   at::Tensor Attend(const OpContext& ctx, int64_t layer, const at::Tensor& q_TNH,

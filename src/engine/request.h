@@ -32,9 +32,9 @@ inline const char* FinishReasonName(FinishReason reason) {
 struct RequestOutput {
   int64_t id = 0;
   std::vector<int32_t> token_ids;  // generated, the stop token included
-  std::vector<float> logprobs;     // of token_ids at the request's temperature (1 when greedy), nats
+  std::vector<float> logprobs;  // of token_ids at the request's temperature (1 when greedy), nats
   FinishReason finish_reason = FinishReason::kStop;
-  RoutedExperts routed_experts;  // [prompt + generated - 1, MoE layers, k] when asked for
+  RoutedExperts routed_experts;    // [prompt + generated - 1, MoE layers, k] when asked for
   int64_t policy_version_min = 0;  // of the weights that drew the tokens
   int64_t policy_version_max = 0;
 };

@@ -38,7 +38,8 @@ std::vector<Sequence*> Scheduler::Schedule() {
     budget -= running_[i]->num_scheduled_tokens;
     scheduled.push_back(running_[i].get());
   }
-  // After a preemption nobody is admitted in this step: the blocks just freed are for those who run.
+  // After a preemption nobody is admitted in this step: the blocks just freed are for those who
+  // run.
   while (!has_preempted && !waiting_.empty() && budget > 0 &&
          static_cast<int64_t>(running_.size()) < config_.max_num_seqs) {
     if (!TryServe(*waiting_.front(), budget)) break;

@@ -1,9 +1,10 @@
 // Continuous batching: which sequences run in the next step, and how many of their tokens.
 //
-// Every step first serves running sequences in order of admission (one token each when decoding, the rest of the prompt
-// when a prefill was cut), then admits waiting ones while tokens, sequences and blocks last. When blocks run out the
-// youngest running sequence is preempted: its blocks go, it returns to the head of the queue and is computed again from its
-// tokens, with the same bits. Not thread-safe: the engine's thread owns it. Source: vLLM v1's scheduler.
+// Every step first serves running sequences in order of admission (one token each when decoding,
+// the rest of the prompt when a prefill was cut), then admits waiting ones while tokens, sequences
+// and blocks last. When blocks run out the youngest running sequence is preempted: its blocks go,
+// it returns to the head of the queue and is computed again from its tokens, with the same bits.
+// Not thread-safe: the engine's thread owns it. Source: vLLM v1's scheduler.
 #pragma once
 
 #include <deque>
@@ -44,7 +45,8 @@ class Scheduler {
   void Add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
   bool HasUnfinished() const { return !waiting_.empty() || !running_.empty(); }
 
-  // Sequences of the next step with num_scheduled_tokens set and blocks reserved; empty only when nothing is unfinished.
+  // Sequences of the next step with num_scheduled_tokens set and blocks reserved; empty only when
+  // nothing is unfinished.
   std::vector<Sequence*> Schedule();
 
   // Takes a finished sequence out and frees its blocks.

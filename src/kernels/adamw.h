@@ -1,9 +1,12 @@
-// AdamW and the next weight in one pass: FP32 master and moments in, BF16 weight or codes + scales
-// out.
+// AdamW and the next weight in one pass: FP32 master and moments in, BF16 weight or codes and
+// scales out.
 //
 // Per element (Loshchilov & Hutter, arXiv:1711.05101; the order of torch.optim.AdamW):
-//   g = grad * grad_scale;  w -= lr * weight_decay * w;  m = b1 m + (1 - b1) g;  v = b2 v + (1 -
-//   b2) g^2; w -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+//   g = grad * grad_scale
+//   w -= lr * weight_decay * w
+//   m = b1 m + (1 - b1) g
+//   v = b2 v + (1 - b2) g^2
+//   w -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 // then the weight that every later forward reads: rn_bf16(w), or its codes and scales
 // (kernels/int4.h) of rn_bf16(w).
 #pragma once

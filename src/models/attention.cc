@@ -54,8 +54,8 @@ LinearCall LayerEnv::Call(const LinearRef& ref, const at::Tensor& x_TI) const {
 LinearGradCall LayerEnv::GradCall(const LinearRef& ref, const at::Tensor& x_TI,
                                   const at::Tensor& dy_TO, const at::Tensor& dx_TI,
                                   Gradients& gradients) const {
-  return {x_TI, At(ref.weight).View(), dy_TO, dx_TI, gradients.Of(ref.weight),
-          ref.bias >= 0 ? gradients.Of(ref.bias) : at::Tensor()};
+  return {x_TI,  At(ref.weight).View(),    dy_TO,
+          dx_TI, gradients.Of(ref.weight), ref.bias >= 0 ? gradients.Of(ref.bias) : at::Tensor()};
 }
 
 at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace* trace) {
@@ -63,7 +63,8 @@ at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, Attention
   AttentionTrace local;
   AttentionTrace& out = trace != nullptr ? *trace : local;
   out.norm_TD = RmsNorm(env.ctx, x_TD, env.Vector(env.refs.input_norm), config.rms_norm_eps);
-  for (const LinearRef* ref : {&env.refs.q, &env.refs.k, &env.refs.v}) env.Observe(*ref, out.norm_TD);
+  for (const LinearRef* ref : {&env.refs.q, &env.refs.k, &env.refs.v})
+    env.Observe(*ref, out.norm_TD);
   const std::array<LinearCall, 3> qkv = {env.Call(env.refs.q, out.norm_TD),
                                          env.Call(env.refs.k, out.norm_TD),
                                          env.Call(env.refs.v, out.norm_TD)};
@@ -81,7 +82,8 @@ at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, Attention
   return o_proj.y_TO;
 }
 
-void AttentionBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD, Gradients& gradients) {
+void AttentionBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD,
+                        Gradients& gradients) {
   const AttentionTrace& trace = layer.attention;
   const int64_t num_tokens = dx_TD.size(0);
   const at::Tensor merged = trace.out_TNH.view({num_tokens, -1});

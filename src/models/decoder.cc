@@ -83,7 +83,8 @@ at::ScalarType Decoder::activation_type() const {
 }
 
 LayerEnv Decoder::EnvOf(const OpContext& ctx, const ForwardBatch& batch, int64_t layer) const {
-  return {ctx, config_, weights_, layers_[static_cast<size_t>(layer)], batch, rope_, layer, nullptr};
+  return {ctx,   config_, weights_, layers_[static_cast<size_t>(layer)],
+          batch, rope_,   layer,    nullptr};
 }
 
 void Decoder::CheckBatch(const ForwardBatch& batch) const {
@@ -122,8 +123,8 @@ at::Tensor Decoder::RunLayer(const LayerEnv& env, const at::Tensor& x_TD, LayerT
 
 at::Tensor Decoder::ForwardLayer(const OpContext& ctx, int64_t layer, const at::Tensor& x_TD,
                                  const ForwardBatch& batch, const LinearObserver* observer) const {
-  LayerEnv env{ctx, config_, weights_, layers_[static_cast<size_t>(layer)], batch, rope_, layer,
-               observer};
+  LayerEnv env{ctx,   config_, weights_, layers_[static_cast<size_t>(layer)],
+               batch, rope_,   layer,    observer};
   return RunLayer(env, x_TD, nullptr);
 }
 
@@ -163,7 +164,8 @@ void Decoder::Backward(const OpContext& ctx, const ForwardBatch& batch, const De
     const LayerEnv env = EnvOf(ctx, batch, layer);
     LayerTrace trace;
     RunLayer(env, tape.layer_inputs_TD[static_cast<size_t>(layer)], &trace);
-    // The residual passes dx on; each block adds the gradient through itself, last of all, in place.
+    // The residual passes dx on; each block adds the gradient through itself, last of all, in
+    // place.
     MlpBlockGrad(env, trace, dx_TD, gradients);
     AttentionBlockGrad(env, trace, dx_TD, gradients);
   }

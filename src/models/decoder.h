@@ -1,11 +1,14 @@
-// The decoder: one forward pass for calibration, training and rollout, and its hand-derived backward.
+// The decoder: one forward pass for calibration, training and rollout, and its hand-derived
+// backward.
 //
 //   ForwardBatch batch = MakeVarlenBatch({ids});
 //   at::Tensor hidden_TD = decoder.Forward(ctx, batch);
-//   TokenLogprobs lp = LmHeadLogprobs(ctx, hidden_TD.narrow(0, 0, n - 1), decoder.LmHead(), targets, 1.0f, ...);
+//   TokenLogprobs lp = LmHeadLogprobs(ctx, hidden_TD.narrow(0, 0, n - 1), decoder.LmHead(),
+//   targets, 1.0f, ...);
 //
-// Per layer: x = x + attention(norm(x)); x = x + mlp(norm(x)). Rounding steps: docs/numerics.md. Every row of the result
-// depends on its own sequence only, bit for bit, for any batch, cut and thread count.
+// Per layer: x = x + attention(norm(x)); x = x + mlp(norm(x)). Rounding steps: docs/numerics.md.
+// Every row of the result depends on its own sequence only, bit for bit, for any batch, cut and
+// thread count.
 #pragma once
 
 #include <memory>
@@ -17,7 +20,8 @@
 
 namespace quatrain {
 
-// Inputs of every layer, kept by a training forward; the backward recomputes one layer at a time from them.
+// Inputs of every layer, kept by a training forward; the backward recomputes one layer at a time
+// from them.
 struct DecoderTape {
   std::vector<at::Tensor> layer_inputs_TD;  // num_hidden_layers
   at::Tensor last_TD;                       // input of the final norm
@@ -25,7 +29,8 @@ struct DecoderTape {
 
 class Decoder {
  public:
-  // Borrows both; `weights` may change in place between calls (optimizer, calibration), never during one.
+  // Borrows both; `weights` may change in place between calls (optimizer, calibration), never
+  // during one.
   Decoder(const ModelConfig& config, const ModelWeights& weights);
   ~Decoder();
 
@@ -34,19 +39,22 @@ class Decoder {
   // BF16, or FP32 under --dtype float32: the type of the norms.
   at::ScalarType activation_type() const;
 
-  // Hidden states after the final norm, [T, D]. Fills batch.record if set, uses batch.replay if set.
+  // Hidden states after the final norm, [T, D]. Fills batch.record if set, uses batch.replay if
+  // set.
   at::Tensor Forward(const OpContext& ctx, const ForwardBatch& batch) const;
 
   // The steps of Forward, for calibration, which runs a layer over all samples before it goes on.
   at::Tensor Embed(const OpContext& ctx, const ForwardBatch& batch) const;
   at::Tensor ForwardLayer(const OpContext& ctx, int64_t layer, const at::Tensor& x_TD,
-                          const ForwardBatch& batch, const LinearObserver* observer = nullptr) const;
+                          const ForwardBatch& batch,
+                          const LinearObserver* observer = nullptr) const;
   at::Tensor FinalNorm(const OpContext& ctx, const at::Tensor& x_TD) const;
   WeightView LmHead() const;  // [V, D]; the embedding when tied
   int lm_head_index() const { return lm_head_; }
 
-  // Training: the forward leaves a tape; the backward takes d loss / d Forward's result (FP32 [T, D]) and adds to
-  // `gradients` (straight-through for quantised weights). The LM head's own gradient is LmHeadLogprobsGrad's.
+  // Training: the forward leaves a tape; the backward takes d loss / d Forward's result (FP32 [T,
+  // D]) and adds to `gradients` (straight-through for quantised weights). The LM head's own
+  // gradient is LmHeadLogprobsGrad's.
   at::Tensor ForwardWithTape(const OpContext& ctx, const ForwardBatch& batch,
                              DecoderTape* tape) const;
   void Backward(const OpContext& ctx, const ForwardBatch& batch, const DecoderTape& tape,

@@ -18,9 +18,11 @@ void PlanWeight(const Weight& weight, std::vector<TensorPlan>* plan) {
   }
   const QuantizedWeight& codes = weight.codes;
   const std::string module = weight.spec.module();
-  plan->push_back({module + ".weight_packed", DType::kI32,
+  plan->push_back({module + ".weight_packed",
+                   DType::kI32,
                    {codes.out_features, PackedWords(codes.in_features, codes.num_bits)}});
-  plan->push_back({module + ".weight_scale", DType::kBF16, {codes.out_features, codes.num_groups()}});
+  plan->push_back(
+      {module + ".weight_scale", DType::kBF16, {codes.out_features, codes.num_groups()}});
   plan->push_back({module + ".weight_shape", DType::kI64, {2}});
 }
 
@@ -46,8 +48,8 @@ Json ConfigOf(const Checkpoint& source, const std::optional<QuantScheme>& scheme
 
 }  // namespace
 
-void ExportModel(const Checkpoint& source, const ModelWeights& weights, const ExportOptions& options,
-                 const std::filesystem::path& folder) {
+void ExportModel(const Checkpoint& source, const ModelWeights& weights,
+                 const ExportOptions& options, const std::filesystem::path& folder) {
   std::vector<TensorPlan> plan;
   for (size_t i = 0; i < weights.size(); ++i) {
     QT_CHECK(!weights[i].is_quantized() || options.scheme.has_value(), "codes without a scheme");

@@ -16,7 +16,8 @@ struct Family {
   bool has_qk_norm;
   bool has_qkv_bias;  // default of attention_bias
   bool has_o_bias_with_attention_bias;
-  bool uses_window_by_default;  // mistral: a sliding_window in the config acts without use_sliding_window
+  bool uses_window_by_default;  // mistral: a sliding_window in the config acts without
+                                // use_sliding_window
 };
 
 // Error kData naming `where` and listing the known types.
@@ -44,14 +45,15 @@ struct WeightSpec {
 
   // Linears that int4.md section 4 lists as quantisable.
   bool is_quantisable() const {
-    return role == WeightRole::kAttention || role == WeightRole::kMlp || role == WeightRole::kExpert;
+    return role == WeightRole::kAttention || role == WeightRole::kMlp ||
+           role == WeightRole::kExpert;
   }
   // Name of the module: without ".weight" or ".bias".
   std::string module() const { return name.substr(0, name.rfind('.')); }
 };
 
-// Every weight of the model in the order of its files: embedding, layers ascending, final norm, lm_head (absent when
-// tied). Loader, exporter, converter, trainer and reports all read this table.
+// Every weight of the model in the order of its files: embedding, layers ascending, final norm,
+// lm_head (absent when tied). Loader, exporter, converter, trainer and reports all read this table.
 std::vector<WeightSpec> WeightTableOf(const ModelConfig& config);
 
 }  // namespace quatrain

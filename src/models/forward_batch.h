@@ -9,7 +9,8 @@
 
 namespace quatrain {
 
-// How queries meet keys: over the batch's own keys (training) or a paged cache (engine). One call per layer and pass.
+// How queries meet keys: over the batch's own keys (training) or a paged cache (engine). One call
+// per layer and pass.
 class AttentionCore {
  public:
   virtual ~AttentionCore() = default;

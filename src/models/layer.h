@@ -1,6 +1,6 @@
-// One decoder layer: which weights it uses, what its forward leaves for the backward, and the parts of both passes.
-// Letters: T tokens, D hidden, N query heads, M kv heads, H head_dim, E experts, K experts per token, R routed rows,
-// F feed-forward size.
+// One decoder layer: which weights it uses, what its forward leaves for the backward, and the parts
+// of both passes. Letters: T tokens, D hidden, N query heads, M kv heads, H head_dim, E experts, K
+// experts per token, R routed rows, F feed-forward size.
 #pragma once
 
 #include <functional>
@@ -30,8 +30,8 @@ struct LayerRefs {
   std::vector<MlpRefs> mlps;  // one dense MLP, or E experts
 };
 
-// Called with the input of every quantisable linear, and of the router, before it runs; rows may be 0 (an expert
-// without tokens). q/k/v share one tensor, as do gate/up.
+// Called with the input of every quantisable linear, and of the router, before it runs; rows may be
+// 0 (an expert without tokens). q/k/v share one tensor, as do gate/up.
 using LinearObserver = std::function<void(const Weight& weight, const at::Tensor& x_TI)>;
 
 // What every part of a layer needs to know.
@@ -56,9 +56,9 @@ struct LayerEnv {
 };
 
 struct AttentionTrace {
-  at::Tensor norm_TD;                 // after input_layernorm
-  at::Tensor q_raw_TNH, k_raw_TMH;    // before q/k norm; undefined without it
-  at::Tensor q_TNH, k_TMH, v_TMH;     // what attention saw
+  at::Tensor norm_TD;               // after input_layernorm
+  at::Tensor q_raw_TNH, k_raw_TMH;  // before q/k norm; undefined without it
+  at::Tensor q_TNH, k_TMH, v_TMH;   // what attention saw
   at::Tensor out_TNH;
 };
 struct MlpTrace {
@@ -80,8 +80,8 @@ struct LayerTrace {
 
 // y_TD of attention on x_TD (before the residual).
 at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace* trace);
-// dx_TD (FP32) comes in as the gradient of the block's output (with its residual) and leaves as that of its input:
-// the gradient through attention is added to it in the last step.
+// dx_TD (FP32) comes in as the gradient of the block's output (with its residual) and leaves as
+// that of its input: the gradient through attention is added to it in the last step.
 void AttentionBlockGrad(const LayerEnv& env, const LayerTrace& trace, const at::Tensor& dx_TD,
                         Gradients& gradients);
 

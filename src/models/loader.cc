@@ -14,8 +14,10 @@ std::string ShapeText(std::span<const int64_t> shape) {
 
 void CheckShape(const TensorView& tensor, const std::vector<int64_t>& expected) {
   if (tensor.shape == expected) return;
-  throw Error(ErrorCode::kShape, {.where = tensor.where(), .what = "the shape does not fit config.json",
-                                  .expected = ShapeText(expected), .found = ShapeText(tensor.shape)});
+  throw Error(ErrorCode::kShape, {.where = tensor.where(),
+                                  .what = "the shape does not fit config.json",
+                                  .expected = ShapeText(expected),
+                                  .found = ShapeText(tensor.shape)});
 }
 
 at::ScalarType FloatTypeOf(const TensorView& tensor) {
@@ -27,8 +29,10 @@ at::ScalarType FloatTypeOf(const TensorView& tensor) {
     case DType::kF32:
       return at::kFloat;
     default:
-      throw Error(ErrorCode::kData, {.where = tensor.where(), .what = "the weight has a type that cannot be read",
-                                     .expected = "BF16, F16 or F32", .found = std::string(DTypeName(tensor.dtype))});
+      throw Error(ErrorCode::kData, {.where = tensor.where(),
+                                     .what = "the weight has a type that cannot be read",
+                                     .expected = "BF16, F16 or F32",
+                                     .found = std::string(DTypeName(tensor.dtype))});
   }
 }
 
@@ -52,15 +56,18 @@ std::optional<FusedSlice> FusedSliceOf(const WeightSpec& spec) {
   if (spec.role != WeightRole::kExpert) return std::nullopt;
   const std::string experts = spec.name.substr(0, spec.name.find(".experts.") + 9);
   const int64_t size = spec.shape[0];
-  if (spec.name.ends_with(".gate_proj.weight")) return FusedSlice{experts + "gate_up_proj", 0, 2 * size};
-  if (spec.name.ends_with(".up_proj.weight")) return FusedSlice{experts + "gate_up_proj", size, 2 * size};
+  if (spec.name.ends_with(".gate_proj.weight"))
+    return FusedSlice{experts + "gate_up_proj", 0, 2 * size};
+  if (spec.name.ends_with(".up_proj.weight"))
+    return FusedSlice{experts + "gate_up_proj", size, 2 * size};
   return FusedSlice{experts + "down_proj", 0, size};
 }
 
 template <class T>
 std::vector<T> Elements(const TensorView& tensor, DType dtype) {
   if (tensor.dtype != dtype) {
-    throw Error(ErrorCode::kData, {.where = tensor.where(), .what = "the tensor has another type",
+    throw Error(ErrorCode::kData, {.where = tensor.where(),
+                                   .what = "the tensor has another type",
                                    .expected = std::string(DTypeName(dtype)),
                                    .found = std::string(DTypeName(tensor.dtype))});
   }
@@ -91,13 +98,17 @@ at::Tensor Checkpoint::LoadDense(const WeightSpec& spec, at::ScalarType dense_ty
   }
   const std::optional<FusedSlice> slice = FusedSliceOf(spec);
   if (!slice.has_value() || repo_.tensors().Find(slice->tensor) == nullptr) {
-    return DenseFrom(repo_.tensors().Get(spec.name), {}, spec.shape, dense_type);  // throws: missing
+    return DenseFrom(repo_.tensors().Get(spec.name), {}, spec.shape,
+                     dense_type);  // throws: missing
   }
   const TensorView& fused = repo_.tensors().Get(slice->tensor);
   CheckShape(fused, {config_.num_experts, slice->rows, spec.shape[1]});
-  const size_t row_bytes = static_cast<size_t>(spec.shape[1]) * c10::elementSize(FloatTypeOf(fused));
-  const size_t begin = static_cast<size_t>(spec.expert * slice->rows + slice->row_begin) * row_bytes;
-  return DenseFrom(fused, fused.bytes.subspan(begin, static_cast<size_t>(spec.shape[0]) * row_bytes),
+  const size_t row_bytes =
+      static_cast<size_t>(spec.shape[1]) * c10::elementSize(FloatTypeOf(fused));
+  const size_t begin =
+      static_cast<size_t>(spec.expert * slice->rows + slice->row_begin) * row_bytes;
+  return DenseFrom(fused,
+                   fused.bytes.subspan(begin, static_cast<size_t>(spec.shape[0]) * row_bytes),
                    spec.shape, dense_type);
 }
 
@@ -110,6 +121,11 @@ Weight Checkpoint::LoadQuantized(const WeightSpec& spec) const {
   const TensorView& scale = repo_.tensors().Get(module + ".weight_scale");
   CheckShape(packed, {rows, PackedWords(columns, scheme_->num_bits)});
   CheckShape(scale, {rows, columns / group_size});
+  const TensorView* zero_point = repo_.tensors().Find(module + ".weight_zero_point");
+  const TensorView* group_index = repo_.tensors().Find(module + ".weight_g_idx");
+  if (zero_point != nullptr || group_index != nullptr) {
+    return LoadForeign(spec, {packed, scale, zero_point, group_index});
+  }
   Weight weight{spec, {}, {}};
   weight.codes.num_bits = scheme_->num_bits;
   weight.codes.out_features = rows;
@@ -118,6 +134,29 @@ Weight Checkpoint::LoadQuantized(const WeightSpec& spec) const {
   weight.codes.packed = Elements<int32_t>(packed, DType::kI32);
   weight.codes.scale = Elements<BFloat16>(scale, DType::kBF16);
   CheckScales(scale.where(), weight.codes.scale, columns / group_size, scheme_->grid());
+  return weight;
+}
+
+Weight Checkpoint::LoadForeign(const WeightSpec& spec, const ForeignTensors& tensors) const {
+  const auto words = Elements<int32_t>(tensors.packed, DType::kI32);
+  const auto scale = Elements<BFloat16>(tensors.scale, DType::kBF16);
+  std::vector<int32_t> zero_point, group_index;
+  if (tensors.zero_point != nullptr)
+    zero_point = Elements<int32_t>(*tensors.zero_point, DType::kI32);
+  if (tensors.group_index != nullptr)
+    group_index = Elements<int32_t>(*tensors.group_index, DType::kI32);
+  const std::vector<BFloat16> dense =
+      DequantizeForeign({.module = tensors.packed.where(),
+                         .num_bits = scheme_->num_bits,
+                         .out_features = spec.shape[0],
+                         .in_features = spec.shape[1],
+                         .group_size = scheme_->GroupSizeFor(spec.shape[1]),
+                         .packed = words,
+                         .scale = scale,
+                         .zero_point = zero_point,
+                         .group_index = group_index});
+  Weight weight{spec, EmptyTensor(spec.shape, at::kBFloat16), {}};
+  std::memcpy(weight.dense.data_ptr(), dense.data(), dense.size() * sizeof(BFloat16));
   return weight;
 }
 
@@ -157,7 +196,8 @@ ModelWeights AllocateLike(const ModelWeights& format, int64_t group_size) {
       codes.in_features = source.codes.in_features;
       codes.group_size = group_size == 0 ? source.codes.group_size : group_size;
       CheckDivides(source.spec.name, codes.in_features, codes.group_size);
-      codes.packed.resize(static_cast<size_t>(codes.out_features * PackedWords(codes.in_features, codes.num_bits)));
+      codes.packed.resize(
+          static_cast<size_t>(codes.out_features * PackedWords(codes.in_features, codes.num_bits)));
       codes.scale.resize(static_cast<size_t>(codes.out_features * codes.num_groups()));
     } else {
       weight.dense = ZeroTensor(source.spec.shape, at::kBFloat16);

@@ -24,7 +24,9 @@ class Fields {
     if (number <= 0 || number > (int64_t{1} << 40)) Fail(name, "a positive integer", value.dump());
     return number;
   }
-  int64_t IntOr(const char* name, int64_t fallback) const { return Has(name) ? Int(name) : fallback; }
+  int64_t IntOr(const char* name, int64_t fallback) const {
+    return Has(name) ? Int(name) : fallback;
+  }
 
   double Number(const char* name) const {
     const Json& value = Required(name);
@@ -94,8 +96,8 @@ RopeConfig ParseRope(const Json& config, const Fields& fields, const std::string
 
 void ParseExperts(const Json& config, const Fields& fields, ModelConfig* out) {
   // transformers 5 writes num_local_experts where 4 wrote num_experts.
-  out->num_experts = fields.Has("num_experts") ? fields.Int("num_experts")
-                                               : fields.Int("num_local_experts");
+  out->num_experts =
+      fields.Has("num_experts") ? fields.Int("num_experts") : fields.Int("num_local_experts");
   out->num_experts_per_tok = fields.Int("num_experts_per_tok");
   out->moe_intermediate_size = fields.Int("moe_intermediate_size");
   out->norm_topk_prob = fields.BoolOr("norm_topk_prob", false);
@@ -147,13 +149,14 @@ int64_t ModelConfig::moe_layer_index(int64_t layer) const {
 
 ModelConfig ParseModelConfig(const Json& root, const std::string& where) {
   if (!root.is_object()) {
-    throw Error(ErrorCode::kData, {.where = where, .what = "not a model configuration",
-                                   .expected = "a JSON object", .found = root.type_name()});
+    throw Error(ErrorCode::kData, {.where = where,
+                                   .what = "not a model configuration",
+                                   .expected = "a JSON object",
+                                   .found = root.type_name()});
   }
   // Multimodal checkpoints nest the decoder's fields.
-  const Json& config = root.contains("text_config") && root["text_config"].is_object()
-                           ? root["text_config"]
-                           : root;
+  const Json& config =
+      root.contains("text_config") && root["text_config"].is_object() ? root["text_config"] : root;
   const Fields fields(config, where);
   ModelConfig out;
   out.model_type = fields.StringOr("model_type", "");

@@ -1,7 +1,8 @@
-// config.json -> ModelConfig: HF field names kept, old and new spellings read, one recipe for the decoder.
+// config.json -> ModelConfig: HF field names kept, old and new spellings read, one recipe for the
+// decoder.
 //
-// Known model_type: llama, mistral, qwen2, qwen3, qwen3_moe. What differs between them is fields of this struct, set in
-// src/models/families.cc; the decoder asks the fields and never the name.
+// Known model_type: llama, mistral, qwen2, qwen3, qwen3_moe. What differs between them is fields of
+// this struct, set in src/models/families.cc; the decoder asks the fields and never the name.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,9 @@ struct RopeConfig {
   enum class Type { kDefault, kLinear, kLlama3 };
   Type type = Type::kDefault;
   double theta = 10000.0;
-  double factor = 1.0;                  // linear, llama3
-  double low_freq_factor = 1.0;         // llama3
-  double high_freq_factor = 4.0;        // llama3
+  double factor = 1.0;                             // linear, llama3
+  double low_freq_factor = 1.0;                    // llama3
+  double high_freq_factor = 4.0;                   // llama3
   double original_max_position_embeddings = 8192;  // llama3
 };
 
@@ -56,11 +57,13 @@ struct ModelConfig {
   int64_t moe_layer_index(int64_t layer) const;
 };
 
-// Reads the fields of a config.json. `where` names the file in errors. Error kData: an unknown model_type (lists the known
-// ones), a missing or ill-typed field, an unsupported feature (by field and value).
+// Reads the fields of a config.json. `where` names the file in errors. Error kData: an unknown
+// model_type (lists the known ones), a missing or ill-typed field, an unsupported feature (by field
+// and value).
 ModelConfig ParseModelConfig(const Json& config, const std::string& where);
 
-// Inverse frequencies [head_dim / 2] in double, by RopeConfig (HF modeling_rope_utils: default, linear, llama3).
+// Inverse frequencies [head_dim / 2] in double, by RopeConfig (HF modeling_rope_utils: default,
+// linear, llama3).
 std::vector<double> RopeInverseFrequencies(const ModelConfig& config);
 
 }  // namespace quatrain

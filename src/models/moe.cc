@@ -1,5 +1,5 @@
-// Feed-forward of a layer: dense MLP and mixture of experts share gate/up/SwiGLU/down over rows; the experts only add
-// routing before and the weighted combine after.
+// Feed-forward of a layer: dense MLP and mixture of experts share gate/up/SwiGLU/down over rows;
+// the experts only add routing before and the weighted combine after.
 #include "models/layer.h"
 
 namespace quatrain {
@@ -53,7 +53,8 @@ void RunProjection(const LayerEnv& env, const MlpTrace& trace, LinearRef MlpRefs
     env.Observe(ref, x_i);
     if (x_i.size(0) == 0) continue;
     calls.push_back({x_i, env.At(ref.weight).View(),
-                     ref.bias >= 0 ? env.Vector(ref.bias) : at::Tensor(), RowsOf(env, trace, i, y)});
+                     ref.bias >= 0 ? env.Vector(ref.bias) : at::Tensor(),
+                     RowsOf(env, trace, i, y)});
   }
   RunLinear(env.ctx, calls);
 }
@@ -74,15 +75,12 @@ void RunProjectionGrad(const LayerEnv& env, const MlpTrace& trace, LinearRef Mlp
 // Chooses experts and sorts the tokens' rows by expert.
 void RouteRows(const LayerEnv& env, MlpTrace& trace) {
   env.Observe({env.refs.router, -1}, trace.norm_TD);
-  trace.router_logits_TE =
-      LinearLogits(env.ctx, trace.norm_TD, env.At(env.refs.router).View());
-  trace.routing =
-      Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, ReplayedIds(env));
+  trace.router_logits_TE = LinearLogits(env.ctx, trace.norm_TD, env.At(env.refs.router).View());
+  trace.routing = Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, ReplayedIds(env));
   Record(env, trace.routing.ids_TK);
   const std::span<const int32_t> ids(trace.routing.ids_TK.data_ptr<int32_t>(),
                                      static_cast<size_t>(trace.routing.ids_TK.numel()));
-  trace.permutation =
-      PermuteByExpert(ids, env.config.num_experts, env.config.num_experts_per_tok);
+  trace.permutation = PermuteByExpert(ids, env.config.num_experts, env.config.num_experts_per_tok);
   trace.rows_RD = GatherTokens(env.ctx, trace.norm_TD, trace.permutation);
 }
 
@@ -113,14 +111,15 @@ at::Tensor MlpBlock(const LayerEnv& env, const at::Tensor& x_TD, MlpTrace* trace
   return Combine(env.ctx, out.down_RD, out.routing.weights_TK, out.permutation);
 }
 
-void MlpBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD, Gradients& gradients) {
+void MlpBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD,
+                  Gradients& gradients) {
   const MlpTrace& trace = layer.mlp;
   const bool is_moe = env.refs.router >= 0;
   at::Tensor ddown_RD = dx_TD;
   at::Tensor dweights_TK;
   if (is_moe) {
-    const CombineGrads grads = CombineGrad(env.ctx, trace.down_RD, trace.routing.weights_TK,
-                                           trace.permutation, dx_TD);
+    const CombineGrads grads =
+        CombineGrad(env.ctx, trace.down_RD, trace.routing.weights_TK, trace.permutation, dx_TD);
     ddown_RD = grads.dy_RD;
     dweights_TK = grads.dweights_TK;
   }

@@ -1,6 +1,6 @@
-// RoutedExperts: which experts each token went to, recorded by one forward and replayed by another (R3,
-// arXiv:2510.11370). Replay replaces only the indices; the weights are recomputed from the router, so the gradient
-// still reaches it.
+// RoutedExperts: which experts each token went to, recorded by one forward and replayed by another
+// (R3, arXiv:2510.11370). Replay replaces only the indices; the weights are recomputed from the
+// router, so the gradient still reaches it.
 #pragma once
 
 #include <cstdint>

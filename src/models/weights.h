@@ -15,8 +15,8 @@ namespace quatrain {
 // Either a dense tensor (BF16; FP32 only under --dtype float32) or INT4/INT8 codes with scales.
 struct Weight {
   WeightSpec spec;
-  at::Tensor dense;        // shape of spec; undefined when quantised
-  QuantizedWeight codes;   // num_bits == 0 when dense
+  at::Tensor dense;       // shape of spec; undefined when quantised
+  QuantizedWeight codes;  // num_bits == 0 when dense
 
   bool is_quantized() const { return codes.num_bits != 0; }
   // 2-D weights only. Valid while this Weight is neither moved nor changed.

@@ -8,8 +8,7 @@ namespace {
 template <class T>
 AttentionArgs<T> ArgsOf(const AttentionCall& call) {
   QT_CHECK(call.q_TNH.dim() == 3 && call.k_RMH.dim() == 3 &&
-               call.k_RMH.sizes() == call.v_RMH.sizes() &&
-               call.q_TNH.size(2) == call.k_RMH.size(2),
+               call.k_RMH.sizes() == call.v_RMH.sizes() && call.q_TNH.size(2) == call.k_RMH.size(2),
            "attention shapes");
   AttentionArgs<T> args;
   args.q = DataOf<T>(call.q_TNH);

@@ -1,4 +1,5 @@
-// Causal attention over tensors. Letters: T packed query tokens, N query heads, M kv heads, H head_dim, R cache rows.
+// Causal attention over tensors. Letters: T packed query tokens, N query heads, M kv heads, H
+// head_dim, R cache rows.
 #pragma once
 
 #include "kernels/attention.h"

@@ -16,7 +16,7 @@ void EmbeddingGrad(const OpContext& ctx, const at::Tensor& dx_TD,
 at::Tensor RmsNorm(const OpContext& ctx, const at::Tensor& x, const at::Tensor& weight, double eps);
 
 struct RmsNormGradCall {
-  at::Tensor x;        // the forward's input
+  at::Tensor x;  // the forward's input
   at::Tensor weight;
   at::Tensor dy;       // FP32, shape of x
   at::Tensor dx;       // FP32: overwritten, or added to with accumulate_dx

@@ -46,9 +46,9 @@ void RunInputGrads(const OpContext& ctx, std::span<const LinearGradCall> calls) 
   for (const LinearGradCall& call : calls) {
     QT_CHECK(call.dy_TO.dim() == 2 && call.dy_TO.size(1) == call.weight.out_features, "dy shape");
     if (!call.dx_TI.defined()) continue;
-    QT_CHECK(call.dx_TI.size(0) == call.dy_TO.size(0) &&
-                 call.dx_TI.size(1) == call.weight.in_features,
-             "dx shape");
+    QT_CHECK(
+        call.dx_TI.size(0) == call.dy_TO.size(0) && call.dx_TI.size(1) == call.weight.in_features,
+        "dx shape");
     LinearInputGradTask task;
     task.dy = DataOf<float>(call.dy_TO);
     task.rows = call.dy_TO.size(0);

@@ -15,11 +15,12 @@ int64_t RowsPerBlock(int64_t vocab_size) {
 
 }  // namespace
 
-TokenLogprobs LmHeadLogprobs(const OpContext& ctx, const at::Tensor& x_RD, const WeightView& lm_head,
-                             std::span<const int32_t> targets, float inv_temperature,
-                             Entropy entropy) {
+TokenLogprobs LmHeadLogprobs(const OpContext& ctx, const at::Tensor& x_RD,
+                             const WeightView& lm_head, std::span<const int32_t> targets,
+                             float inv_temperature, Entropy entropy) {
   const int64_t rows = x_RD.size(0);
-  QT_CHECK(rows == static_cast<int64_t>(targets.size()), "{} rows, {} targets", rows, targets.size());
+  QT_CHECK(rows == static_cast<int64_t>(targets.size()), "{} rows, {} targets", rows,
+           targets.size());
   TokenLogprobs result;
   result.logprobs.resize(targets.size());
   if (entropy == Entropy::kCompute) result.entropy.resize(targets.size());

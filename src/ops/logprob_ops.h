@@ -1,5 +1,5 @@
-// LM head and log-probabilities over tensors, in row blocks so that [rows, vocab] FP32 logits never exist whole.
-// Letters: R rows (positions that predict a token), D hidden, V vocabulary.
+// LM head and log-probabilities over tensors, in row blocks so that [rows, vocab] FP32 logits never
+// exist whole. Letters: R rows (positions that predict a token), D hidden, V vocabulary.
 #pragma once
 
 #include "kernels/linear.h"
@@ -14,10 +14,11 @@ struct TokenLogprobs {
 
 enum class Entropy { kSkip, kCompute };
 
-// x_RD through the LM head [V, D]. Same bits as the sampler's log-probabilities for the same hidden rows.
-TokenLogprobs LmHeadLogprobs(const OpContext& ctx, const at::Tensor& x_RD, const WeightView& lm_head,
-                             std::span<const int32_t> targets, float inv_temperature,
-                             Entropy entropy);
+// x_RD through the LM head [V, D]. Same bits as the sampler's log-probabilities for the same hidden
+// rows.
+TokenLogprobs LmHeadLogprobs(const OpContext& ctx, const at::Tensor& x_RD,
+                             const WeightView& lm_head, std::span<const int32_t> targets,
+                             float inv_temperature, Entropy entropy);
 
 struct LmHeadGradCall {
   at::Tensor x_RD;

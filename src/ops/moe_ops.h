@@ -27,8 +27,7 @@ at::Tensor Combine(const OpContext& ctx, const at::Tensor& y_RD, const at::Tenso
 struct CombineGrads {
   at::Tensor dy_RD, dweights_TK;  // FP32
 };
-CombineGrads CombineGrad(const OpContext& ctx, const at::Tensor& y_RD,
-                         const at::Tensor& weights_TK, const MoePermutation& permutation,
-                         const at::Tensor& dout_TD);
+CombineGrads CombineGrad(const OpContext& ctx, const at::Tensor& y_RD, const at::Tensor& weights_TK,
+                         const MoePermutation& permutation, const at::Tensor& dout_TD);
 
 }  // namespace quatrain

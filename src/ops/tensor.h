@@ -41,7 +41,8 @@ constexpr at::ScalarType ScalarTypeOf() {
   }
 }
 
-// Data of a contiguous CPU tensor of element type T (BFloat16, float, int32_t); null for an undefined tensor.
+// Data of a contiguous CPU tensor of element type T (BFloat16, float, int32_t); null for an
+// undefined tensor.
 template <class T>
 T* DataOf(const at::Tensor& tensor) {
   if (!tensor.defined()) return nullptr;

@@ -13,8 +13,8 @@ constexpr int64_t kEvalStream = int64_t{1} << 40;
 
 }  // namespace
 
-std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& pairs, const std::string& input_key,
-                                  const std::string& label_key) {
+std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& pairs,
+                                  const std::string& input_key, const std::string& label_key) {
   std::vector<EvalSet> sets;
   PromptDatasetOptions options;
   options.input_key = input_key;
@@ -23,16 +23,19 @@ std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& pairs, const s
     return {{std::filesystem::path(pairs[0]).stem().string(), ReadPrompts(pairs[0], options)}};
   }
   if (pairs.size() % 2 != 0) {
-    throw Error(ErrorCode::kUsage, {.where = "--eval-prompt-data", .what = "names and paths do not pair up",
+    throw Error(ErrorCode::kUsage, {.where = "--eval-prompt-data",
+                                    .what = "names and paths do not pair up",
                                     .expected = "one PATH, or NAME PATH NAME PATH ...",
                                     .found = fmt::format("{} values", pairs.size())});
   }
-  for (size_t i = 0; i < pairs.size(); i += 2) sets.push_back({pairs[i], ReadPrompts(pairs[i + 1], options)});
+  for (size_t i = 0; i < pairs.size(); i += 2)
+    sets.push_back({pairs[i], ReadPrompts(pairs[i + 1], options)});
   return sets;
 }
 
-EvalResult Evaluate(Engine& engine, const RolloutText& text, const Reward& reward, const EvalSet& set,
-                    const RolloutOptions& options, const RolloutProgress& progress) {
+EvalResult Evaluate(Engine& engine, const RolloutText& text, const Reward& reward,
+                    const EvalSet& set, const RolloutOptions& options,
+                    const RolloutProgress& progress) {
   const std::vector<Sample> samples =
       GenerateSamples(engine, text, reward, set.prompts, options, kEvalStream, progress);
   EvalResult result;
@@ -49,7 +52,8 @@ EvalResult Evaluate(Engine& engine, const RolloutText& text, const Reward& rewar
   for (const double accuracy : by_prompt) result.accuracy += accuracy / num_prompts;
   double variance = 0.0;
   for (const double accuracy : by_prompt) variance += std::pow(accuracy - result.accuracy, 2);
-  if (by_prompt.size() > 1) result.standard_error = std::sqrt(variance / (num_prompts - 1.0) / num_prompts);
+  if (by_prompt.size() > 1)
+    result.standard_error = std::sqrt(variance / (num_prompts - 1.0) / num_prompts);
   result.truncated_ratio /= static_cast<double>(samples.size());
   result.response_len_mean /= static_cast<double>(samples.size());
   return result;

@@ -13,20 +13,22 @@ struct EvalSet {
   std::vector<Prompt> prompts;
 };
 
-// "[NAME] PATH" pairs of --eval-prompt-data; a single path is named by its file name without extension.
-std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& name_path_pairs, const std::string& input_key,
-                                  const std::string& label_key);
+// "[NAME] PATH" pairs of --eval-prompt-data; a single path is named by its file name without
+// extension.
+std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& name_path_pairs,
+                                  const std::string& input_key, const std::string& label_key);
 
 struct EvalResult {
   int64_t num_prompts = 0, num_samples = 0;
-  double accuracy = 0.0;         // mean reward over samples
-  double standard_error = 0.0;   // of it, over prompts
+  double accuracy = 0.0;        // mean reward over samples
+  double standard_error = 0.0;  // of it, over prompts
   double truncated_ratio = 0.0;
   double response_len_mean = 0.0;
 };
 
 // Every prompt n_samples_per_prompt times. Errors of GenerateSamples.
-EvalResult Evaluate(Engine& engine, const RolloutText& text, const Reward& reward, const EvalSet& set,
-                    const RolloutOptions& options, const RolloutProgress& progress);
+EvalResult Evaluate(Engine& engine, const RolloutText& text, const Reward& reward,
+                    const EvalSet& set, const RolloutOptions& options,
+                    const RolloutProgress& progress);
 
 }  // namespace quatrain

@@ -54,9 +54,9 @@ struct EvalArgs {
 };
 
 struct BatchArgs {
-  int64_t global_batch_size = 0;         // samples per optimizer step; 0: the whole rollout
-  int64_t num_steps_per_rollout = 0;     // 0: from global_batch_size
-  int64_t max_tokens_per_gpu = 8192;     // token budget of a micro-batch
+  int64_t global_batch_size = 0;      // samples per optimizer step; 0: the whole rollout
+  int64_t num_steps_per_rollout = 0;  // 0: from global_batch_size
+  int64_t max_tokens_per_gpu = 8192;  // token budget of a micro-batch
   bool calculate_per_token_loss = false;
   bool skip_actor_forward_only = false;  // old log-probabilities are the detached new ones
 };

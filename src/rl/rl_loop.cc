@@ -1,9 +1,12 @@
 // One rollout of the loop; every arrow is one owner and one type, forward only.
 //
-//   prompt file --> PromptDataset --Prompt--> GenerateSamples (Engine) --Sample--> reward, advantage
+//   prompt file --> PromptDataset --Prompt--> GenerateSamples (Engine) --Sample--> reward,
+//   advantage
 //        --> batcher --TrainBatch--> Trainer: score old and reference, loss, backward
-//        --> Parameters::Step: AdamW on the masters, writes the INT4 codes and scales that everybody reads
-//        --> Engine::UpdateWeights: a version number (one process: the engine holds the same Weight)
+//        --> Parameters::Step: AdamW on the masters, writes the INT4 codes and scales that
+//        everybody reads
+//        --> Engine::UpdateWeights: a version number (one process: the engine holds the same
+//        Weight)
 #include "rl/rl_loop.h"
 
 #include "base/interrupt.h"
@@ -14,7 +17,9 @@
 namespace quatrain {
 namespace {
 
-bool IsDue(int64_t interval, int64_t rollout) { return interval > 0 && (rollout + 1) % interval == 0; }
+bool IsDue(int64_t interval, int64_t rollout) {
+  return interval > 0 && (rollout + 1) % interval == 0;
+}
 
 std::string NoteOf(const Json& row) {
   std::string note = fmt::format("reward {:.3f}, diff {:.1e}", row.value("rollout/raw_reward", 0.0),
@@ -52,19 +57,23 @@ void RunTraining(const RlConfig& config, const Json& flags) {
       if (error.code() != ErrorCode::kInterrupted) throw;
       if (rollout > run.start_rollout()) run.Save(rollout);
       throw Error(ErrorCode::kInterrupted,
-                  fmt::format("stopped after {} of {} rollouts. To go on, run the same command again with --load {}",
+                  fmt::format("stopped after {} of {} rollouts. To go on, run the same command "
+                              "again with --load {}",
                               rollout, num_rollouts, config.checkpoint.save));
     }
     row["perf/step_time"] = timer.seconds();
-    const bool is_last = rollout + 1 == num_rollouts || InterruptRequested() ||
-                         (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
-    if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0)) run.Evaluate(row);
+    const bool is_last =
+        rollout + 1 == num_rollouts || InterruptRequested() ||
+        (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
+    if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0))
+      run.Evaluate(row);
     run.Append(row);
     progress.Update(rollout + 1, NoteOf(row));
     if (IsDue(config.checkpoint.save_interval, rollout) || is_last) run.Save(rollout + 1);
     if (is_last && rollout + 1 < num_rollouts) {
       throw Error(ErrorCode::kInterrupted,
-                  fmt::format("stopped after {} of {} rollouts, saved. To go on, run the same command again with --load {}",
+                  fmt::format("stopped after {} of {} rollouts, saved. To go on, run the same "
+                              "command again with --load {}",
                               rollout + 1, num_rollouts, config.checkpoint.save));
     }
   }

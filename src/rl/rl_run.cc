@@ -25,7 +25,8 @@ std::filesystem::path IterationFolder(const std::filesystem::path& run, int64_t 
 
 RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
   if (algorithm.disable_rewards_normalization) return RewardNormalization::kNone;
-  return algorithm.disable_grpo_std_normalization ? RewardNormalization::kMean : RewardNormalization::kMeanAndStd;
+  return algorithm.disable_grpo_std_normalization ? RewardNormalization::kMean
+                                                  : RewardNormalization::kMeanAndStd;
 }
 
 }  // namespace
@@ -36,8 +37,10 @@ Run::Run(const RlConfig& config, const Json& flags)
       ctx_{pool_},
       models_(config),
       tokenizer_(Tokenizer::Load(config.checkpoint.hf_checkpoint)) {
-  if (config_.rollout.apply_chat_template) chat_template_.emplace(ChatTemplate::Load(config.checkpoint.hf_checkpoint));
-  stop_token_ids_ = LoadGenerationConfig(config.checkpoint.hf_checkpoint, tokenizer_).stop_token_ids;
+  if (config_.rollout.apply_chat_template)
+    chat_template_.emplace(ChatTemplate::Load(config.checkpoint.hf_checkpoint));
+  stop_token_ids_ =
+      LoadGenerationConfig(config.checkpoint.hf_checkpoint, tokenizer_).stop_token_ids;
   reward_ = MakeReward(config_.rollout.rm_type);
   PromptDatasetOptions data;
   data.input_key = config_.rollout.input_key;
@@ -50,11 +53,14 @@ Run::Run(const RlConfig& config, const Json& flags)
   CheckPromptsFit();
   num_rollouts_ = config_.rollout.num_rollout > 0
                       ? config_.rollout.num_rollout
-                      : NumRollouts(dataset_->size(), config_.rollout.rollout_batch_size, config_.rollout.num_epoch);
-  parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(), config_.optimizer);
+                      : NumRollouts(dataset_->size(), config_.rollout.rollout_batch_size,
+                                    config_.rollout.num_epoch);
+  parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(),
+                      config_.optimizer);
   models_.ReleaseStart();
   trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
-                   TrainerConfig{config_.algorithm.loss, static_cast<float>(config_.rollout.rollout_temperature)});
+                   TrainerConfig{config_.algorithm.loss,
+                                 static_cast<float>(config_.rollout.rollout_temperature)});
   EngineConfig engine;
   engine.scheduler.max_num_seqs = 256;
   engine_.emplace(ctx_, models_.rollout_decoder(), engine);
@@ -66,8 +72,9 @@ Run::Run(const RlConfig& config, const Json& flags)
   WriteFileAtomic(save / "config.json", flags.dump(2) + "\n");
   metrics_ = std::make_unique<MetricsWriter>(save / "metrics.jsonl");
   samples_ = std::make_unique<MetricsWriter>(save / "samples.jsonl");
-  Log().info("{}: {} weights, {} of them quantised{}; {} threads", models_.hf().name(), models_.trained().size(),
-             models_.num_quantized(), models_.scheme() ? " as " + models_.scheme()->Name() : "", pool_.num_threads());
+  Log().info("{}: {} weights, {} of them quantised{}; {} threads", models_.hf().name(),
+             models_.trained().size(), models_.num_quantized(),
+             models_.scheme() ? " as " + models_.scheme()->Name() : "", pool_.num_threads());
 }
 
 void Run::CheckPromptsFit() const {
@@ -80,8 +87,10 @@ void Run::CheckPromptsFit() const {
     if (length == 0 || length >= context) {
       throw Error(ErrorCode::kData,
                   {.where = fmt::format("{}: row {}", config_.rollout.prompt_data, prompt.id + 1),
-                   .what = length == 0 ? "the prompt has no tokens" : "the prompt is longer than the context",
-                   .expected = fmt::format("1 to {} tokens", context - 1), .found = fmt::format("{}", length),
+                   .what = length == 0 ? "the prompt has no tokens"
+                                       : "the prompt is longer than the context",
+                   .expected = fmt::format("1 to {} tokens", context - 1),
+                   .found = fmt::format("{}", length),
                    .todo = "Shorten or remove the row"});
     }
   }
@@ -91,7 +100,8 @@ void Run::Resume() {
   if (config_.checkpoint.load.empty()) return;
   const std::filesystem::path latest = std::filesystem::path(config_.checkpoint.load) / kLatestFile;
   if (!std::filesystem::exists(latest)) {
-    Log().info("{} holds no checkpoint; training starts from {}", config_.checkpoint.load, models_.start().name());
+    Log().info("{} holds no checkpoint; training starts from {}", config_.checkpoint.load,
+               models_.start().name());
     return;
   }
   const int64_t iteration = std::stoll(ReadFile(latest));
@@ -121,10 +131,13 @@ RolloutOptions Run::TrainRolloutOptions() const {
 RolloutOptions Run::EvalOptions() const {
   RolloutOptions options = TrainRolloutOptions();
   const EvalArgs& eval = config_.eval;
-  options.sampling.temperature = static_cast<float>(eval.eval_temperature.value_or(config_.rollout.rollout_temperature));
-  options.sampling.top_p = static_cast<float>(eval.eval_top_p.value_or(config_.rollout.rollout_top_p));
+  options.sampling.temperature =
+      static_cast<float>(eval.eval_temperature.value_or(config_.rollout.rollout_temperature));
+  options.sampling.top_p =
+      static_cast<float>(eval.eval_top_p.value_or(config_.rollout.rollout_top_p));
   options.sampling.top_k = eval.eval_top_k.value_or(config_.rollout.rollout_top_k);
-  options.sampling.max_new_tokens = eval.eval_max_response_len.value_or(config_.rollout.rollout_max_response_len);
+  options.sampling.max_new_tokens =
+      eval.eval_max_response_len.value_or(config_.rollout.rollout_max_response_len);
   options.n_samples_per_prompt = eval.n_samples_per_eval_prompt;
   options.record_routing = false;
   return options;
@@ -133,8 +146,9 @@ RolloutOptions Run::EvalOptions() const {
 std::vector<Sample> Run::Generate(int64_t rollout, Json& row) {
   Timer timer;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
-  std::vector<Sample> samples = GenerateSamples(*engine_, text, *reward_, dataset_->Next(config_.rollout.rollout_batch_size),
-                                                TrainRolloutOptions(), rollout, nullptr);
+  std::vector<Sample> samples =
+      GenerateSamples(*engine_, text, *reward_, dataset_->Next(config_.rollout.rollout_batch_size),
+                      TrainRolloutOptions(), rollout, nullptr);
   AssignAdvantages(samples, NormalizationOf(config_.algorithm));
   const RolloutMetrics metrics = ComputeRolloutMetrics(samples);
   WarnIfNothingRewarded(metrics);
@@ -161,7 +175,8 @@ std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples
   BatcherOptions options;
   options.global_batch_size = config_.batch.global_batch_size;
   options.max_tokens_per_gpu = config_.batch.max_tokens_per_gpu;
-  options.reduction = config_.batch.calculate_per_token_loss ? LossReduction::kTokenMean : LossReduction::kSampleMean;
+  options.reduction = config_.batch.calculate_per_token_loss ? LossReduction::kTokenMean
+                                                             : LossReduction::kSampleMean;
   return MakeTrainSteps(samples, options);
 }
 
@@ -171,7 +186,8 @@ void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row) {
     for (auto& step : steps) {
       for (TrainBatch& batch : step) {
         batch.ref_logprobs_T =
-            ScoreBatch(ctx_, *reference, batch, static_cast<float>(config_.rollout.rollout_temperature), Entropy::kSkip)
+            ScoreBatch(ctx_, *reference, batch,
+                       static_cast<float>(config_.rollout.rollout_temperature), Entropy::kSkip)
                 .logprobs_T;
       }
     }
@@ -192,10 +208,10 @@ void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row) {
     row["train/grad_norm"] = result.grad_norm;
     row["train/lr"] = config_.optimizer.lr;
     if (result.optimizer.num_codes > 0) {
-      row["train/code_flip_rate"] =
-          static_cast<double>(result.optimizer.num_flipped_codes) / static_cast<double>(result.optimizer.num_codes);
-      row["train/scale_change_rate"] =
-          static_cast<double>(result.optimizer.num_changed_scales) / static_cast<double>(result.optimizer.num_scales);
+      row["train/code_flip_rate"] = static_cast<double>(result.optimizer.num_flipped_codes) /
+                                    static_cast<double>(result.optimizer.num_codes);
+      row["train/scale_change_rate"] = static_cast<double>(result.optimizer.num_changed_scales) /
+                                       static_cast<double>(result.optimizer.num_scales);
     }
     row["perf/optimizer_time"] = row.value("perf/optimizer_time", 0.0) + result.optimizer_seconds;
   }
@@ -213,7 +229,8 @@ void Run::Evaluate(Json& row) {
   Timer timer;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
   for (const EvalSet& set : eval_sets_) {
-    const EvalResult result = quatrain::Evaluate(*engine_, text, *reward_, set, EvalOptions(), nullptr);
+    const EvalResult result =
+        quatrain::Evaluate(*engine_, text, *reward_, set, EvalOptions(), nullptr);
     row["eval/" + set.name] = result.accuracy;
     row["eval/" + set.name + "/standard_error"] = result.standard_error;
     row["eval/" + set.name + "/truncated_ratio"] = result.truncated_ratio;
@@ -232,12 +249,16 @@ void Run::Save(int64_t next_rollout) {
   }
   ExportModel(models_.start(), ModelWeights(std::move(dense)), {}, folder.path() / "bf16");
   if (const ModelWeights* quantized = models_.quantized_table()) {
-    const QuantMetadata metadata{models_.scheme()->scale_rule, models_.scheme()->grid(), config_.seed};
+    const QuantMetadata metadata{models_.scheme()->scale_rule, models_.scheme()->grid(),
+                                 config_.seed};
     std::filesystem::create_directories(folder.path() / "int4");
-    ExportModel(models_.start(), *quantized, {*models_.scheme(), MakeMetadata(metadata)}, folder.path() / "int4");
+    ExportModel(models_.start(), *quantized, {*models_.scheme(), MakeMetadata(metadata)},
+                folder.path() / "int4");
   }
   SaveTrainingState(*parameters_,
-                    {{"next_rollout", next_rollout}, {"policy_version", policy_version_}, {"dataset", dataset_->State()}},
+                    {{"next_rollout", next_rollout},
+                     {"policy_version", policy_version_},
+                     {"dataset", dataset_->State()}},
                     folder.path() / "state");
   folder.Commit();
   WriteFileAtomic(run / kLatestFile, fmt::format("{}\n", next_rollout));

@@ -13,7 +13,8 @@ Json MessagesOf(const Prompt& prompt) {
 }
 
 Json ToolsOf(const Prompt& prompt) {
-  if (prompt.metadata.is_object() && prompt.metadata.contains("tools")) return prompt.metadata["tools"];
+  if (prompt.metadata.is_object() && prompt.metadata.contains("tools"))
+    return prompt.metadata["tools"];
   return nullptr;
 }
 
@@ -25,7 +26,10 @@ void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample) {
   completion.finish_reason = output.finish_reason;
   completion.policy_version_min = output.policy_version_min;
   completion.policy_version_max = output.policy_version_max;
-  sample.response_text = text.tokenizer.Decode(completion.token_ids, SpecialTokens::kSkip);
+  // Rewards look for </think>, which may be a special token; the stop token is no text.
+  std::span<const int32_t> ids = completion.token_ids;
+  if (completion.finish_reason == FinishReason::kStop) ids = ids.first(ids.size() - 1);
+  sample.response_text = text.tokenizer.Decode(ids, SpecialTokens::kShow);
 }
 
 }  // namespace
@@ -33,7 +37,8 @@ void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample) {
 std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
                                const RolloutOptions& options) {
   if (!options.apply_chat_template) {
-    if (prompt.messages.is_string()) return text.tokenizer.Encode(prompt.messages.get<std::string>());
+    if (prompt.messages.is_string())
+      return text.tokenizer.Encode(prompt.messages.get<std::string>());
     throw Error(ErrorCode::kData, {.where = fmt::format("prompt {}", prompt.id),
                                    .what = "the prompt is a list of messages",
                                    .expected = "text, without --apply-chat-template",
@@ -64,8 +69,8 @@ std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, con
     request.id = sample.id;
     request.prompt_ids = sample.prompt_ids;
     request.sampling = options.sampling;
-    request.sampling.seed = HashBits(options.seed, static_cast<uint64_t>(stream),
-                                     static_cast<uint64_t>(sample.id));
+    request.sampling.seed =
+        HashBits(options.seed, static_cast<uint64_t>(stream), static_cast<uint64_t>(sample.id));
     request.return_routed_experts = options.record_routing;
     engine.Add(std::move(request));
   }

@@ -26,16 +26,18 @@ using RolloutProgress = std::function<void(int64_t num_finished)>;
 // What a rollout needs from the model's directory; borrowed.
 struct RolloutText {
   const Tokenizer& tokenizer;
-  const ChatTemplate* chat_template = nullptr;  // null: only string prompts without apply_chat_template
+  const ChatTemplate* chat_template =
+      nullptr;  // null: only string prompts without apply_chat_template
 };
 
-// The ids a prompt starts from. Error kData naming the prompt if it holds messages and there is no template.
+// The ids a prompt starts from. Error kData naming the prompt if it holds messages and there is no
+// template.
 std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
                                const RolloutOptions& options);
 
-// Samples in the order of prompts, n_samples_per_prompt each, rewards set. A sample's tokens depend on the weights, its
-// prompt and (seed, stream, its index) only; `stream` is the rollout's number. Error kInterrupted on Ctrl-C: nothing
-// of the rollout counts then.
+// Samples in the order of prompts, n_samples_per_prompt each, rewards set. A sample's tokens depend
+// on the weights, its prompt and (seed, stream, its index) only; `stream` is the rollout's number.
+// Error kInterrupted on Ctrl-C: nothing of the rollout counts then.
 std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, const Reward& reward,
                                     std::vector<Prompt> prompts, const RolloutOptions& options,
                                     int64_t stream, const RolloutProgress& progress);

@@ -8,8 +8,9 @@ namespace {
 constexpr const char* kFlagVariable = "OPEN_TRAINING_INT4_FAKE_QAT_FLAG";
 constexpr const char* kGroupVariable = "OPEN_TRAINING_INT4_GROUP_SIZE";
 
-[[noreturn]] void Usage(const std::string& where, const std::string& what, const std::string& expected,
-                        const std::string& found, const std::string& todo) {
+[[noreturn]] void Usage(const std::string& where, const std::string& what,
+                        const std::string& expected, const std::string& found,
+                        const std::string& todo) {
   throw Error(ErrorCode::kUsage,
               {.where = where, .what = what, .expected = expected, .found = found, .todo = todo});
 }
@@ -29,10 +30,13 @@ QatDecision DecideForBf16Checkpoint(const QatArgs& args, bool is_qat) {
     Log().warn("mismatched: training reads INT4 weights, rollout BF16 ones");
     return {QatMode::kQatTrainBf16Rollout, args.quant_group_size};
   }
-  Usage("--hf-checkpoint", std::string(kFlagVariable) + "=1 asks for INT4 rollout weights, but the checkpoint has none",
-        "an INT4 directory (config.json with a quantization_config)", "a BF16 one",
-        "Convert it with 'quatrain convert' and pass the result; keep the BF16 directory for --ref-load. For the "
-        "mismatched case add --rollout-weights bf16 --quant-group-size N");
+  Usage(
+      "--hf-checkpoint",
+      std::string(kFlagVariable) + "=1 asks for INT4 rollout weights, but the checkpoint has none",
+      "an INT4 directory (config.json with a quantization_config)", "a BF16 one",
+      "Convert it with 'quatrain convert' and pass the result; keep the BF16 directory for "
+      "--ref-load. For the "
+      "mismatched case add --rollout-weights bf16 --quant-group-size N");
 }
 
 // Group size of an INT4 checkpoint against the environment.
@@ -43,8 +47,8 @@ int64_t DecideGroupSize(const QatArgs& args, const QuantScheme& scheme) {
           fmt::format("{} (from {})", wanted,
                       args.requantise_group_size ? "--requantise-group-size" : "--hf-checkpoint"),
           fmt::format("{}", *args.group_size),
-          fmt::format("Set it to {}, or re-group from the masters with --requantise-group-size {}", wanted,
-                      *args.group_size));
+          fmt::format("Set it to {}, or re-group from the masters with --requantise-group-size {}",
+                      wanted, *args.group_size));
   }
   return args.requantise_group_size.value_or(0);
 }
@@ -52,10 +56,12 @@ int64_t DecideGroupSize(const QatArgs& args, const QuantScheme& scheme) {
 void CheckSameModel(const Checkpoint& hf, const Checkpoint& ref) {
   const std::vector<WeightSpec> a = WeightTableOf(hf.config()), b = WeightTableOf(ref.config());
   bool is_same = a.size() == b.size();
-  for (size_t i = 0; is_same && i < a.size(); ++i) is_same = a[i].name == b[i].name && a[i].shape == b[i].shape;
+  for (size_t i = 0; is_same && i < a.size(); ++i)
+    is_same = a[i].name == b[i].name && a[i].shape == b[i].shape;
   if (!is_same) {
     Usage("--ref-load " + ref.name(), "it is another model than --hf-checkpoint",
-          fmt::format("the {} weights of {}", a.size(), hf.name()), fmt::format("{} weights", b.size()),
+          fmt::format("the {} weights of {}", a.size(), hf.name()),
+          fmt::format("{} weights", b.size()),
           "Pass the BF16 directory that the INT4 one was converted from");
   }
 }
@@ -71,15 +77,20 @@ QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& sch
   }
   const int64_t group_size = DecideGroupSize(args, *scheme);
   if (is_qat) return {QatMode::kQat, group_size};
-  Log().warn("mismatched: {} is off, so training reads BF16 weights while rollout reads INT4 ones that are made anew "
-             "after every step", kFlagVariable);
+  Log().warn(
+      "mismatched: {} is off, so training reads BF16 weights while rollout reads INT4 ones that "
+      "are made anew "
+      "after every step",
+      kFlagVariable);
   return {QatMode::kBf16TrainInt4Rollout, group_size};
 }
 
-ModelWeights TrainingModels::QuantizedFormat(const RlConfig& config, const ModelWeights& hf_weights) const {
+ModelWeights TrainingModels::QuantizedFormat(const RlConfig& config,
+                                             const ModelWeights& hf_weights) const {
   if (qat_.mode != QatMode::kQatTrainBf16Rollout) return AllocateLike(hf_weights, qat_.group_size);
   const bool is_moe = hf_->config().num_experts > 0;
-  const std::string scope = config.qat.scope.empty() ? (is_moe ? "experts" : "all-linear") : config.qat.scope;
+  const std::string scope =
+      config.qat.scope.empty() ? (is_moe ? "experts" : "all-linear") : config.qat.scope;
   std::vector<Weight> weights;
   for (size_t i = 0; i < hf_weights.size(); ++i) {
     Weight weight{hf_weights[i].spec, hf_weights[i].dense, {}};
@@ -102,8 +113,9 @@ TrainingModels::TrainingModels(const RlConfig& config) {
     ref_ = std::make_unique<Checkpoint>(config.checkpoint.ref_load);
     CheckSameModel(*hf_, *ref_);
     if (ref_->scheme().has_value()) {
-      Usage("--ref-load " + ref_->name(), "the reference must be full precision", "a BF16 directory",
-            "an INT4 one", "Pass the directory that --hf-checkpoint was converted from");
+      Usage("--ref-load " + ref_->name(), "the reference must be full precision",
+            "a BF16 directory", "an INT4 one",
+            "Pass the directory that --hf-checkpoint was converted from");
     }
   } else if (hf_->scheme().has_value()) {
     Usage("--ref-load", "training an INT4 --hf-checkpoint needs the BF16 weights it came from",
@@ -130,8 +142,10 @@ TrainingModels::TrainingModels(const RlConfig& config) {
       rollout_.emplace(std::move(dense));
     }
     if (num_quantized() == 0) {
-      throw Error(ErrorCode::kData, {.where = hf_->name(), .what = "quantisation is on, but nothing is quantised",
-                                     .expected = "linear weights with weight_packed", .found = "none",
+      throw Error(ErrorCode::kData, {.where = hf_->name(),
+                                     .what = "quantisation is on, but nothing is quantised",
+                                     .expected = "linear weights with weight_packed",
+                                     .found = "none",
                                      .todo = "Convert the model with 'quatrain convert'"});
     }
   }
@@ -154,7 +168,8 @@ const ModelWeights* TrainingModels::quantized_table() const {
 int64_t TrainingModels::num_quantized() const {
   const ModelWeights* table = quantized_table();
   int64_t count = 0;
-  for (size_t i = 0; table != nullptr && i < table->size(); ++i) count += (*table)[i].is_quantized();
+  for (size_t i = 0; table != nullptr && i < table->size(); ++i)
+    count += (*table)[i].is_quantized();
   return count;
 }
 

@@ -17,16 +17,17 @@ struct QatDecision {
   int64_t group_size = 0;  // of the codes that train or roll out; 0: the checkpoint's own
 };
 
-// Decides from the flags and the scheme of --hf-checkpoint (nullopt: BF16). Error kUsage naming flags and variables:
-// QAT with a BF16 checkpoint, a group size that disagrees (with both numbers and their sources), settings that have no
-// effect together. Mismatched modes log a warning.
+// Decides from the flags and the scheme of --hf-checkpoint (nullopt: BF16). Error kUsage naming
+// flags and variables: QAT with a BF16 checkpoint, a group size that disagrees (with both numbers
+// and their sources), settings that have no effect together. Mismatched modes log a warning.
 QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& checkpoint_scheme);
 
 // Owns the models of a run. Addresses are stable.
 class TrainingModels {
  public:
-  // Loads --hf-checkpoint (format), --ref-load (values). Errors of Checkpoint; kUsage where the two are different models,
-  // or --ref-load is needed and missing; kData if QAT is on and nothing is quantised.
+  // Loads --hf-checkpoint (format), --ref-load (values). Errors of Checkpoint; kUsage where the two
+  // are different models, or --ref-load is needed and missing; kData if QAT is on and nothing is
+  // quantised.
   explicit TrainingModels(const RlConfig& config);
 
   const QatDecision& qat() const { return qat_; }
@@ -39,7 +40,9 @@ class TrainingModels {
   ModelWeights& trained() { return *trained_; }
   ModelWeights* separate_rollout() { return rollout_ ? &*rollout_ : nullptr; }
   const Decoder& trained_decoder() const { return *trained_decoder_; }
-  const Decoder& rollout_decoder() const { return rollout_decoder_ ? *rollout_decoder_ : *trained_decoder_; }
+  const Decoder& rollout_decoder() const {
+    return rollout_decoder_ ? *rollout_decoder_ : *trained_decoder_;
+  }
   const Decoder* reference_decoder() const { return reference_decoder_.get(); }
 
   // Scheme of the quantised table (trained or rollout); nullopt for plain BF16.

@@ -18,8 +18,8 @@ bool IsWhiteSpace(int32_t code_point) {
          category == UTF8PROC_CATEGORY_ZP;
 }
 
-// Letters, marks, numbers, connectors and the two joiners: \w of Unicode technical standard 18, save for a few
-// symbols that count as alphabetic.
+// Letters, marks, numbers, connectors and the two joiners: \w of Unicode technical standard 18,
+// save for a few symbols that count as alphabetic.
 bool IsWordCharacter(int32_t code_point) {
   switch (utf8proc_category(code_point)) {
     case UTF8PROC_CATEGORY_LU:

@@ -1,4 +1,5 @@
-// Tokens that are looked for in the text itself, before it is cut and merged: chat markers and the like.
+// Tokens that are looked for in the text itself, before it is cut and merged: chat markers and the
+// like.
 #pragma once
 
 #include <array>
@@ -22,8 +23,9 @@ struct AddedToken {
   bool special = false;      // left out by a decode that skips special tokens
 };
 
-// Finds a set of added tokens in a text: leftmost first, the longest of those that begin at one place
-// (huggingface/tokenizers:tokenizers/src/tokenizer/added_vocabulary.rs). Thread-safe: immutable after construction.
+// Finds a set of added tokens in a text: leftmost first, the longest of those that begin at one
+// place (huggingface/tokenizers:tokenizers/src/tokenizer/added_vocabulary.rs). Thread-safe:
+// immutable after construction.
 class AddedTokenFinder {
  public:
   struct Segment {
@@ -35,13 +37,14 @@ class AddedTokenFinder {
   // Tokens without content are ignored.
   explicit AddedTokenFinder(std::vector<AddedToken> tokens);
 
-  // Cuts `text`, valid UTF-8, into added tokens and the ordinary text between them, in order, none empty.
+  // Cuts `text`, valid UTF-8, into added tokens and the ordinary text between them, in order, none
+  // empty.
   std::vector<Segment> Split(std::string_view text) const;
 
  private:
   const AddedToken* FindAt(std::string_view text, size_t at) const;
 
-  std::vector<AddedToken> tokens_;                    // longest first
+  std::vector<AddedToken> tokens_;                      // longest first
   std::array<std::vector<size_t>, 256> by_first_byte_;  // indices into tokens_, longest first
 };
 

@@ -9,7 +9,8 @@ namespace quatrain {
 namespace {
 
 constexpr int kNumBytes = 256;
-constexpr int kFirstSpare = 0x100;  // bytes without a printable character of their own go here, in order
+constexpr int kFirstSpare =
+    0x100;  // bytes without a printable character of their own go here, in order
 
 constexpr bool IsPrintable(int byte) {
   return (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) ||

@@ -51,8 +51,7 @@ BytePairEncoder::BytePairEncoder(const Vocabulary& vocabulary, const std::vector
   for (const Merge& merge : merges) {
     const int32_t left = FindForMerge(vocabulary, merge.first, merge, where);
     const int32_t right = FindForMerge(vocabulary, merge.second, merge, where);
-    const int32_t result =
-        FindForMerge(vocabulary, merge.first + merge.second, merge, where);
+    const int32_t result = FindForMerge(vocabulary, merge.first + merge.second, merge, where);
     InsertMerge({PackPair(left, right), rank++, result});
   }
 }

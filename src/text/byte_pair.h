@@ -1,9 +1,11 @@
-// Byte-pair encoding: joins the bytes of one piece of text to tokens, the earliest learned merge first.
+// Byte-pair encoding: joins the bytes of one piece of text to tokens, the earliest learned merge
+// first.
 //
-// A piece starts as one token per byte. Of all neighbours that a merge knows, the pair of lowest rank is joined, the
-// leftmost of equal ones; until none is left. A queue holds the candidate pairs, so a piece of n bytes takes
-// O(n log n), however long. Source: Sennrich et al., arXiv:1508.07909; huggingface/tokenizers:
-// tokenizers/src/models/bpe/word.rs for the order of ties.
+// A piece starts as one token per byte. Of all neighbours that a merge knows, the pair of lowest
+// rank is joined, the leftmost of equal ones; until none is left. A queue holds the candidate
+// pairs, so a piece of n bytes takes O(n log n), however long. Source: Sennrich et al.,
+// arXiv:1508.07909; huggingface/tokenizers: tokenizers/src/models/bpe/word.rs for the order of
+// ties.
 #pragma once
 
 #include <array>
@@ -21,10 +23,13 @@ namespace quatrain {
 class BytePairEncoder {
  public:
   using Merge = std::pair<std::string, std::string>;  // token texts, left and right
-  enum class WholePieces { kMerge, kLookUpFirst };    // kLookUpFirst: a piece that is a token stays whole
+  enum class WholePieces {
+    kMerge,
+    kLookUpFirst
+  };  // kLookUpFirst: a piece that is a token stays whole
 
-  // `merges` in the order they were learned. Error kData naming `where` and the merge if the vocabulary lacks its
-  // left side, right side or result.
+  // `merges` in the order they were learned. Error kData naming `where` and the merge if the
+  // vocabulary lacks its left side, right side or result.
   BytePairEncoder(const Vocabulary& vocabulary, const std::vector<Merge>& merges,
                   WholePieces whole_pieces, const std::string& where);
 

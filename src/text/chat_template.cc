@@ -74,7 +74,8 @@ Json ReadTokenizerConfig(const std::filesystem::path& model_dir) {
                                  .todo = "Fetch the file again."});
 }
 
-// A chat_template field: a string, or a list of {"name", "template"} of which "default" is taken. Empty if none.
+// A chat_template field: a string, or a list of {"name", "template"} of which "default" is taken.
+// Empty if none.
 std::string TemplateField(const Json& config) {
   if (!config.is_object() || !config.contains("chat_template")) return "";
   const Json& field = config["chat_template"];
@@ -97,8 +98,8 @@ std::string TemplateField(const Json& config) {
 }  // namespace
 
 TemplateRefusal::TemplateRefusal(const std::string& template_name, const std::string& message)
-    : Error(ErrorCode::kData, {.where = template_name,
-                               .what = "the template refuses these messages: " + message}),
+    : Error(ErrorCode::kData,
+            {.where = template_name, .what = "the template refuses these messages: " + message}),
       message_(message) {}
 
 struct ChatTemplate::Program {

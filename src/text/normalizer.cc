@@ -12,7 +12,8 @@
 namespace quatrain {
 namespace {
 
-// Code points below U+0300 neither compose with each other nor, in NFC, decompose; their lead bytes are below 0xCC.
+// Code points below U+0300 neither compose with each other nor, in NFC, decompose; their lead bytes
+// are below 0xCC.
 bool IsTriviallyNfc(const std::string& text) {
   return std::all_of(text.begin(), text.end(),
                      [](char byte) { return static_cast<unsigned char>(byte) < 0xCC; });
@@ -57,9 +58,9 @@ std::string Normalizer::ApplyForm(std::string text, Form form) {
   options |= form == Form::kNfc || form == Form::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
   if (form == Form::kNfkc || form == Form::kNfkd) options |= UTF8PROC_COMPAT;
   utf8proc_uint8_t* mapped = nullptr;
-  const utf8proc_ssize_t size = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-      static_cast<utf8proc_ssize_t>(text.size()), &mapped, static_cast<utf8proc_option_t>(options));
+  const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                             static_cast<utf8proc_ssize_t>(text.size()), &mapped,
+                                             static_cast<utf8proc_option_t>(options));
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
   QT_CHECK(size >= 0, "utf8proc: {}", utf8proc_errmsg(size));
   return std::string(reinterpret_cast<const char*>(mapped), static_cast<size_t>(size));

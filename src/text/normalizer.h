@@ -14,8 +14,8 @@ class Normalizer {
   // Leaves every text as it is.
   Normalizer() = default;
 
-  // `config` is the "normalizer" object: null, NFC, NFD, NFKC, NFKD or a Sequence of them. Error kData naming
-  // `where` and the type for any other.
+  // `config` is the "normalizer" object: null, NFC, NFD, NFKC, NFKD or a Sequence of them. Error
+  // kData naming `where` and the type for any other.
   static Normalizer FromJson(const Json& config, const std::string& where);
 
   // `text` must be valid UTF-8.

@@ -14,7 +14,8 @@ namespace {
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-// What becomes of the matches of a Split (huggingface/tokenizers:tokenizers/src/tokenizer/normalizer.rs).
+// What becomes of the matches of a Split
+// (huggingface/tokenizers:tokenizers/src/tokenizer/normalizer.rs).
 enum class SplitBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
 SplitBehavior ParseBehavior(const std::string& name, const std::string& where) {
@@ -61,11 +62,10 @@ std::vector<TextRange> JoinSegments(std::vector<Segment> segments, SplitBehavior
   bool previous_is_match = false;
   for (const auto& [range, is_match] : segments) {
     if (behavior == SplitBehavior::kRemoved && is_match) continue;
-    const bool merges =
-        behavior == SplitBehavior::kContiguous ? is_match == previous_is_match
-        : behavior == SplitBehavior::kMergedWithPrevious || backwards
-            ? is_match && !previous_is_match
-            : false;
+    const bool merges = behavior == SplitBehavior::kContiguous ? is_match == previous_is_match
+                        : behavior == SplitBehavior::kMergedWithPrevious || backwards
+                            ? is_match && !previous_is_match
+                            : false;
     previous_is_match = is_match;
     if (!merges || ranges.empty()) {
       ranges.push_back(range);
@@ -136,7 +136,8 @@ void Pretokenizer::Append(const Json& config, const std::string& where) {
   if (type == "ByteLevel") {
     has_byte_level_ = true;
     step->add_prefix_space = config.value("add_prefix_space", true);
-    if (config.value("use_regex", true)) step->pattern = SplitPattern::FromRegex(kGpt2Pattern, where);
+    if (config.value("use_regex", true))
+      step->pattern = SplitPattern::FromRegex(kGpt2Pattern, where);
   } else if (type == "Split" && config.contains("pattern") && config["pattern"].is_object()) {
     const Json& pattern = config["pattern"];
     step->pattern = pattern.contains("String")
@@ -145,13 +146,13 @@ void Pretokenizer::Append(const Json& config, const std::string& where) {
     step->behavior = ParseBehavior(config.value("behavior", ""), where);
     step->invert = config.value("invert", false);
   } else {
-    throw Error(ErrorCode::kData, {.where = where,
-                                   .what = "this pre_tokenizer is not supported",
-                                   .expected = "Split, ByteLevel or a Sequence of them",
-                                   .found = type.empty() || type == "Split" || type == "Sequence"
-                                                ? DumpJson(config)
-                                                : type,
-                                   .todo = "Use a model with a byte-level BPE tokenizer."});
+    throw Error(
+        ErrorCode::kData,
+        {.where = where,
+         .what = "this pre_tokenizer is not supported",
+         .expected = "Split, ByteLevel or a Sequence of them",
+         .found = type.empty() || type == "Split" || type == "Sequence" ? DumpJson(config) : type,
+         .todo = "Use a model with a byte-level BPE tokenizer."});
   }
   steps_.push_back(std::move(step));
 }

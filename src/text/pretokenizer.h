@@ -1,9 +1,10 @@
-// Cuts normalised text into the pieces that the merges of a BPE work on, each alone: the "pre_tokenizer" of a
-// tokenizer.json.
+// Cuts normalised text into the pieces that the merges of a BPE work on, each alone: the
+// "pre_tokenizer" of a tokenizer.json.
 //
-// Supported: Split (a regular expression or a literal; every behavior, invert), ByteLevel (add_prefix_space,
-// use_regex), and a Sequence of them. The mapping of bytes to printable characters that ByteLevel stands for is
-// left out here: ours cut UTF-8, and byte_pair.h reads bytes.
+// Supported: Split (a regular expression or a literal; every behavior, invert), ByteLevel
+// (add_prefix_space, use_regex), and a Sequence of them. The mapping of bytes to printable
+// characters that ByteLevel stands for is left out here: ours cut UTF-8, and byte_pair.h reads
+// bytes.
 #pragma once
 
 #include <memory>
@@ -15,7 +16,8 @@
 
 namespace quatrain {
 
-// A text and its cuts. Ranges are in order, never empty and never overlap; what lies between two of them was removed.
+// A text and its cuts. Ranges are in order, never empty and never overlap; what lies between two of
+// them was removed.
 struct Pieces {
   std::string text;
   std::vector<TextRange> ranges;
@@ -24,8 +26,9 @@ struct Pieces {
 // Thread-safe: immutable after construction.
 class Pretokenizer {
  public:
-  // `config` is the "pre_tokenizer" object (null: the whole text is one piece). Error kData naming `where`: a
-  // component that is not supported, a pattern that does not compile, a field that is missing.
+  // `config` is the "pre_tokenizer" object (null: the whole text is one piece). Error kData naming
+  // `where`: a component that is not supported, a pattern that does not compile, a field that is
+  // missing.
   static Pretokenizer FromJson(const Json& config, const std::string& where);
   ~Pretokenizer();
   Pretokenizer(Pretokenizer&&) noexcept;

@@ -69,7 +69,8 @@ TEST(Pretokenizer, CutsEveryReferenceTextAsTheSplitRegexDoes) {
   EXPECT_EQ(num_cases, 225);
 }
 
-// The behaviors as the documentation of Hugging Face tokenizers shows them, on "the-final--countdown".
+// The behaviors as the documentation of Hugging Face tokenizers shows them, on
+// "the-final--countdown".
 TEST(Pretokenizer, JoinsMatchesAsTheBehaviorSays) {
   const std::string text = "the-final--countdown";
   EXPECT_EQ(PieceTexts(SplitConfig("-", "Removed"), text), (Texts{"the", "final", "countdown"}));
@@ -131,8 +132,10 @@ TEST(SplitPattern, ReadsEscapesAsOnigurumaDoes) {
 }
 
 TEST(SplitPattern, FindsEmptyMatchesOnceEach) {
-  const std::vector<TextRange> matches =
-      SplitPattern::FromRegex("(?=b)|c", "test").FindAll("abc\xC3\xA9""b");
+  const std::vector<TextRange> matches = SplitPattern::FromRegex("(?=b)|c", "test")
+                                             .FindAll(
+                                                 "abc\xC3\xA9"
+                                                 "b");
   EXPECT_EQ(matches, (std::vector<TextRange>{{1, 1}, {2, 3}, {5, 5}}));
 }
 
@@ -142,7 +145,9 @@ TEST(SplitPattern, AnEndlessSearchIsAnErrorAndNotAHang) {
 }
 
 TEST(Normalizer, AppliesTheFormsInOrder) {
-  const std::string ligature_e_acute = "\xEF\xAC\x81""e\xCC\x81";
+  const std::string ligature_e_acute =
+      "\xEF\xAC\x81"
+      "e\xCC\x81";
   const auto apply = [&](const Json& config) {
     return Normalizer::FromJson(config, "test").Apply(ligature_e_acute);
   };
@@ -150,7 +155,8 @@ TEST(Normalizer, AppliesTheFormsInOrder) {
   EXPECT_EQ(apply({{"type", "NFC"}}), "\xEF\xAC\x81\xC3\xA9");
   EXPECT_EQ(apply({{"type", "NFKC"}}), "fi\xC3\xA9");
   EXPECT_EQ(apply({{"type", "NFKD"}}), "fie\xCC\x81");
-  const Json both = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFKC"}}, {{"type", "NFD"}}}}};
+  const Json both = {{"type", "Sequence"},
+                     {"normalizers", {{{"type", "NFKC"}}, {{"type", "NFD"}}}}};
   EXPECT_EQ(apply(both), "fie\xCC\x81");
   EXPECT_THROW(apply({{"type", "BertNormalizer"}}), Error);
 }

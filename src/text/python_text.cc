@@ -26,8 +26,7 @@ bool IsAlpha(int32_t code_point) {
 }
 
 bool IsCased(int32_t code_point) {
-  return IsCategory(code_point,
-                    {UTF8PROC_CATEGORY_LU, UTF8PROC_CATEGORY_LL, UTF8PROC_CATEGORY_LT});
+  return IsCategory(code_point, {UTF8PROC_CATEGORY_LU, UTF8PROC_CATEGORY_LL, UTF8PROC_CATEGORY_LT});
 }
 
 // str.isprintable of one character.
@@ -102,7 +101,8 @@ std::vector<std::string> SplitAtSpacesFromRight(std::string_view text, int64_t m
   return parts;
 }
 
-// Digits and single underscores between them, as in Python's literals; empty if it is anything else.
+// Digits and single underscores between them, as in Python's literals; empty if it is anything
+// else.
 std::string DigitsOf(std::string_view text) {
   std::string digits;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -120,13 +120,15 @@ std::string PythonFloatRepr(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
   char buffer[40];
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
+  const auto end =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
   const std::string_view shortest(buffer, static_cast<size_t>(end.ptr - buffer));
   const size_t exponent_at = shortest.find('e');
   const int exponent = std::atoi(buffer + exponent_at + 1);
   constexpr int kMinFixedExponent = -4, kMaxFixedExponent = 15;
   if (exponent < kMinFixedExponent || exponent > kMaxFixedExponent) return std::string(shortest);
-  const auto fixed_end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed);
+  const auto fixed_end =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::fixed);
   std::string fixed(buffer, fixed_end.ptr);
   if (fixed.find('.') == std::string::npos) fixed += ".0";
   return fixed;
@@ -189,8 +191,7 @@ int64_t NumCodePoints(std::string_view text) {
 bool IsPythonSpace(int32_t code_point) {
   return (code_point >= 0x09 && code_point <= 0x0D) || (code_point >= 0x1C && code_point <= 0x1F) ||
          code_point == 0x85 ||
-         IsCategory(code_point,
-                    {UTF8PROC_CATEGORY_ZS, UTF8PROC_CATEGORY_ZL, UTF8PROC_CATEGORY_ZP});
+         IsCategory(code_point, {UTF8PROC_CATEGORY_ZS, UTF8PROC_CATEGORY_ZL, UTF8PROC_CATEGORY_ZP});
 }
 
 std::string PythonStrip(std::string_view text, StripSide side,

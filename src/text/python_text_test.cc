@@ -13,20 +13,21 @@ namespace {
 using Texts = std::vector<std::string>;
 
 TEST(PythonText, FloatsPrintAsRepr) {
-  const std::pair<double, const char*> cases[] = {{2.0, "2.0"},
-                                                  {-0.0, "-0.0"},
-                                                  {0.1 + 0.2, "0.30000000000000004"},
-                                                  {1e15, "1000000000000000.0"},
-                                                  {1e16, "1e+16"},
-                                                  {1e22, "1e+22"},
-                                                  {123456789012345680.0, "1.2345678901234568e+17"},
-                                                  {1e-4, "0.0001"},
-                                                  {2.5e-5, "2.5e-05"},
-                                                  {-3e-9, "-3e-09"},
-                                                  {5e-324, "5e-324"},
-                                                  {1.7976931348623157e308, "1.7976931348623157e+308"},
-                                                  {-INFINITY, "-inf"},
-                                                  {NAN, "nan"}};
+  const std::pair<double, const char*> cases[] = {
+      {2.0, "2.0"},
+      {-0.0, "-0.0"},
+      {0.1 + 0.2, "0.30000000000000004"},
+      {1e15, "1000000000000000.0"},
+      {1e16, "1e+16"},
+      {1e22, "1e+22"},
+      {123456789012345680.0, "1.2345678901234568e+17"},
+      {1e-4, "0.0001"},
+      {2.5e-5, "2.5e-05"},
+      {-3e-9, "-3e-09"},
+      {5e-324, "5e-324"},
+      {1.7976931348623157e308, "1.7976931348623157e+308"},
+      {-INFINITY, "-inf"},
+      {NAN, "nan"}};
   for (const auto& [value, text] : cases) EXPECT_EQ(PythonFloatRepr(value), text);
 }
 
@@ -73,14 +74,25 @@ TEST(PythonText, ReplacesWithALimit) {
 }
 
 TEST(PythonText, ChangesCaseBeyondAscii) {
-  EXPECT_EQ(PythonUpper("stra\xC3\x9F" "e \xC3\xA9"), "STRASSE \xC3\x89");
-  EXPECT_EQ(PythonLower("\xC3\x89" "A"), "\xC3\xA9" "a");
-  EXPECT_EQ(PythonCapitalize("\xC3\xA9" "COLE x"), "\xC3\x89" "cole x");
+  EXPECT_EQ(PythonUpper("stra\xC3\x9F"
+                        "e \xC3\xA9"),
+            "STRASSE \xC3\x89");
+  EXPECT_EQ(PythonLower("\xC3\x89"
+                        "A"),
+            "\xC3\xA9"
+            "a");
+  EXPECT_EQ(PythonCapitalize("\xC3\xA9"
+                             "COLE x"),
+            "\xC3\x89"
+            "cole x");
   EXPECT_EQ(PythonTitle("they're o-k"), "They'Re O-K");
 }
 
 TEST(PythonText, ClassifiesTexts) {
-  EXPECT_TRUE(IsPythonClass("\xC3\xA9" "a", TextClass::kAlpha));
+  EXPECT_TRUE(
+      IsPythonClass("\xC3\xA9"
+                    "a",
+                    TextClass::kAlpha));
   EXPECT_FALSE(IsPythonClass("", TextClass::kAlpha));
   EXPECT_TRUE(IsPythonClass("12\xD9\xA3", TextClass::kDigit));
   EXPECT_TRUE(IsPythonClass("a1", TextClass::kAlnum));
@@ -106,7 +118,8 @@ TEST(PythonText, ParsesNumbersOrNothing) {
 
 TEST(PythonText, CountsCodePoints) {
   EXPECT_EQ(NumCodePoints("a\xC3\xA9\xF0\x9F\x98\x80"), 3);
-  EXPECT_EQ(TextOfCodePoints(CodePointsOf("a\xC3\xA9\xF0\x9F\x98\x80")), "a\xC3\xA9\xF0\x9F\x98\x80");
+  EXPECT_EQ(TextOfCodePoints(CodePointsOf("a\xC3\xA9\xF0\x9F\x98\x80")),
+            "a\xC3\xA9\xF0\x9F\x98\x80");
 }
 
 }  // namespace

@@ -58,10 +58,11 @@ CodePtr Compile(const std::string& pattern, CompileFailure* failure) {
 
 [[noreturn]] void ThrowUnsupported(const std::string& where, std::string_view regex,
                                    const std::string& what) {
-  throw Error(ErrorCode::kData, {.where = where,
-                                 .what = what,
-                                 .found = "the pattern " + std::string(regex),
-                                 .todo = "Use a tokenizer.json with a pattern that PCRE2 can run."});
+  throw Error(ErrorCode::kData,
+              {.where = where,
+               .what = what,
+               .found = "the pattern " + std::string(regex),
+               .todo = "Use a tokenizer.json with a pattern that PCRE2 can run."});
 }
 
 // Walks over the pattern once, copying it except for the escapes that mean something else in PCRE2.
@@ -120,7 +121,8 @@ class Translator {
     if (const auto members = ClassEscape(kind)) {
       const bool negated = kind >= 'A' && kind <= 'Z';
       if (negated && in_class_) {
-        ThrowUnsupported(where_, regex_, std::string("\\") + kind + " within a class is not supported");
+        ThrowUnsupported(where_, regex_,
+                         std::string("\\") + kind + " within a class is not supported");
       }
       out_.append(in_class_ ? "" : negated ? "[^" : "[").append(*members);
       if (!in_class_) out_.push_back(']');
@@ -220,8 +222,8 @@ std::vector<TextRange> SplitPattern::FindAll(std::string_view text) const {
   std::vector<TextRange> matches;
   std::optional<size_t> last_end;
   for (size_t start = 0; start <= text.size();) {
-    int status = pcre2_match(compiled_->code.get(), subject, text.size(), start,
-                             PCRE2_NO_UTF_CHECK, data.get(), nullptr);
+    int status = pcre2_match(compiled_->code.get(), subject, text.size(), start, PCRE2_NO_UTF_CHECK,
+                             data.get(), nullptr);
     if (status == PCRE2_ERROR_JIT_STACKLIMIT) {  // the interpreter keeps its stack on the heap
       status = pcre2_match(compiled_->code.get(), subject, text.size(), start,
                            PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data.get(), nullptr);

@@ -1,9 +1,9 @@
 // A regular expression of a tokenizer.json, run by PCRE2.
 //
-// The patterns are written for Oniguruma with Ruby's syntax. Where PCRE2 reads the same characters differently the
-// pattern is rewritten first: \s takes in U+180E in PCRE2 and not there, \w leaves out marks, \h means something
-// else, and \p{Script} looks at script extensions. Set operations inside a class ([a&&[^b]]) have no counterpart
-// and are refused.
+// The patterns are written for Oniguruma with Ruby's syntax. Where PCRE2 reads the same characters
+// differently the pattern is rewritten first: \s takes in U+180E in PCRE2 and not there, \w leaves
+// out marks, \h means something else, and \p{Script} looks at script extensions. Set operations
+// inside a class ([a&&[^b]]) have no counterpart and are refused.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,9 @@ class SplitPattern {
   SplitPattern(SplitPattern&&) noexcept;
   SplitPattern& operator=(SplitPattern&&) noexcept;
 
-  // All matches in order, none overlapping another; one may be empty, but not directly behind another match.
-  // `text` must be valid UTF-8. Error kResource if the pattern backtracks without end on this text.
+  // All matches in order, none overlapping another; one may be empty, but not directly behind
+  // another match. `text` must be valid UTF-8. Error kResource if the pattern backtracks without
+  // end on this text.
   std::vector<TextRange> FindAll(std::string_view text) const;
 
  private:

@@ -182,8 +182,7 @@ Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& whe
     for (const AddedToken& token : added) {
       parts->is_special[static_cast<size_t>(token.id)] = token.special;
     }
-    FillFinders(std::move(added), parts->normalizer, &parts->raw_tokens,
-                &parts->normalized_tokens);
+    FillFinders(std::move(added), parts->normalizer, &parts->raw_tokens, &parts->normalized_tokens);
   } catch (const Json::exception& error) {
     ThrowDamaged(where, "a field has the wrong type", "the format of Hugging Face tokenizers",
                  error.what());
@@ -221,8 +220,8 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
       ids.push_back(raw_id);
       continue;
     }
-    const std::string normalized = parts_->normalizer.Apply(
-        valid.substr(raw_range.begin, raw_range.end - raw_range.begin));
+    const std::string normalized =
+        parts_->normalizer.Apply(valid.substr(raw_range.begin, raw_range.end - raw_range.begin));
     const std::string_view whole = normalized;
     for (const auto& [range, id] : parts_->normalized_tokens.Split(whole)) {
       if (id >= 0) {

@@ -116,17 +116,19 @@ TEST(Tokenizer, IdsWithoutATokenDecodeToNothing) {
   EXPECT_EQ(TinyTokenizer().Decode(Ids{-1, 5, 2048, 1 << 30, 6}), "!\"");
 }
 
-// Random NFC text survives the round trip: 0x4E00-0x9FFF, Latin-1 and white space neither compose nor decompose.
+// Random NFC text survives the round trip: 0x4E00-0x9FFF, Latin-1 and white space neither compose
+// nor decompose.
 TEST(Tokenizer, DecodeOfEncodeIsTheTextForNfcText) {
   const Tokenizer tokenizer = TinyTokenizer();
   std::mt19937 random(7);
-  const std::pair<int, int> ranges[] = {
-      {0x00, 0x7F}, {0x20, 0x7E}, {0xA0, 0xFF}, {0x4E00, 0x9FFF}, {0x1F300, 0x1F5FF}, {0x2000, 0x2010}};
+  const std::pair<int, int> ranges[] = {{0x00, 0x7F},     {0x20, 0x7E},       {0xA0, 0xFF},
+                                        {0x4E00, 0x9FFF}, {0x1F300, 0x1F5FF}, {0x2000, 0x2010}};
   for (int round = 0; round < 500; ++round) {
     std::string text;
     for (int i = 0; i < 40; ++i) {
       const auto [low, high] = ranges[random() % std::size(ranges)];
-      const int code_point = low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1));
+      const int code_point =
+          low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1));
       // U+2000 and U+2001 have canonical equivalents.
       AppendUtf8(code_point == 0x2000 || code_point == 0x2001 ? 'x' : code_point, &text);
     }
@@ -150,8 +152,9 @@ TEST(Tokenizer, EmptyTextHasNoTokens) {
 
 TEST(Tokenizer, LongTextsTakeNoMoreThanLinearithmicTime) {
   const Tokenizer tokenizer = TinyTokenizer();
-  for (const std::string& unit : {std::string("x"), std::string(" "), std::string("="),
-                                  std::string("\n"), std::string("he the"), std::string("\xE6\x9D\xB1")}) {
+  for (const std::string& unit :
+       {std::string("x"), std::string(" "), std::string("="), std::string("\n"),
+        std::string("he the"), std::string("\xE6\x9D\xB1")}) {
     std::string text;
     while (text.size() < 300000) text += unit;
     EXPECT_EQ(tokenizer.Decode(tokenizer.Encode(text)), text);
@@ -254,9 +257,11 @@ TEST(TokenizerFile, MissingPartsAreNamed) {
   for (const char* field : {"vocab", "merges"}) {
     Json changes;
     changes["model"][field] = nullptr;  // a merge patch removes it
-    ExpectLoadError(SmallTokenizerJson({}, Json::array(), changes), std::string("expected ") + field);
+    ExpectLoadError(SmallTokenizerJson({}, Json::array(), changes),
+                    std::string("expected ") + field);
   }
-  ExpectLoadError(SmallTokenizerJson({}, Json::array(), {{"decoder", nullptr}}), "expected decoder");
+  ExpectLoadError(SmallTokenizerJson({}, Json::array(), {{"decoder", nullptr}}),
+                  "expected decoder");
 }
 
 TEST(TokenizerFile, ComponentsThatWeDoNotHaveAreNamed) {

@@ -7,8 +7,8 @@
 namespace quatrain {
 namespace {
 
-// The range that the second byte must lie in, which rules out overlong forms, surrogates and code points above
-// U+10FFFF (Unicode 15, table 3-7); num_bytes is 0 for a byte that cannot lead.
+// The range that the second byte must lie in, which rules out overlong forms, surrogates and code
+// points above U+10FFFF (Unicode 15, table 3-7); num_bytes is 0 for a byte that cannot lead.
 struct LeadByte {
   int num_bytes;
   uint8_t second_min, second_max;

@@ -1,5 +1,6 @@
-// UTF-8 bytes and code points. What is not UTF-8 becomes U+FFFD by one rule everywhere: one replacement for each
-// maximal ill-formed subpart (Unicode 15, section 3.9, table 3-8), as Python and Rust do.
+// UTF-8 bytes and code points. What is not UTF-8 becomes U+FFFD by one rule everywhere: one
+// replacement for each maximal ill-formed subpart (Unicode 15, section 3.9, table 3-8), as Python
+// and Rust do.
 #pragma once
 
 #include <cstddef>

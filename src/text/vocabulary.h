@@ -13,8 +13,8 @@ namespace quatrain {
 // Thread-safe once filled.
 class Vocabulary {
  public:
-  // Error kData naming `where` and the token: an id that is negative or not below kMaxTokens, a text that has
-  // another id already, an id that has another text already.
+  // Error kData naming `where` and the token: an id that is negative or not below kMaxTokens, a
+  // text that has another id already, an id that has another text already.
   void Add(const std::string& text, int64_t id, const std::string& where);
   // As Add, but the id's older text, if any, is replaced in Text(): what added tokens may do.
   void AddOver(const std::string& text, int64_t id, const std::string& where);

@@ -19,7 +19,8 @@ std::array<std::pair<std::string, at::Tensor>, 3> TensorsOf(Parameters& paramete
 
 }  // namespace
 
-void SaveTrainingState(Parameters& parameters, const Json& state, const std::filesystem::path& folder) {
+void SaveTrainingState(Parameters& parameters, const Json& state,
+                       const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
   std::vector<TensorPlan> plan;
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -40,13 +41,15 @@ void SaveTrainingState(Parameters& parameters, const Json& state, const std::fil
   WriteFileAtomic(folder / "state.json", json.dump(2) + "\n");
 }
 
-Json LoadTrainingState(const OpContext& ctx, const std::filesystem::path& folder, Parameters& parameters) {
+Json LoadTrainingState(const OpContext& ctx, const std::filesystem::path& folder,
+                       Parameters& parameters) {
   const TensorSet tensors(folder);
   for (size_t i = 0; i < parameters.size(); ++i) {
     for (auto& [prefix, tensor] : TensorsOf(parameters, i)) {
       const TensorView& view = tensors.Get(prefix + parameters.spec(i).name);
       if (view.dtype != DType::kF32 || view.shape != parameters.spec(i).shape) {
-        throw Error(ErrorCode::kShape, {.where = view.where(), .what = "the training state is of another model",
+        throw Error(ErrorCode::kShape, {.where = view.where(),
+                                        .what = "the training state is of another model",
                                         .todo = "Pass the --load of this model's run"});
       }
       std::memcpy(tensor.data_ptr(), view.bytes.data(), view.bytes.size());
@@ -55,7 +58,8 @@ Json LoadTrainingState(const OpContext& ctx, const std::filesystem::path& folder
   const std::filesystem::path file = folder / "state.json";
   Json state = ParseJson(ReadFile(file), file.string());
   if (!state.contains("step") || !state["step"].is_number_integer()) {
-    throw Error(ErrorCode::kData, {.where = file.string(), .what = "no step", .expected = "an integer \"step\""});
+    throw Error(ErrorCode::kData,
+                {.where = file.string(), .what = "no step", .expected = "an integer \"step\""});
   }
   parameters.Restore(ctx, state["step"].get<int64_t>());
   return state;

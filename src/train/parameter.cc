@@ -9,15 +9,13 @@ namespace quatrain {
 namespace {
 
 QuantizeSpec SpecOf(const QuantizedWeight &codes) {
-  return {ScaleRule::kAbsmax7, GridOf(ScaleRule::kAbsmax7, codes.num_bits),
-          codes.group_size};
+  return {ScaleRule::kAbsmax7, GridOf(ScaleRule::kAbsmax7, codes.num_bits), codes.group_size};
 }
 
 // Lets the task write into a weight's buffers.
 void AddOutput(Weight &weight, AdamWTask *task) {
   if (weight.is_quantized()) {
-    QT_CHECK(task->packed == nullptr, "{} has two quantised outputs",
-             weight.spec.name);
+    QT_CHECK(task->packed == nullptr, "{} has two quantised outputs", weight.spec.name);
     task->packed = weight.codes.packed.data();
     task->scale = weight.codes.scale.data();
     task->spec = SpecOf(weight.codes);
@@ -33,37 +31,32 @@ void AddOutput(Weight &weight, AdamWTask *task) {
 void CheckStart(const Weight &weight, const at::Tensor &master) {
   const at::Tensor rounded = master.to(at::kBFloat16);
   const int64_t columns = weight.spec.shape.back();
-  const auto bad = FindBadWeight(DataOf<BFloat16>(rounded),
-                                 master.numel() / columns, columns);
+  const auto bad = FindBadWeight(DataOf<BFloat16>(rounded), master.numel() / columns, columns);
   if (bad.has_value()) {
-    throw Error(
-        ErrorCode::kData,
-        {.where = weight.spec.name,
-         .what = fmt::format(
-             "weight at row {}, column {} cannot be trained or quantised",
-             bad->row, bad->column),
-         .expected = "finite values below 3.39e38",
-         .found = fmt::format("{}", bad->value),
-         .todo = "The checkpoint is damaged; fetch it again"});
+    throw Error(ErrorCode::kData,
+                {.where = weight.spec.name,
+                 .what = fmt::format("weight at row {}, column {} cannot be trained or quantised",
+                                     bad->row, bad->column),
+                 .expected = "finite values below 3.39e38",
+                 .found = fmt::format("{}", bad->value),
+                 .todo = "The checkpoint is damaged; fetch it again"});
   }
 }
 
-} // namespace
+}  // namespace
 
-Parameters::Parameters(const OpContext &ctx, const ModelWeights &start,
-                       ModelWeights *trained, ModelWeights *rollout,
-                       const OptimizerConfig &config)
+Parameters::Parameters(const OpContext &ctx, const ModelWeights &start, ModelWeights *trained,
+                       ModelWeights *rollout, const OptimizerConfig &config)
     : config_(config), trained_(trained), rollout_(rollout) {
-  QT_CHECK(start.size() == trained->size() &&
-               (rollout == nullptr || rollout->size() == start.size()),
-           "weight tables of different models");
+  QT_CHECK(
+      start.size() == trained->size() && (rollout == nullptr || rollout->size() == start.size()),
+      "weight tables of different models");
   for (size_t i = 0; i < start.size(); ++i) {
-    QT_CHECK(start[i].spec.name == (*trained)[i].spec.name,
-             "weight tables differ at {}", start[i].spec.name);
+    QT_CHECK(start[i].spec.name == (*trained)[i].spec.name, "weight tables differ at {}",
+             start[i].spec.name);
     specs_.push_back(start[i].spec);
-    masters_.push_back(start[i].is_quantized()
-                           ? start[i].ToFloat32()
-                           : start[i].dense.to(at::kFloat).clone());
+    masters_.push_back(start[i].is_quantized() ? start[i].ToFloat32()
+                                               : start[i].dense.to(at::kFloat).clone());
     CheckStart(start[i], masters_.back());
     exp_avg_.push_back(at::zeros_like(masters_.back()));
     exp_avg_sq_.push_back(at::zeros_like(masters_.back()));
@@ -78,17 +71,14 @@ std::vector<AdamWTask> Parameters::Tasks(Gradients *gradients) {
     task.master = DataOf<float>(masters_[i]);
     task.exp_avg = DataOf<float>(exp_avg_[i]);
     task.exp_avg_sq = DataOf<float>(exp_avg_sq_[i]);
-    if (gradients != nullptr)
-      task.grad = DataOf<float>(gradients->Of(static_cast<int>(i)));
+    if (gradients != nullptr) task.grad = DataOf<float>(gradients->Of(static_cast<int>(i)));
     const std::vector<int64_t> &shape = specs_[i].shape;
     const bool is_vector = shape.size() == 1;
     task.out_features = is_vector ? 1 : shape[0];
     task.in_features = shape.back();
-    task.weight_decay =
-        is_vector && !config_.decay_vectors ? 0.0 : config_.weight_decay;
+    task.weight_decay = is_vector && !config_.decay_vectors ? 0.0 : config_.weight_decay;
     AddOutput((*trained_)[i], &task);
-    if (rollout_ != nullptr)
-      AddOutput((*rollout_)[i], &task);
+    if (rollout_ != nullptr) AddOutput((*rollout_)[i], &task);
     tasks.push_back(task);
   }
   return tasks;
@@ -99,17 +89,15 @@ void Parameters::Restore(const OpContext &ctx, int64_t step) {
   WriteWeightFromMaster(ctx.pool, Tasks(nullptr));
 }
 
-Parameters::StepResult Parameters::Step(const OpContext &ctx,
-                                        Gradients &gradients, double lr) {
+Parameters::StepResult Parameters::Step(const OpContext &ctx, Gradients &gradients, double lr) {
   StepResult result;
   result.grad_norm = GlobalNorm(ctx, gradients);
   if (!std::isfinite(result.grad_norm)) {
-    throw Error(ErrorCode::kData,
-                {.where = "optimizer step " + std::to_string(step_ + 1),
-                 .what = "the gradient is not finite",
-                 .todo = "Nothing was changed by this step. Lower --lr, or "
-                         "look at the last samples "
-                         "for degenerate rewards"});
+    throw Error(ErrorCode::kData, {.where = "optimizer step " + std::to_string(step_ + 1),
+                                   .what = "the gradient is not finite",
+                                   .todo = "Nothing was changed by this step. Lower --lr, or "
+                                           "look at the last samples "
+                                           "for degenerate rewards"});
   }
   AdamWStep step;
   step.lr = lr;
@@ -119,8 +107,7 @@ Parameters::StepResult Parameters::Step(const OpContext &ctx,
   step.step = ++step_;
   // torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)).
   if (config_.clip_grad > 0.0) {
-    step.grad_scale =
-        std::min(1.0, config_.clip_grad / (result.grad_norm + 1e-6));
+    step.grad_scale = std::min(1.0, config_.clip_grad / (result.grad_norm + 1e-6));
   }
   result.stats = AdamWUpdate(ctx.pool, step, Tasks(&gradients));
   return result;
@@ -129,12 +116,11 @@ Parameters::StepResult Parameters::Step(const OpContext &ctx,
 double GlobalNorm(const OpContext &ctx, Gradients &gradients) {
   double sum = 0.0;
   for (size_t i = 0; i < gradients.size(); ++i) {
-    if (!gradients.IsTouched(static_cast<int>(i)))
-      continue;
+    if (!gradients.IsTouched(static_cast<int>(i))) continue;
     const at::Tensor &grad = gradients.Of(static_cast<int>(i));
     sum += SumOfSquares(ctx.pool, DataOf<float>(grad), grad.numel());
   }
   return std::sqrt(sum);
 }
 
-} // namespace quatrain
+}  // namespace quatrain

@@ -5,8 +5,8 @@
 namespace quatrain {
 namespace {
 
-// What the decoder runs for a TrainBatch: every token but the last of each sequence, and which of its rows predict a
-// trained token.
+// What the decoder runs for a TrainBatch: every token but the last of each sequence, and which of
+// its rows predict a trained token.
 struct TrainForward {
   ForwardBatch batch;
   std::vector<int64_t> rows;     // R, rows of the forward
@@ -68,8 +68,8 @@ BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const Tra
                          float temperature, Entropy entropy) {
   const TrainForward forward = ForwardOf(batch);
   const at::Tensor rows_RD = PredictingRows(forward, decoder.Forward(ctx, forward.batch));
-  const TokenLogprobs scored = LmHeadLogprobs(ctx, rows_RD, decoder.LmHead(), forward.targets,
-                                              1.0f / temperature, entropy);
+  const TokenLogprobs scored =
+      LmHeadLogprobs(ctx, rows_RD, decoder.LmHead(), forward.targets, 1.0f / temperature, entropy);
   return {Spread(forward, scored.logprobs, batch.num_tokens()),
           entropy == Entropy::kCompute ? Spread(forward, scored.entropy, batch.num_tokens())
                                        : std::vector<float>()};

@@ -1,12 +1,12 @@
 // Trainer: log-probabilities of a batch, and one optimizer step from its micro-batches.
 //
 //   Trainer trainer(ctx, decoder, parameters, {...});
-//   trainer.ScoreOld(batches);                     // old_logprobs_T, under the weights before the step
-//   TrainStepResult result = trainer.Step(batches, lr);
+//   trainer.ScoreOld(batches);                     // old_logprobs_T, under the weights before the
+//   step TrainStepResult result = trainer.Step(batches, lr);
 //
-// The forward is the engine's (models/decoder.h) over the same weights, so the scored log-probabilities equal the
-// rollout's bit for bit when both run the same weights. Gradients do not depend on how a step is cut into
-// micro-batches beyond FP32 rounding. Not thread-safe.
+// The forward is the engine's (models/decoder.h) over the same weights, so the scored
+// log-probabilities equal the rollout's bit for bit when both run the same weights. Gradients do
+// not depend on how a step is cut into micro-batches beyond FP32 rounding. Not thread-safe.
 #pragma once
 
 #include <span>
@@ -33,7 +33,8 @@ struct TrainStepResult {
   double optimizer_seconds = 0.0;
 };
 
-// Log-probabilities aligned as in train_batch.h ([T], 0 where the mask is 0) and, if asked for, entropies.
+// Log-probabilities aligned as in train_batch.h ([T], 0 where the mask is 0) and, if asked for,
+// entropies.
 struct BatchLogprobs {
   std::vector<float> logprobs_T;
   std::vector<float> entropy_T;
@@ -43,7 +44,8 @@ BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const Tra
 
 class Trainer {
  public:
-  // Borrows decoder (over the trained table) and parameters. Error kUsage from CheckPolicyLossConfig.
+  // Borrows decoder (over the trained table) and parameters. Error kUsage from
+  // CheckPolicyLossConfig.
   Trainer(const OpContext& ctx, const Decoder& decoder, Parameters& parameters,
           const TrainerConfig& config);
 

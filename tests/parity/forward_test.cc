@@ -1,4 +1,5 @@
-// Our forward against Hugging Face transformers (tests/goldens/oracles/forward): log-probabilities, experts, BF16 error.
+// Our forward against Hugging Face transformers (tests/goldens/oracles/forward): log-probabilities,
+// experts, BF16 error.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,8 +22,8 @@ class Forward : public testing::TestWithParam<std::string> {
   OpContext ctx_{pool_};
 };
 
-std::vector<float> Logprobs(const OpContext& ctx, const OracleModel& model, const std::vector<int32_t>& ids,
-                            RoutedExperts* record = nullptr) {
+std::vector<float> Logprobs(const OpContext& ctx, const OracleModel& model,
+                            const std::vector<int32_t>& ids, RoutedExperts* record = nullptr) {
   ForwardBatch batch = MakeVarlenBatch({ids});
   batch.record = record;
   const at::Tensor hidden = model.decoder.Forward(ctx, batch);
@@ -37,10 +38,12 @@ TEST_P(Forward, LogprobsInFloat32AreWithin2e4OfTheReference) {
   double largest = 0.0;
   for (int s = 0; s < 3; ++s) {
     const std::string seq = "seq" + std::to_string(s);
-    const std::vector<float> ours = Logprobs(ctx_, model, ReadVector<int32_t>(oracle, seq + ".input_ids"));
+    const std::vector<float> ours =
+        Logprobs(ctx_, model, ReadVector<int32_t>(oracle, seq + ".input_ids"));
     const std::vector<float> theirs = ReadVector<float>(oracle, seq + ".logprobs");
     ASSERT_EQ(ours.size(), theirs.size());
-    for (size_t t = 0; t < ours.size(); ++t) largest = std::max(largest, std::abs(double{ours[t]} - theirs[t]));
+    for (size_t t = 0; t < ours.size(); ++t)
+      largest = std::max(largest, std::abs(double{ours[t]} - theirs[t]));
   }
   RecordProperty("largest_difference", std::to_string(largest));
   std::printf("%s: largest FP32 difference %.2e\n", GetParam().c_str(), largest);
@@ -56,7 +59,8 @@ TEST_P(Forward, Bfloat16IsAsCloseToFloat32AsTheReferencesOwn) {
     const std::string seq = "seq" + std::to_string(s);
     const std::vector<float> exact = ReadVector<float>(oracle, seq + ".logprobs");
     const std::vector<float> theirs = ReadVector<float>(oracle, seq + ".logprobs_bf16");
-    const std::vector<float> ours = Logprobs(ctx_, model, ReadVector<int32_t>(oracle, seq + ".input_ids"));
+    const std::vector<float> ours =
+        Logprobs(ctx_, model, ReadVector<int32_t>(oracle, seq + ".input_ids"));
     for (size_t t = 0; t < exact.size(); ++t) {
       ours_sum += std::abs(ours[t] - exact[t]);
       theirs_sum += std::abs(theirs[t] - exact[t]);
@@ -64,7 +68,8 @@ TEST_P(Forward, Bfloat16IsAsCloseToFloat32AsTheReferencesOwn) {
     count += exact.size();
   }
   const auto n = static_cast<double>(count);
-  std::printf("%s: mean BF16 difference %.5f, reference %.5f\n", GetParam().c_str(), ours_sum / n, theirs_sum / n);
+  std::printf("%s: mean BF16 difference %.5f, reference %.5f\n", GetParam().c_str(), ours_sum / n,
+              theirs_sum / n);
   EXPECT_LE(ours_sum, 1.2 * theirs_sum);
 }
 
@@ -92,7 +97,8 @@ TEST_P(Forward, ExpertsAreEqualWhereTheMarginSettlesThem) {
   EXPECT_GT(num_compared, 100);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Forward, testing::Values("tiny-qwen3-moe", "tiny-llama", "small-qwen3-moe"),
+INSTANTIATE_TEST_SUITE_P(Models, Forward,
+                         testing::Values("tiny-qwen3-moe", "tiny-llama", "small-qwen3-moe"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');

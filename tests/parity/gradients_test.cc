@@ -1,4 +1,5 @@
-// Our hand-derived backward against autograd of the reference (tests/goldens/oracles/gradients), and five AdamW steps.
+// Our hand-derived backward against autograd of the reference (tests/goldens/oracles/gradients),
+// and five AdamW steps.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -12,21 +13,28 @@ namespace quatrain {
 namespace {
 
 // Mean cross entropy of tokens 1..T-1; gradients are added.
-double LossAndGradients(const OpContext& ctx, const Decoder& decoder, const std::vector<int32_t>& ids,
-                        Gradients& gradients) {
+double LossAndGradients(const OpContext& ctx, const Decoder& decoder,
+                        const std::vector<int32_t>& ids, Gradients& gradients) {
   const ForwardBatch batch = MakeVarlenBatch({ids});
   const auto rows = static_cast<int64_t>(ids.size()) - 1;
   const std::span<const int32_t> targets = std::span<const int32_t>(ids).subspan(1);
   DecoderTape tape;
   const at::Tensor hidden = decoder.ForwardWithTape(ctx, batch, &tape);
   const at::Tensor x_RD = hidden.narrow(0, 0, rows);
-  const TokenLogprobs scored = LmHeadLogprobs(ctx, x_RD, decoder.LmHead(), targets, 1.0f, Entropy::kSkip);
+  const TokenLogprobs scored =
+      LmHeadLogprobs(ctx, x_RD, decoder.LmHead(), targets, 1.0f, Entropy::kSkip);
   double loss = 0.0;
   for (const float logprob : scored.logprobs) loss -= logprob / static_cast<double>(rows);
   at::Tensor dhidden = ZeroTensor(hidden.sizes(), at::kFloat);
-  const std::vector<float> dlogprobs(static_cast<size_t>(rows), static_cast<float>(-1.0 / static_cast<double>(rows)));
-  LmHeadLogprobsGrad(ctx, {.x_RD = x_RD, .lm_head = decoder.LmHead(), .targets = targets, .inv_temperature = 1.0f,
-                           .dlogprobs = dlogprobs, .dentropy = {}, .dx_RD = dhidden.narrow(0, 0, rows),
+  const std::vector<float> dlogprobs(static_cast<size_t>(rows),
+                                     static_cast<float>(-1.0 / static_cast<double>(rows)));
+  LmHeadLogprobsGrad(ctx, {.x_RD = x_RD,
+                           .lm_head = decoder.LmHead(),
+                           .targets = targets,
+                           .inv_temperature = 1.0f,
+                           .dlogprobs = dlogprobs,
+                           .dentropy = {},
+                           .dx_RD = dhidden.narrow(0, 0, rows),
                            .dlm_head_VD = gradients.Of(decoder.lm_head_index())});
   decoder.Backward(ctx, batch, tape, dhidden, gradients);
   return loss;
@@ -43,7 +51,8 @@ TEST_P(GradientOracle, NormsAndFullTensorsAgreeWithin1e3) {
   ThreadPool pool(2);
   const OpContext ctx{pool};
   Gradients gradients(model.weights);
-  const double loss = LossAndGradients(ctx, model.decoder, oracle["input_ids"].get<std::vector<int32_t>>(), gradients);
+  const double loss = LossAndGradients(ctx, model.decoder,
+                                       oracle["input_ids"].get<std::vector<int32_t>>(), gradients);
   EXPECT_NEAR(loss, oracle["loss"].get<double>(), 1e-5);
   EXPECT_NEAR(GlobalNorm(ctx, gradients) / oracle["global_norm"].get<double>(), 1.0, 1e-3);
   double worst = 0.0;
@@ -70,7 +79,8 @@ TEST_P(GradientOracle, NormsAndFullTensorsAgreeWithin1e3) {
   std::printf("%s: worst relative gradient difference %.2e\n", GetParam().c_str(), worst);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GradientOracle, testing::Values("tiny-qwen3-moe", "tiny-llama", "small-qwen3-moe"),
+INSTANTIATE_TEST_SUITE_P(Models, GradientOracle,
+                         testing::Values("tiny-qwen3-moe", "tiny-llama", "small-qwen3-moe"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');

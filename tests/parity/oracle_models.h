@@ -11,16 +11,21 @@
 
 namespace quatrain {
 
-inline std::string SourcePath(const std::string& path) { return std::string(QT_SOURCE_DIR) + "/" + path; }
+inline std::string SourcePath(const std::string& path) {
+  return std::string(QT_SOURCE_DIR) + "/" + path;
+}
 
 inline std::string ModelPath(const std::string& name) {
-  return SourcePath((name.starts_with("small") ? "tests/goldens/models/" : "examples/models/") + name);
+  return SourcePath((name.starts_with("small") ? "tests/goldens/models/" : "examples/models/") +
+                    name);
 }
 
 // A model at one activation type, ready to run.
 struct OracleModel {
   OracleModel(const std::string& name, at::ScalarType type)
-      : checkpoint(ModelPath(name)), weights(LoadWeights(checkpoint, type)), decoder(checkpoint.config(), weights) {}
+      : checkpoint(ModelPath(name)),
+        weights(LoadWeights(checkpoint, type)),
+        decoder(checkpoint.config(), weights) {}
   Checkpoint checkpoint;
   ModelWeights weights;
   Decoder decoder;
