@@ -52,7 +52,7 @@ bench: setup
 	@set -e; for program in build/release/bench_*; do "$$program"; done
 
 format: setup
-	@tools/presubmit.sh --format
+	@tools/check_format.py --fix
 
 clean:
 	rm -rf build

@@ -7,6 +7,7 @@ import unittest
 
 import check_budgets
 import check_docs
+import check_format
 import check_includes
 import check_text
 import cpp_functions
@@ -212,6 +213,17 @@ class Text(unittest.TestCase):
         mark = b"TO" + b"DO"
         self.assertIn("tools/a.sh:1", self.check("tools/a.sh", b"# " + mark + b": later\n")[0])
         self.assertEqual(self.check("src/a.cc", b"int " + mark + b"S;\n"), [])
+
+
+class Format(TreeTest):
+    def test_a_file_with_another_layout_is_caught_and_mended(self):
+        self.write(".clang-format", (source_tree.ROOT / ".clang-format").read_text())
+        self.write("src/good.cc", "int a;\n")
+        self.write("src/bad.cc", "int a;\nint  *b;\n")
+        self.assert_problem(check_format.check(self.root), "src/bad.cc:2")
+        check_format.fix(self.root)
+        self.assertEqual(check_format.check(self.root), [])
+        self.assertEqual((self.root / "src/bad.cc").read_text(), "int a;\nint* b;\n")
 
 
 class FetchDependencies(TreeTest):

@@ -6,7 +6,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # What .gitignore names; an exported tree has no git to ask.
-GENERATED = {".git", ".deps", "build", "out", "__pycache__"}
+GENERATED = {".git", ".deps", "build", "runs", "__pycache__"}
 
 CPP_SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
 

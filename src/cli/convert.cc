@@ -124,7 +124,8 @@ void PrintErrors(const ConversionSummary& summary) {
   for (const ModuleReport* module : summary.Fallbacks()) {
     fallbacks.push_back(module->module + ": " + module->fallback);
   }
-  PrintList("weights that no calibration token reached", cold);
+  PrintList("weights to which no calibration token was routed: calibrated on tokens of their layer",
+            cold);
   PrintList("weights rounded to nearest after all", fallbacks);
 }
 

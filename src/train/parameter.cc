@@ -8,12 +8,12 @@
 namespace quatrain {
 namespace {
 
-QuantizeSpec SpecOf(const QuantizedWeight &codes) {
+QuantizeSpec SpecOf(const QuantizedWeight& codes) {
   return {ScaleRule::kAbsmax7, GridOf(ScaleRule::kAbsmax7, codes.num_bits), codes.group_size};
 }
 
 // Lets the task write into a weight's buffers.
-void AddOutput(Weight &weight, AdamWTask *task) {
+void AddOutput(Weight& weight, AdamWTask* task) {
   if (weight.is_quantized()) {
     QT_CHECK(task->packed == nullptr, "{} has two quantised outputs", weight.spec.name);
     task->packed = weight.codes.packed.data();
@@ -28,7 +28,7 @@ void AddOutput(Weight &weight, AdamWTask *task) {
 
 // A master that cannot be quantised is refused by name before anything is
 // written.
-void CheckStart(const Weight &weight, const at::Tensor &master) {
+void CheckStart(const Weight& weight, const at::Tensor& master) {
   const at::Tensor rounded = master.to(at::kBFloat16);
   const int64_t columns = weight.spec.shape.back();
   const auto bad = FindBadWeight(DataOf<BFloat16>(rounded), master.numel() / columns, columns);
@@ -45,8 +45,8 @@ void CheckStart(const Weight &weight, const at::Tensor &master) {
 
 }  // namespace
 
-Parameters::Parameters(const OpContext &ctx, const ModelWeights &start, ModelWeights *trained,
-                       ModelWeights *rollout, const OptimizerConfig &config)
+Parameters::Parameters(const OpContext& ctx, const ModelWeights& start, ModelWeights* trained,
+                       ModelWeights* rollout, const OptimizerConfig& config)
     : config_(config), trained_(trained), rollout_(rollout) {
   QT_CHECK(
       start.size() == trained->size() && (rollout == nullptr || rollout->size() == start.size()),
@@ -64,7 +64,7 @@ Parameters::Parameters(const OpContext &ctx, const ModelWeights &start, ModelWei
   WriteWeightFromMaster(ctx.pool, Tasks(nullptr));
 }
 
-std::vector<AdamWTask> Parameters::Tasks(Gradients *gradients) {
+std::vector<AdamWTask> Parameters::Tasks(Gradients* gradients) {
   std::vector<AdamWTask> tasks;
   for (size_t i = 0; i < masters_.size(); ++i) {
     AdamWTask task;
@@ -72,7 +72,7 @@ std::vector<AdamWTask> Parameters::Tasks(Gradients *gradients) {
     task.exp_avg = DataOf<float>(exp_avg_[i]);
     task.exp_avg_sq = DataOf<float>(exp_avg_sq_[i]);
     if (gradients != nullptr) task.grad = DataOf<float>(gradients->Of(static_cast<int>(i)));
-    const std::vector<int64_t> &shape = specs_[i].shape;
+    const std::vector<int64_t>& shape = specs_[i].shape;
     const bool is_vector = shape.size() == 1;
     task.out_features = is_vector ? 1 : shape[0];
     task.in_features = shape.back();
@@ -84,12 +84,12 @@ std::vector<AdamWTask> Parameters::Tasks(Gradients *gradients) {
   return tasks;
 }
 
-void Parameters::Restore(const OpContext &ctx, int64_t step) {
+void Parameters::Restore(const OpContext& ctx, int64_t step) {
   step_ = step;
   WriteWeightFromMaster(ctx.pool, Tasks(nullptr));
 }
 
-Parameters::StepResult Parameters::Step(const OpContext &ctx, Gradients &gradients, double lr) {
+Parameters::StepResult Parameters::Step(const OpContext& ctx, Gradients& gradients, double lr) {
   StepResult result;
   result.grad_norm = GlobalNorm(ctx, gradients);
   if (!std::isfinite(result.grad_norm)) {
@@ -113,11 +113,11 @@ Parameters::StepResult Parameters::Step(const OpContext &ctx, Gradients &gradien
   return result;
 }
 
-double GlobalNorm(const OpContext &ctx, Gradients &gradients) {
+double GlobalNorm(const OpContext& ctx, Gradients& gradients) {
   double sum = 0.0;
   for (size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients.IsTouched(static_cast<int>(i))) continue;
-    const at::Tensor &grad = gradients.Of(static_cast<int>(i));
+    const at::Tensor& grad = gradients.Of(static_cast<int>(i));
     sum += SumOfSquares(ctx.pool, DataOf<float>(grad), grad.numel());
   }
   return std::sqrt(sum);

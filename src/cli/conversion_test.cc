@@ -1,0 +1,238 @@
+#include "cli/conversion.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <functional>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "io/safetensors_writer.h"
+#include "models/loader.h"
+#include "quant/metadata.h"
+#include "quant/quantized_weight.h"
+
+namespace quatrain {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kExamples = fs::path(QT_SOURCE_DIR) / "examples";
+
+class ConversionTest : public testing::Test {
+ protected:
+  ConversionTest()
+      : root_(fs::path(testing::TempDir()) /
+              testing::UnitTest::GetInstance()->current_test_info()->name()) {
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+  }
+  ~ConversionTest() override { fs::remove_all(root_); }
+
+  ConversionConfig Config(const std::string& model, CalibrateMethod method) const {
+    ConversionConfig config{.input_dir = kExamples / "models" / model,
+                            .output_dir = root_ / "int4",
+                            .data = {.source = kExamples / "data/calibration",
+                                     .num_samples = 8,
+                                     .max_sequence_length = 64},
+                            .calibrate = {.method = method}};
+    if (method == CalibrateMethod::kGptq) config.scheme.scale_rule = ScaleRule::kSearched;
+    return config;
+  }
+
+  ConversionSummary Run(const ConversionConfig& config) {
+    ThreadPool pool(2);
+    return Convert(pool, config, [](int64_t, int64_t, const std::string&) {});
+  }
+
+  // The message of the refusal, after which nothing may be left behind.
+  std::string Refusal(const ConversionConfig& config, ErrorCode code) {
+    const auto entries = [&] {
+      return std::distance(fs::directory_iterator(root_), fs::directory_iterator());
+    };
+    const auto before = entries();
+    try {
+      Run(config);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code) << error.what();
+      EXPECT_EQ(ExitStatus(error.code()), 2);
+      EXPECT_EQ(entries(), before);
+      return error.what();
+    }
+    ADD_FAILURE() << "no error";
+    return {};
+  }
+
+  // Every weight of a converted directory, dequantised, as a BF16 directory.
+  fs::path Dequantised(const fs::path& directory) {
+    const Checkpoint checkpoint(directory);
+    ModelWeights weights = LoadWeights(checkpoint, at::kBFloat16);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (!weights[i].is_quantized()) continue;
+      weights[i].dense = weights[i].ToFloat32().to(at::kBFloat16);
+      weights[i].codes = {};
+    }
+    const fs::path folder = root_ / "bf16";
+    fs::create_directories(folder);
+    ExportModel(checkpoint, weights, {}, folder);
+    return folder;
+  }
+
+  fs::path root_;
+};
+
+void ExpectSameTensors(const fs::path& a, const fs::path& b) {
+  const TensorSet first(a), second(b);
+  ASSERT_EQ(first.tensors().size(), second.tensors().size());
+  for (const TensorView& tensor : first.tensors()) {
+    const TensorView& other = second.Get(tensor.name);
+    EXPECT_TRUE(std::equal(tensor.bytes.begin(), tensor.bytes.end(), other.bytes.begin(),
+                           other.bytes.end()))
+        << tensor.name;
+  }
+}
+
+TEST_F(ConversionTest, RoundToNearestOfATrainedExportGivesTheIdenticalCodes) {
+  ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kRtn);
+  config.scope = QuantScope::kExperts;
+  Run(config);
+  ConversionConfig again = config;
+  again.input_dir = Dequantised(config.output_dir);
+  again.output_dir = root_ / "again";
+  Run(again);
+  ExpectSameTensors(config.output_dir, again.output_dir);
+}
+
+TEST_F(ConversionTest, GptqWritesAnInt4DirectoryWithItsMetadata) {
+  ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kGptq);
+  config.scope = QuantScope::kExperts;
+  config.seed = 5;
+  const ConversionSummary summary = Run(config);
+  EXPECT_EQ(summary.num_quantized, 4 * 8 * 3);
+  EXPECT_TRUE(summary.Fallbacks().empty());
+  const Checkpoint written(config.output_dir);
+  ASSERT_TRUE(written.scheme().has_value());
+  EXPECT_EQ(written.scheme()->group_size, 32);
+  const fs::path metadata_path = config.output_dir / kMetadataFile;
+  const QuantMetadata metadata =
+      ParseMetadata(ParseJson(ReadFile(metadata_path), "quatrain.json"), "quatrain.json");
+  EXPECT_EQ(metadata.scale_rule, ScaleRule::kSearched);
+  EXPECT_EQ(metadata.grid.lo, -8);
+  EXPECT_EQ(metadata.seed, 5u);
+  EXPECT_EQ(metadata.report["modules"].size(), 96u);
+  EXPECT_EQ(metadata.report["data"]["samples"], 8);
+  EXPECT_TRUE(fs::exists(config.output_dir / "tokenizer.json"));
+}
+
+TEST_F(ConversionTest, EveryKindOfOutputIsConsistent) {
+  // Convert itself reads the directory back and compares every weight and config.json.
+  for (const int num_bits : {4, 8}) {
+    for (const int64_t group_size : {0, 32, 64, 128}) {
+      ConversionConfig config = Config("tiny-llama", CalibrateMethod::kGptq);
+      config.scheme.num_bits = num_bits;
+      config.scheme.group_size = group_size;
+      config.existing_output = ExistingOutput::kOverwrite;
+      EXPECT_EQ(Run(config).num_quantized, 35);
+      EXPECT_EQ(Checkpoint(config.output_dir).scheme()->num_bits, num_bits);
+    }
+  }
+}
+
+TEST_F(ConversionTest, SecondRunGivesTheSameFiles) {
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kGptq);
+  Run(config);
+  ConversionConfig again = config;
+  again.output_dir = root_ / "again";
+  Run(again);
+  for (const char* file : {"model.safetensors", "config.json", "quatrain.json"}) {
+    EXPECT_EQ(ReadFile(config.output_dir / file), ReadFile(again.output_dir / file)) << file;
+  }
+}
+
+TEST_F(ConversionTest, UnknownTensorsAreCopiedByteForByteAndListed) {
+  const fs::path source = root_ / "source";
+  fs::copy(kExamples / "models/tiny-llama", source, fs::copy_options::recursive);
+  fs::permissions(source / "model.safetensors", fs::perms::owner_write, fs::perm_options::add);
+  const TensorSet original(kExamples / "models/tiny-llama");
+  std::vector<TensorPlan> plan;
+  for (const TensorView& tensor : original.tensors()) {
+    plan.push_back({tensor.name, tensor.dtype, tensor.shape});
+  }
+  plan.push_back({"model.mtp.0.fc.weight", DType::kF32, {2, 3}});
+  const std::vector<float> extra = {1, 2, 3, 4, 5, 6};
+  {
+    SafetensorsWriter writer(source, plan);
+    for (const TensorView& tensor : original.tensors()) writer.Write(tensor.name, tensor.bytes);
+    writer.Write("model.mtp.0.fc.weight", std::as_bytes(std::span(extra)));
+    writer.Finish();
+  }
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kRtn);
+  config.input_dir = source;
+  EXPECT_EQ(Run(config).copied, std::vector<std::string>{"model.mtp.0.fc.weight"});
+  const TensorSet written(config.output_dir);
+  const TensorView& copy = written.Get("model.mtp.0.fc.weight");
+  EXPECT_EQ(copy.dtype, DType::kF32);
+  EXPECT_EQ(std::memcmp(copy.bytes.data(), extra.data(), sizeof(float) * extra.size()), 0);
+}
+
+TEST_F(ConversionTest, ExistingOutputIsReplacedOnlyOnRequestAndOnlyIfItIsAConversion) {
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kRtn);
+  Run(config);
+  EXPECT_NE(Refusal(config, ErrorCode::kUsage).find("--overwrite"), std::string::npos);
+  config.existing_output = ExistingOutput::kOverwrite;
+  Run(config);
+  const fs::path foreign = root_ / "photos";
+  fs::create_directories(foreign);
+  WriteFileAtomic(foreign / "holiday.txt", "sun");
+  config.output_dir = foreign;
+  EXPECT_NE(Refusal(config, ErrorCode::kUsage).find("not empty"), std::string::npos);
+  config.output_dir = config.input_dir;
+  EXPECT_NE(Refusal(config, ErrorCode::kUsage).find("input directory"), std::string::npos);
+}
+
+TEST_F(ConversionTest, QuantisedSourceIsRefused) {
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kRtn);
+  Run(config);
+  config.input_dir = config.output_dir;
+  config.output_dir = root_ / "twice";
+  EXPECT_NE(Refusal(config, ErrorCode::kUsage).find("quantised already"), std::string::npos);
+}
+
+TEST_F(ConversionTest, DenseModelHasNoExpertsToQuantise) {
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kRtn);
+  config.scope = QuantScope::kExperts;
+  EXPECT_NE(Refusal(config, ErrorCode::kUsage).find("nothing to quantise"), std::string::npos);
+}
+
+TEST_F(ConversionTest, MegatronDirectoryIsRecognised) {
+  const fs::path megatron = root_ / "megatron";
+  fs::create_directories(megatron / "iter_0000100");
+  WriteFileAtomic(megatron / "latest_checkpointed_iteration.txt", "100");
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kRtn);
+  config.input_dir = megatron;
+  EXPECT_NE(Refusal(config, ErrorCode::kData).find("Megatron"), std::string::npos);
+}
+
+TEST_F(ConversionTest, CalibrationTextThatCannotBeReadIsRefused) {
+  ConversionConfig config = Config("tiny-llama", CalibrateMethod::kGptq);
+  config.data.text_column = "content";
+  EXPECT_NE(Refusal(config, ErrorCode::kData).find("content"), std::string::npos);
+  config.data.text_column = "text";
+  config.data.source = root_ / "empty.jsonl";
+  WriteFileAtomic(config.data.source, "{\"text\": \"\"}\n");
+  EXPECT_NE(Refusal(config, ErrorCode::kData).find("no row has any text"), std::string::npos);
+}
+
+TEST_F(ConversionTest, StopLeavesNothingBehind) {
+  const ConversionConfig config = Config("tiny-llama", CalibrateMethod::kGptq);
+  ThreadPool pool(2);
+  EXPECT_THROW(Convert(pool, config,
+                       [](int64_t, int64_t, const std::string&) {
+                         throw Error(ErrorCode::kInterrupted, "stopped");
+                       }),
+               Error);
+  EXPECT_TRUE(fs::is_empty(root_));
+}
+
+}  // namespace
+}  // namespace quatrain

@@ -1,0 +1,150 @@
+// The program as a user runs it: convert, train with INT4 rollout, resume, and the ways to use it
+// wrongly.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "base/file.h"
+#include "base/json.h"
+
+namespace quatrain {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string kSource = QT_SOURCE_DIR;
+const std::string kBase = kSource + "/examples/models/tiny-qwen3-moe";
+const std::string kQat = "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=32 ";
+
+struct Outcome {
+  int status;
+  std::string text;  // standard output and error
+};
+
+class Program : public testing::Test {
+ protected:
+  Program() : folder_(fs::temp_directory_path() / ("quatrain_e2e_" + std::to_string(getpid()))) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  ~Program() override { fs::remove_all(folder_); }
+
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+
+  Outcome Run(const std::string& arguments, const std::string& environment = "") const {
+    const std::string command =
+        environment + " " + QT_CLI + " " + arguments + " > " + Path("out") + " 2>&1";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(Path("out"))};
+  }
+
+  std::string Int4() const {
+    const std::string int4 = Path("int4");
+    if (!fs::exists(int4)) {
+      const Outcome outcome =
+          Run("convert --method rtn --quant-type W4A16 --quant-group-size 32 --input-dir " + kBase +
+              " --output-dir " + int4);
+      EXPECT_EQ(outcome.status, 0) << outcome.text;
+    }
+    return int4;
+  }
+
+  std::string TrainArguments(const std::string& save, int num_rollout) const {
+    return "train --hf-checkpoint " + Int4() + " --ref-load " + kBase + " --save " + Path(save) +
+           " --prompt-data " + kSource +
+           "/examples/data/arithmetic/train.jsonl --input-key prompt --label-key label " +
+           "--apply-chat-template --rollout-shuffle --rollout-batch-size 4 --n-samples-per-prompt "
+           "4 " +
+           "--rollout-max-response-len 96 --rollout-temperature 1.0 --lr 1e-4 --use-tis "
+           "--num-rollout " +
+           std::to_string(num_rollout) + " ";
+  }
+
+  static std::string Replace(std::string text, const std::string& from, const std::string& to) {
+    return text.replace(text.find(from), from.size(), to);
+  }
+
+  static std::vector<Json> Rows(const std::string& path) {
+    std::vector<Json> rows;
+    std::ifstream stream(path);
+    for (std::string line; std::getline(stream, line);) rows.push_back(Json::parse(line));
+    return rows;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(Program, TrainingAndRolloutAgreeExactlyInEveryStep) {
+  const Outcome outcome = Run(TrainArguments("run", 4), kQat);
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const std::vector<Json> rows = Rows(Path("run/metrics.jsonl"));
+  ASSERT_EQ(rows.size(), 4u);
+  double reward = 0.0, flips = 0.0;
+  for (const Json& row : rows) {
+    EXPECT_EQ(row.at("train/train_rollout_logprob_abs_diff").get<double>(), 0.0);
+    EXPECT_EQ(row.at("train/ppo_kl").get<double>(), 0.0);
+    EXPECT_EQ(row.at("train/pg_clipfrac").get<double>(), 0.0);
+    reward += row.at("rollout/raw_reward").get<double>();
+    flips += row.at("train/code_flip_rate").get<double>();
+  }
+  EXPECT_GT(reward, 0.0);  // the base model solves most of them
+  EXPECT_GT(flips, 0.0);   // the weights do move
+}
+
+TEST_F(Program, ARunThatStopsAndResumesGoesOnBitForBit) {
+  ASSERT_EQ(Run(TrainArguments("whole", 4), kQat).status, 0);
+  const Outcome stopped = Run(TrainArguments("parts", 4) + "--debug-exit-after-rollout 2", kQat);
+  EXPECT_EQ(stopped.status, 130) << stopped.text;
+  EXPECT_NE(stopped.text.find("--load"), std::string::npos);
+  const Outcome resumed =
+      Run(TrainArguments("parts", 4) + "--load " + Path("parts") + " --threads 1", kQat);
+  ASSERT_EQ(resumed.status, 0) << resumed.text;
+  for (const char* file :
+       {"bf16/model.safetensors", "int4/model.safetensors", "state/model.safetensors"}) {
+    EXPECT_EQ(ReadFile(Path("whole/iter_0000004/") + file),
+              ReadFile(Path("parts/iter_0000004/") + file))
+        << file;
+  }
+}
+
+TEST_F(Program, ASavedRunConvertsBackToTheSameCodes) {
+  ASSERT_EQ(Run(TrainArguments("run", 2), kQat).status, 0);
+  const std::string iteration = Path("run/iter_0000002/");
+  const Outcome outcome =
+      Run("convert --method rtn --quant-type W4A16 --quant-group-size 32 --input-dir " + iteration +
+          "bf16 --output-dir " + Path("again"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_EQ(ReadFile(iteration + "int4/model.safetensors"),
+            ReadFile(Path("again/model.safetensors")));
+}
+
+TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
+  struct Case {
+    std::string arguments, environment, expected;
+  };
+  const std::string train = TrainArguments("wrong", 1);
+  const std::vector<Case> cases = {
+      {Replace(train, Int4(), kBase), kQat, "quatrain convert"},
+      {train, "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=128",
+       "--requantise-group-size"},
+      {train, "OPEN_TRAINING_INT4_FAKE_QAT=1", "OPEN_TRAINING_INT4_FAKE_QAT_FLAG"},
+      {train, "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=yes", "0 or 1"},
+      {train + "--no-such-flag", kQat, "--no-such-flag"},
+      {Replace(train, "--label-key label", "--label-key answer"), kQat, "answer"},
+      {train + "--global-batch-size 7", kQat, "divisor"},
+      {Replace(train, "arithmetic/train.jsonl", "arithmetic/none.jsonl"), kQat, "none.jsonl"},
+  };
+  for (const Case& test : cases) {
+    const Outcome outcome = Run(test.arguments, test.environment);
+    EXPECT_EQ(outcome.status, 2) << test.arguments << "\n" << outcome.text;
+    EXPECT_NE(outcome.text.find(test.expected), std::string::npos) << outcome.text;
+    EXPECT_FALSE(fs::exists(Path("wrong"))) << test.arguments;
+  }
+}
+
+}  // namespace
+}  // namespace quatrain
