@@ -16,7 +16,7 @@ namespace {
 const std::string kModels = std::string(QT_SOURCE_DIR) + "/examples/models/";
 const std::string kText = std::string(QT_SOURCE_DIR) + "/examples/data/calibration";
 
-struct Run {
+struct Calibrated {
   std::vector<ModuleReport> reports;
   ModelWeights weights;
 
@@ -33,8 +33,8 @@ struct Run {
   }
 };
 
-struct Setup {
-  explicit Setup(const std::string& name, int64_t num_samples = 24)
+struct CalibrationCase {
+  explicit CalibrationCase(const std::string& name, int64_t num_samples = 24)
       : checkpoint(kModels + name),
         data(LoadCalibrationData(
             {.source = kText, .num_samples = num_samples, .max_sequence_length = 128},
@@ -45,12 +45,12 @@ struct Setup {
                          {.num_bits = 4, .group_size = 32, .scale_rule = rule}, scope,
                          Indivisible::kRefuse);
   }
-  Run Calibrate(CalibrateMethod method, QuantScope scope, int num_threads = 2) const {
-    Run run{{}, LoadWeights(checkpoint, at::kBFloat16)};
+  Calibrated Calibrate(CalibrateMethod method, QuantScope scope, int num_threads = 2) const {
+    Calibrated run{{}, LoadWeights(checkpoint, at::kBFloat16)};
     Calibrate(method, scope, num_threads, run);
     return run;
   }
-  void Calibrate(CalibrateMethod method, QuantScope scope, int num_threads, Run& run) const {
+  void Calibrate(CalibrateMethod method, QuantScope scope, int num_threads, Calibrated& run) const {
     ThreadPool pool(num_threads);
     const ScaleRule rule =
         method == CalibrateMethod::kReference ? ScaleRule::kAbsmax7_5 : ScaleRule::kSearched;
@@ -70,10 +70,11 @@ void ExpectSameCodes(const ModelWeights& a, const ModelWeights& b) {
 }
 
 TEST(CalibrateModel, ThreadCountChangesNoBitOfAMixtureOfExperts) {
-  const Setup setup("tiny-qwen3-moe");
-  const Run one = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear, 1);
+  const CalibrationCase setup("tiny-qwen3-moe");
+  const Calibrated one = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear, 1);
   for (const int num_threads : {2, 3}) {
-    const Run other = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear, num_threads);
+    const Calibrated other =
+        setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear, num_threads);
     ExpectSameCodes(one.weights, other.weights);
     for (size_t i = 0; i < one.reports.size(); ++i) {
       EXPECT_EQ(one.reports[i].ToJson(), other.reports[i].ToJson());
@@ -82,11 +83,11 @@ TEST(CalibrateModel, ThreadCountChangesNoBitOfAMixtureOfExperts) {
 }
 
 TEST(CalibrateModel, DefaultBeatsTheReferenceAndBothBeatRoundToNearest) {
-  const Setup setup("tiny-llama");
-  const Run ours = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear);
-  const Run reference = setup.Calibrate(CalibrateMethod::kReference, QuantScope::kAllLinear);
+  const CalibrationCase setup("tiny-llama");
+  const Calibrated ours = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kAllLinear);
+  const Calibrated reference = setup.Calibrate(CalibrateMethod::kReference, QuantScope::kAllLinear);
   EXPECT_LT(ours.MeanError(), reference.MeanError());
-  for (const Run* run : {&ours, &reference}) {
+  for (const Calibrated* run : {&ours, &reference}) {
     for (const ModuleReport& report : run->reports) {
       EXPECT_LT(report.relative_error, report.rtn_relative_error) << report.module;
       EXPECT_EQ(report.fallback, "");
@@ -96,19 +97,21 @@ TEST(CalibrateModel, DefaultBeatsTheReferenceAndBothBeatRoundToNearest) {
 }
 
 TEST(CalibrateModel, ExpertsScopeTouchesNothingElse) {
-  const Setup setup("tiny-qwen3-moe");
+  const CalibrationCase setup("tiny-qwen3-moe");
   const ModelWeights before = LoadWeights(setup.checkpoint, at::kBFloat16);
-  const Run run = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kExperts);
+  const Calibrated run = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kExperts);
   for (size_t i = 0; i < before.size(); ++i) {
     const bool is_expert = before[i].spec.role == WeightRole::kExpert;
     EXPECT_EQ(run.weights[i].is_quantized(), is_expert);
-    if (!is_expert) EXPECT_TRUE(at::equal(run.weights[i].dense, before[i].dense));
+    if (!is_expert) {
+      EXPECT_TRUE(at::equal(run.weights[i].dense, before[i].dense));
+    }
   }
 }
 
 TEST(CalibrateModel, ExpertsCountTheTokensRoutedToThemAndColdOnesAreCalibratedToo) {
-  const Setup setup("tiny-qwen3-moe", 1);
-  const Run run = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kExperts);
+  const CalibrationCase setup("tiny-qwen3-moe", 1);
+  const Calibrated run = setup.Calibrate(CalibrateMethod::kGptq, QuantScope::kExperts);
   std::map<std::string, int64_t> tokens_of_layer;
   bool has_cold = false;
   for (const ModuleReport& report : run.reports) {
@@ -128,8 +131,8 @@ TEST(CalibrateModel, ExpertsCountTheTokensRoutedToThemAndColdOnesAreCalibratedTo
 }
 
 TEST(CalibrateModel, ReferenceShowsEveryTokenToEveryExpert) {
-  const Setup setup("tiny-qwen3-moe", 4);
-  const Run run = setup.Calibrate(CalibrateMethod::kReference, QuantScope::kExperts);
+  const CalibrationCase setup("tiny-qwen3-moe", 4);
+  const Calibrated run = setup.Calibrate(CalibrateMethod::kReference, QuantScope::kExperts);
   EXPECT_EQ(run.reports.size(), 4u * 8u * 3u);
   for (const ModuleReport& report : run.reports) {
     EXPECT_EQ(report.num_tokens, setup.data.num_tokens) << report.module;
@@ -137,8 +140,8 @@ TEST(CalibrateModel, ReferenceShowsEveryTokenToEveryExpert) {
 }
 
 TEST(CalibrateModel, NaNNamesModuleAndSamples) {
-  const Setup setup("tiny-llama", 2);
-  Run run{{}, LoadWeights(setup.checkpoint, at::kBFloat16)};
+  const CalibrationCase setup("tiny-llama", 2);
+  Calibrated run{{}, LoadWeights(setup.checkpoint, at::kBFloat16)};
   const int norm = run.weights.Find("model.layers.1.post_attention_layernorm.weight");
   run.weights[static_cast<size_t>(norm)].dense.data_ptr<at::BFloat16>()[3] =
       std::numeric_limits<float>::quiet_NaN();
@@ -154,7 +157,7 @@ TEST(CalibrateModel, NaNNamesModuleAndSamples) {
 }
 
 TEST(RoundModel, GivesTheQuantisersOwnCodes) {
-  const Setup setup("tiny-llama", 1);
+  const CalibrationCase setup("tiny-llama", 1);
   ThreadPool pool(2);
   ModelWeights weights = LoadWeights(setup.checkpoint, at::kBFloat16);
   const ModelWeights before = LoadWeights(setup.checkpoint, at::kBFloat16);

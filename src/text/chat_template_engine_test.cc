@@ -97,8 +97,7 @@ TEST(ChatTemplateEngine, AMacroThatCallsItselfForEverIsAnErrorAndNoCrash) {
 
 TEST(ChatTemplateEngine, ChainsOfOperatorsMayBeLongButNotEndless) {
   EXPECT_EQ(Render("{{ 0" + Repeat(" + 1", 200) + " }}"), "200");
-  for (const char* link :
-       {" + 1", " * 1", " ** 1", " and 1", " or 0", " | int", " is odd", ".x", "[0]"}) {
+  for (const char* link : {" + 1", " * 1", " ** 1", " and 1", " or 0", " | int", ".x", "[0]"}) {
     const std::string message = FailureOf("{{ 1" + Repeat(link, 300000) + " }}");
     EXPECT_NE(message.find("operators in a row"), std::string::npos) << link;
   }
