@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <map>
+#include <stdexcept>
 
 #include "base/error.h"
 #include "models/decoder.h"

@@ -87,7 +87,12 @@ ResourcePlan PlanResources(const Checkpoint& source, const std::vector<WeightSpe
   return {static_cast<uint64_t>(memory), static_cast<uint64_t>(disk)};
 }
 
-double Gigabytes(uint64_t bytes) { return static_cast<double>(bytes) / 1e9; }
+// "1.25 GB" or "31.0 MB".
+std::string SizeText(uint64_t bytes) {
+  const double value = static_cast<double>(bytes);
+  return value >= 1e9 ? fmt::format("{:.2f} GB", value / 1e9)
+                      : fmt::format("{:.1f} MB", value / 1e6);
+}
 
 void CheckResources(const ResourcePlan& plan, const fs::path& output) {
   const uint64_t memory = AvailableMemoryBytes();
@@ -95,8 +100,8 @@ void CheckResources(const ResourcePlan& plan, const fs::path& output) {
     throw Error(
         ErrorCode::kResource,
         {.what = "not enough memory for this conversion",
-         .expected = fmt::format("{:.2f} GB", Gigabytes(plan.memory_bytes)),
-         .found = fmt::format("{:.2f} GB available", Gigabytes(memory)),
+         .expected = SizeText(plan.memory_bytes),
+         .found = SizeText(memory) + " available",
          .todo = "Use fewer calibration samples or shorter ones (--num-calibration-samples, "
                  "--max-sequence-length), or a machine with more memory."});
   }
@@ -105,12 +110,12 @@ void CheckResources(const ResourcePlan& plan, const fs::path& output) {
     throw Error(ErrorCode::kResource,
                 {.where = "--output-dir " + output.string(),
                  .what = "not enough room on the disk",
-                 .expected = fmt::format("{:.2f} GB", Gigabytes(plan.disk_bytes)),
-                 .found = fmt::format("{:.2f} GB free", Gigabytes(disk)),
+                 .expected = SizeText(plan.disk_bytes),
+                 .found = SizeText(disk) + " free",
                  .todo = "Free some, or choose a directory on another disk."});
   }
-  Log().info("plan: up to {:.2f} GB of memory ({:.2f} GB available), {:.2f} GB on disk",
-             Gigabytes(plan.memory_bytes), Gigabytes(memory), Gigabytes(plan.disk_bytes));
+  Log().info("plan: up to {} of memory ({} available), {} on disk", SizeText(plan.memory_bytes),
+             SizeText(memory), SizeText(plan.disk_bytes));
 }
 
 // Linears that no row of the table knows (MTP layers, vision towers) stay as they are, so
