@@ -122,6 +122,7 @@ std::string PythonFloatRepr(double value) {
   char buffer[40];
   const auto end =
       std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
+  *end.ptr = '\0';  // to_chars writes none, and atoi reads up to one
   const std::string_view shortest(buffer, static_cast<size_t>(end.ptr - buffer));
   const size_t exponent_at = shortest.find('e');
   const int exponent = std::atoi(buffer + exponent_at + 1);
