@@ -25,7 +25,6 @@ struct RolloutArgs {
   std::string input_key = "input";
   std::string label_key;
   std::string metadata_key = "metadata";
-  std::string tool_key = "tools";
   bool apply_chat_template = false;
   bool rollout_shuffle = false;
   std::string rm_type = "deepscaler";
@@ -38,7 +37,6 @@ struct RolloutArgs {
   double rollout_top_p = 1.0;
   int64_t rollout_top_k = -1;
   uint64_t rollout_seed = 42;
-  std::string dynamic_sampling_filter;  // "" or check_reward_nonzero_std
   bool use_rollout_routing_replay = false;
 };
 

@@ -1,6 +1,7 @@
 #include "rl/setup.h"
 
 #include "base/log.h"
+#include "calibrate/quant_plan.h"
 
 namespace quatrain {
 namespace {
@@ -53,6 +54,13 @@ int64_t DecideGroupSize(const QatArgs& args, const QuantScheme& scheme) {
   return args.requantise_group_size.value_or(0);
 }
 
+// Weights that neither table quantises are one tensor: the optimizer writes it once.
+void ShareDense(const ModelWeights& from, ModelWeights* to) {
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (!(*to)[i].is_quantized()) (*to)[i].dense = from[i].dense;
+  }
+}
+
 void CheckSameModel(const Checkpoint& hf, const Checkpoint& ref) {
   const std::vector<WeightSpec> a = WeightTableOf(hf.config()), b = WeightTableOf(ref.config());
   bool is_same = a.size() == b.size();
@@ -85,25 +93,31 @@ QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& sch
   return {QatMode::kBf16TrainInt4Rollout, group_size};
 }
 
-ModelWeights TrainingModels::QuantizedFormat(const RlConfig& config,
-                                             const ModelWeights& hf_weights) const {
-  if (qat_.mode != QatMode::kQatTrainBf16Rollout) return AllocateLike(hf_weights, qat_.group_size);
-  const bool is_moe = hf_->config().num_experts > 0;
-  const std::string scope =
-      config.qat.scope.empty() ? (is_moe ? "experts" : "all-linear") : config.qat.scope;
-  std::vector<Weight> weights;
-  for (size_t i = 0; i < hf_weights.size(); ++i) {
-    Weight weight{hf_weights[i].spec, hf_weights[i].dense, {}};
-    const WeightSpec& spec = weight.spec;
-    if (spec.role == WeightRole::kExpert || (scope == "all-linear" && spec.is_quantisable())) {
-      weight.codes.num_bits = 4;
-      weight.codes.out_features = spec.shape[0];
-      weight.codes.in_features = spec.shape[1];
-      weight.codes.group_size = qat_.group_size;
-    }
-    weights.push_back(std::move(weight));
+ModelWeights TrainingModels::MakeQuantized(const QatArgs& args) {
+  if (qat_.mode != QatMode::kQatTrainBf16Rollout) {
+    scheme_ = hf_->scheme();
+    return AllocateLike(LoadWeights(*hf_, at::kBFloat16), qat_.group_size);
   }
-  return AllocateLike(ModelWeights(std::move(weights)), qat_.group_size);
+  const bool is_all_linear =
+      args.scope.empty() ? hf_->config().num_experts == 0 : args.scope == "all-linear";
+  const std::vector<WeightSpec> table = WeightTableOf(hf_->config());
+  QuantScheme wanted;
+  wanted.group_size = qat_.group_size;
+  const QuantPlan plan =
+      MakeQuantPlan(table, wanted, is_all_linear ? QuantScope::kAllLinear : QuantScope::kExperts,
+                    Indivisible::kRefuse);
+  scheme_ = plan.scheme;
+  std::vector<Weight> format;
+  for (size_t i = 0; i < table.size(); ++i) {
+    Weight weight{table[i], {}, {}};
+    if (plan.is_quantized[i]) {
+      weight.codes.num_bits = plan.scheme.num_bits;
+      weight.codes.out_features = table[i].shape[0];
+      weight.codes.in_features = table[i].shape[1];
+    }
+    format.push_back(std::move(weight));
+  }
+  return AllocateLike(ModelWeights(std::move(format)), qat_.group_size);
 }
 
 TrainingModels::TrainingModels(const RlConfig& config) {
@@ -122,24 +136,21 @@ TrainingModels::TrainingModels(const RlConfig& config) {
           "a BF16 directory", "none", "Pass the directory that --hf-checkpoint was converted from");
   }
   start_weights_.emplace(LoadWeights(start(), at::kBFloat16));
-  const ModelWeights hf_weights = LoadWeights(*hf_, at::kBFloat16);
   if (qat_.mode == QatMode::kBf16) {
     trained_.emplace(AllocateLike(*start_weights_, 0));
   } else {
-    ModelWeights quantized = QuantizedFormat(config, hf_weights);
-    ModelWeights dense = AllocateLike(*start_weights_, 0);
-    scheme_ = hf_->scheme().value_or(QuantScheme{});
+    ModelWeights quantized = MakeQuantized(config.qat);
     scheme_->scale_rule = ScaleRule::kAbsmax7;
     scheme_->frozen_grid.reset();
     if (qat_.group_size != 0) scheme_->group_size = qat_.group_size;
     if (qat_.mode == QatMode::kQat) {
       trained_.emplace(std::move(quantized));
-    } else if (qat_.mode == QatMode::kBf16TrainInt4Rollout) {
-      trained_.emplace(std::move(dense));
-      rollout_.emplace(std::move(quantized));
     } else {
-      trained_.emplace(std::move(quantized));
-      rollout_.emplace(std::move(dense));
+      ModelWeights dense = AllocateLike(*start_weights_, 0);
+      ShareDense(dense, &quantized);
+      const bool trains_dense = qat_.mode == QatMode::kBf16TrainInt4Rollout;
+      trained_.emplace(std::move(trains_dense ? dense : quantized));
+      rollout_.emplace(std::move(trains_dense ? quantized : dense));
     }
     if (num_quantized() == 0) {
       throw Error(ErrorCode::kData, {.where = hf_->name(),

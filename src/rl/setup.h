@@ -52,7 +52,8 @@ class TrainingModels {
   int64_t num_quantized() const;
 
  private:
-  ModelWeights QuantizedFormat(const RlConfig& config, const ModelWeights& hf_weights) const;
+  // The quantised table (values not set) and its scheme.
+  ModelWeights MakeQuantized(const QatArgs& args);
 
   QatDecision qat_;
   std::unique_ptr<Checkpoint> hf_, ref_;

@@ -22,7 +22,10 @@ void AddOutput(Weight& weight, AdamWTask* task) {
   } else if (weight.dense.scalar_type() == at::kFloat) {
     task->weight_float = DataOf<float>(weight.dense);
   } else {
-    task->weight_bf16 = DataOf<BFloat16>(weight.dense);
+    BFloat16* data = DataOf<BFloat16>(weight.dense);
+    QT_CHECK(task->weight_bf16 == nullptr || task->weight_bf16 == data,
+             "{} has two BF16 tensors; the tables must share it", weight.spec.name);
+    task->weight_bf16 = data;
   }
 }
 

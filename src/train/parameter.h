@@ -28,8 +28,8 @@ class Parameters {
  public:
   // Masters are the values of `start` (w' where it is quantised). `trained` is the table of the
   // training forward, `rollout` the engine's if it is another one (else null); both are borrowed
-  // and written at once, so that they hold the weights of the masters. Error kData naming tensor
-  // and place of a weight that has no codes.
+  // and written at once, so that they hold the weights of the masters; a weight that is BF16 in
+  // both must be one tensor. Error kData naming tensor and place of a weight that has no codes.
   Parameters(const OpContext& ctx, const ModelWeights& start, ModelWeights* trained,
              ModelWeights* rollout, const OptimizerConfig& config);
 

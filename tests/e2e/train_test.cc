@@ -122,6 +122,41 @@ TEST_F(Program, ASavedRunConvertsBackToTheSameCodes) {
             ReadFile(Path("again/model.safetensors")));
 }
 
+TEST_F(Program, TheOtherCasesOfTheTableTrainAndSaveWhatTheySay) {
+  struct Case {
+    std::string save, arguments, environment;
+    bool is_matched;
+  };
+  const auto from_base = [&](const std::string& save) {
+    return Replace(TrainArguments(save, 2), Int4(), kBase);
+  };
+  const std::vector<Case> cases = {
+      {"plain", from_base("plain"), "", true},
+      {"int4_rollout", TrainArguments("int4_rollout", 2), "", false},
+      {"bf16_rollout", from_base("bf16_rollout") + "--rollout-weights bf16 --quant-group-size 32",
+       kQat, false},
+  };
+  for (const Case& test : cases) {
+    const Outcome outcome = Run(test.arguments, test.environment);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    for (const Json& row : Rows(Path(test.save + "/metrics.jsonl"))) {
+      const double diff = row.at("train/train_rollout_logprob_abs_diff").get<double>();
+      if (test.is_matched) {
+        EXPECT_EQ(diff, 0.0) << test.save;
+      } else {
+        EXPECT_GT(diff, 0.0) << test.save;
+        EXPECT_LT(diff, 0.05) << test.save;  // about .003; garbage is above 1
+      }
+    }
+    const std::string iteration = Path(test.save + "/iter_0000002/");
+    EXPECT_EQ(Run("inspect " + iteration + "bf16").status, 0) << test.save;
+    EXPECT_EQ(fs::exists(iteration + "int4"), test.save != "plain");
+    if (test.save == "plain") continue;
+    const Outcome inspected = Run("inspect " + iteration + "int4");
+    EXPECT_EQ(inspected.status, 0) << inspected.text;
+  }
+}
+
 TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
   struct Case {
     std::string arguments, environment, expected;
