@@ -75,7 +75,9 @@ BENCHMARK(RmsNormGrad)->Arg(32)->Arg(128);
 void Rope(benchmark::State& state) {
   ThreadPool pool(1);
   std::vector<float> cos(128 * 16), sin(128 * 16);
-  FillRopeTable(128, 32, 1e4, cos.data(), sin.data());
+  std::vector<double> inverse_frequencies;
+  for (int i = 0; i < 16; ++i) inverse_frequencies.push_back(std::pow(1e4, -2.0 * i / 32.0));
+  FillRopeTable(128, inverse_frequencies, cos.data(), sin.data());
   std::vector<int32_t> positions;
   for (int32_t t = 0; t < kTokens; ++t) positions.push_back(t % 70);
   std::vector<BFloat16> x = Halves(kSize);

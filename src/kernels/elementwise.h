@@ -39,14 +39,16 @@ struct RmsNormGradArgs {
 template <class T>
 void RmsNormBackward(ThreadPool& pool, const RmsNormGradArgs<T>& args);
 
-// cos/sin of angle position * theta^(-2 i / H), computed in double, stored as float [max_positions,
-// H / 2] each. Half-split convention of HF: element i pairs with i + H / 2.
+// cos/sin of angle position * frequency_i, computed in double, stored as float [max_positions, H /
+// 2] each. Half-split convention of HF: element i pairs with i + H / 2.
 struct RopeTable {
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t head_dim = 0;
 };
-void FillRopeTable(int64_t max_positions, int64_t head_dim, double theta, float* cos, float* sin);
+// inverse_frequencies [H / 2]: theta^(-2 i / H) for plain RoPE.
+void FillRopeTable(int64_t max_positions, std::span<const double> inverse_frequencies, float* cos,
+                   float* sin);
 // In place on x [T, heads, H]: x1' = fma(x1, cos, -(x2 * sin)), x2' = fma(x2, cos, x1 * sin),
 // rounded once to T.
 template <class T>

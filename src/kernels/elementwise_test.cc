@@ -194,7 +194,12 @@ TYPED_TEST(Elementwise, RmsNormGradientAccumulatesOrRunsInPlace) {
 struct Table {
   Table(int64_t positions, int64_t head_dim, double theta)
       : cos(static_cast<size_t>(positions * head_dim / 2)), sin(cos.size()) {
-    FillRopeTable(positions, head_dim, theta, cos.data(), sin.data());
+    std::vector<double> inverse_frequencies;
+    for (int64_t i = 0; i < head_dim / 2; ++i) {
+      inverse_frequencies.push_back(
+          std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim)));
+    }
+    FillRopeTable(positions, inverse_frequencies, cos.data(), sin.data());
     view = {.cos = cos.data(), .sin = sin.data(), .head_dim = head_dim};
   }
   std::vector<float> cos, sin;

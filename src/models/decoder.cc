@@ -1,7 +1,5 @@
 #include "models/decoder.h"
 
-#include <cmath>
-
 namespace quatrain {
 namespace {
 
@@ -65,14 +63,10 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights)
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     layers_.push_back(ResolveLayer(config, weights, layer));
   }
-  const std::vector<double> inverse = RopeInverseFrequencies(config);
-  for (int64_t position = 0; position < config.max_position_embeddings; ++position) {
-    for (const double frequency : inverse) {
-      const double angle = static_cast<double>(position) * frequency;
-      rope_cos_.push_back(static_cast<float>(std::cos(angle)));
-      rope_sin_.push_back(static_cast<float>(std::sin(angle)));
-    }
-  }
+  rope_cos_.resize(static_cast<size_t>(config.max_position_embeddings * config.head_dim / 2));
+  rope_sin_.resize(rope_cos_.size());
+  FillRopeTable(config.max_position_embeddings, RopeInverseFrequencies(config), rope_cos_.data(),
+                rope_sin_.data());
   rope_ = {rope_cos_.data(), rope_sin_.data(), config.head_dim};
 }
 

@@ -9,6 +9,10 @@ std::span<const std::byte> BytesOfVector(const std::vector<T>& values) {
   return std::as_bytes(std::span<const T>(values));
 }
 
+std::string Name(const std::string& module, std::string_view suffix) {
+  return module + std::string(suffix);
+}
+
 // Adds a weight's tensors to the plan, in the order in which WriteWeight writes them.
 void PlanWeight(const Weight& weight, std::vector<TensorPlan>* plan) {
   if (!weight.is_quantized()) {
@@ -18,12 +22,12 @@ void PlanWeight(const Weight& weight, std::vector<TensorPlan>* plan) {
   }
   const QuantizedWeight& codes = weight.codes;
   const std::string module = weight.spec.module();
-  plan->push_back({module + ".weight_packed",
+  plan->push_back({Name(module, kPackedSuffix),
                    DType::kI32,
                    {codes.out_features, PackedWords(codes.in_features, codes.num_bits)}});
   plan->push_back(
-      {module + ".weight_scale", DType::kBF16, {codes.out_features, codes.num_groups()}});
-  plan->push_back({module + ".weight_shape", DType::kI64, {2}});
+      {Name(module, kScaleSuffix), DType::kBF16, {codes.out_features, codes.num_groups()}});
+  plan->push_back({Name(module, kShapeSuffix), DType::kI64, {2}});
 }
 
 void WriteWeight(const Weight& weight, SafetensorsWriter* writer) {
@@ -33,9 +37,9 @@ void WriteWeight(const Weight& weight, SafetensorsWriter* writer) {
     return;
   }
   const std::string module = weight.spec.module();
-  writer->Write(module + ".weight_packed", BytesOfVector(weight.codes.packed));
-  writer->Write(module + ".weight_scale", BytesOfVector(weight.codes.scale));
-  writer->Write(module + ".weight_shape", BytesOfVector(weight.spec.shape));
+  writer->Write(Name(module, kPackedSuffix), BytesOfVector(weight.codes.packed));
+  writer->Write(Name(module, kScaleSuffix), BytesOfVector(weight.codes.scale));
+  writer->Write(Name(module, kShapeSuffix), BytesOfVector(weight.spec.shape));
 }
 
 Json ConfigOf(const Checkpoint& source, const std::optional<QuantScheme>& scheme) {

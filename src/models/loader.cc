@@ -85,7 +85,7 @@ Checkpoint::Checkpoint(const std::filesystem::path& directory)
 
 Weight Checkpoint::Load(const WeightSpec& spec, at::ScalarType dense_type) const {
   if (scheme_.has_value() && spec.is_quantisable() &&
-      repo_.tensors().Find(spec.module() + ".weight_packed") != nullptr) {
+      repo_.tensors().Find(spec.module() + std::string(kPackedSuffix)) != nullptr) {
     return LoadQuantized(spec);
   }
   return {spec, LoadDense(spec, dense_type), {}};
@@ -117,12 +117,12 @@ Weight Checkpoint::LoadQuantized(const WeightSpec& spec) const {
   const int64_t rows = spec.shape[0], columns = spec.shape[1];
   const int64_t group_size = scheme_->GroupSizeFor(columns);
   CheckDivides(spec.name, columns, group_size);
-  const TensorView& packed = repo_.tensors().Get(module + ".weight_packed");
-  const TensorView& scale = repo_.tensors().Get(module + ".weight_scale");
+  const TensorView& packed = repo_.tensors().Get(module + std::string(kPackedSuffix));
+  const TensorView& scale = repo_.tensors().Get(module + std::string(kScaleSuffix));
   CheckShape(packed, {rows, PackedWords(columns, scheme_->num_bits)});
   CheckShape(scale, {rows, columns / group_size});
-  const TensorView* zero_point = repo_.tensors().Find(module + ".weight_zero_point");
-  const TensorView* group_index = repo_.tensors().Find(module + ".weight_g_idx");
+  const TensorView* zero_point = repo_.tensors().Find(module + std::string(kZeroPointSuffix));
+  const TensorView* group_index = repo_.tensors().Find(module + std::string(kGroupIndexSuffix));
   if (zero_point != nullptr || group_index != nullptr) {
     return LoadForeign(spec, {packed, scale, zero_point, group_index});
   }
@@ -165,9 +165,9 @@ std::vector<std::string> Checkpoint::UnknownTensors() const {
   for (const TensorView& tensor : repo_.tensors().tensors()) unknown.insert(tensor.name);
   for (const WeightSpec& spec : WeightTableOf(config_)) {
     unknown.erase(spec.name);
-    for (const char* suffix : {".weight_packed", ".weight_scale", ".weight_shape",
-                               ".weight_zero_point", ".weight_g_idx"}) {
-      unknown.erase(spec.module() + suffix);
+    for (const std::string_view suffix :
+         {kPackedSuffix, kScaleSuffix, kShapeSuffix, kZeroPointSuffix, kGroupIndexSuffix}) {
+      unknown.erase(spec.module() + std::string(suffix));
     }
     if (const auto slice = FusedSliceOf(spec)) unknown.erase(slice->tensor);
   }

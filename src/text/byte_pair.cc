@@ -20,13 +20,10 @@ uint64_t PackPair(int32_t left, int32_t right) {
 int32_t FindForMerge(const Vocabulary& vocabulary, const std::string& text,
                      const BytePairEncoder::Merge& merge, const std::string& where) {
   if (const auto id = vocabulary.Find(text)) return *id;
-  throw Error(ErrorCode::kData,
-              {.where = where,
-               .what = fmt::format("the merge '{} {}' names a token that is not in the vocabulary",
-                                   merge.first, merge.second),
-               .expected = "both sides and their join in model.vocab",
-               .found = fmt::format("no '{}'", text),
-               .todo = "Fetch the file again or export the tokenizer anew."});
+  ThrowDamagedTokenizer(where,
+                        fmt::format("the merge '{} {}' names a token that is not in the vocabulary",
+                                    merge.first, merge.second),
+                        "both sides and their join in model.vocab", fmt::format("no '{}'", text));
 }
 
 // Orders a heap so that the lowest rank, then the leftmost pair, is on top.

@@ -41,18 +41,9 @@ namespace {
                                  .todo = "Use a model with a byte-level BPE tokenizer."});
 }
 
-[[noreturn]] void ThrowDamaged(const std::string& where, const std::string& what,
-                               const std::string& expected, const std::string& found) {
-  throw Error(ErrorCode::kData, {.where = where,
-                                 .what = what,
-                                 .expected = expected,
-                                 .found = found,
-                                 .todo = "Fetch the file again or export the tokenizer anew."});
-}
-
 const Json& Member(const Json& object, const char* key, const std::string& where) {
   const auto member = object.find(key);
-  if (member == object.end()) ThrowDamaged(where, "a field is missing", key, "none");
+  if (member == object.end()) ThrowDamagedTokenizer(where, "a field is missing", key, "none");
   return *member;
 }
 
@@ -88,8 +79,8 @@ std::vector<BytePairEncoder::Merge> ReadMerges(const Json& list, const std::stri
     const std::string text = item.is_string() ? item.get<std::string>() : "";
     const size_t space = text.find(' ');
     if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-      ThrowDamaged(where, fmt::format("merge {} is damaged", merges.size()),
-                   "\"a b\" or [\"a\", \"b\"]", item.dump());
+      ThrowDamagedTokenizer(where, fmt::format("merge {} is damaged", merges.size()),
+                            "\"a b\" or [\"a\", \"b\"]", item.dump());
     }
     merges.emplace_back(text.substr(0, space), text.substr(space + 1));
   }
@@ -105,8 +96,9 @@ std::vector<AddedToken> ReadAddedTokens(const Json& root, const std::string& whe
     const int64_t id = Member(item, "id", where).get<int64_t>();
     token.content = Member(item, "content", where).get<std::string>();
     if (id < 0 || id >= Vocabulary::kMaxTokens) {
-      ThrowDamaged(where, fmt::format("the id of added token '{}' is out of range", token.content),
-                   fmt::format("0 to {}", Vocabulary::kMaxTokens - 1), std::to_string(id));
+      ThrowDamagedTokenizer(
+          where, fmt::format("the id of added token '{}' is out of range", token.content),
+          fmt::format("0 to {}", Vocabulary::kMaxTokens - 1), std::to_string(id));
     }
     token.id = static_cast<int32_t>(id);
     token.special = item.value("special", false);
@@ -184,8 +176,8 @@ Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& whe
     }
     FillFinders(std::move(added), parts->normalizer, &parts->raw_tokens, &parts->normalized_tokens);
   } catch (const Json::exception& error) {
-    ThrowDamaged(where, "a field has the wrong type", "the format of Hugging Face tokenizers",
-                 error.what());
+    ThrowDamagedTokenizer(where, "a field has the wrong type",
+                          "the format of Hugging Face tokenizers", error.what());
   }
   for (int32_t id = 0; id < parts->vocabulary.size(); ++id) {
     const std::string* text = parts->vocabulary.Text(id);

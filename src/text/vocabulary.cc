@@ -3,10 +3,9 @@
 #include "base/error.h"
 
 namespace quatrain {
-namespace {
 
-[[noreturn]] void ThrowBadToken(const std::string& where, const std::string& what,
-                                const std::string& expected, const std::string& found) {
+void ThrowDamagedTokenizer(const std::string& where, const std::string& what,
+                           const std::string& expected, const std::string& found) {
   throw Error(ErrorCode::kData, {.where = where,
                                  .what = what,
                                  .expected = expected,
@@ -14,17 +13,15 @@ namespace {
                                  .todo = "Fetch the file again or export the tokenizer anew."});
 }
 
-}  // namespace
-
 void Vocabulary::Insert(const std::string& text, int64_t id, const std::string& where) {
   if (id < 0 || id >= kMaxTokens) {
-    ThrowBadToken(where, fmt::format("the id of token '{}' is out of range", text),
-                  fmt::format("0 to {}", kMaxTokens - 1), std::to_string(id));
+    ThrowDamagedTokenizer(where, fmt::format("the id of token '{}' is out of range", text),
+                          fmt::format("0 to {}", kMaxTokens - 1), std::to_string(id));
   }
   const auto [entry, is_new] = ids_.try_emplace(text, static_cast<int32_t>(id));
   if (!is_new && entry->second != id) {
-    ThrowBadToken(where, fmt::format("token '{}' has two ids", text), "one",
-                  fmt::format("{} and {}", entry->second, id));
+    ThrowDamagedTokenizer(where, fmt::format("token '{}' has two ids", text), "one",
+                          fmt::format("{} and {}", entry->second, id));
   }
   if (id >= size()) texts_.resize(static_cast<size_t>(id) + 1);
 }
@@ -33,8 +30,8 @@ void Vocabulary::Add(const std::string& text, int64_t id, const std::string& whe
   Insert(text, id, where);
   std::optional<std::string>& slot = texts_[static_cast<size_t>(id)];
   if (slot && *slot != text) {
-    ThrowBadToken(where, fmt::format("id {} has two tokens", id), "one",
-                  fmt::format("'{}' and '{}'", *slot, text));
+    ThrowDamagedTokenizer(where, fmt::format("id {} has two tokens", id), "one",
+                          fmt::format("'{}' and '{}'", *slot, text));
   }
   slot = text;
 }

@@ -10,6 +10,10 @@
 
 namespace quatrain {
 
+// Throws Error kData: `where` is no sound tokenizer file, and what to do about it.
+[[noreturn]] void ThrowDamagedTokenizer(const std::string& where, const std::string& what,
+                                        const std::string& expected, const std::string& found);
+
 // Thread-safe once filled.
 class Vocabulary {
  public:

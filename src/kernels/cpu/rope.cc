@@ -93,14 +93,14 @@ void CheckHeadDim(int64_t head_dim) {
 
 }  // namespace
 
-void FillRopeTable(int64_t max_positions, int64_t head_dim, double theta, float* cos, float* sin) {
-  CheckHeadDim(head_dim);
-  const int64_t half = head_dim / 2;
+void FillRopeTable(int64_t max_positions, std::span<const double> inverse_frequencies, float* cos,
+                   float* sin) {
+  const int64_t half = std::ssize(inverse_frequencies);
+  CheckHeadDim(2 * half);
   for (int64_t i = 0; i < half; ++i) {
-    const double frequency =
-        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     for (int64_t position = 0; position < max_positions; ++position) {
-      const double angle = static_cast<double>(position) * frequency;
+      const double angle =
+          static_cast<double>(position) * inverse_frequencies[static_cast<size_t>(i)];
       cos[position * half + i] = static_cast<float>(std::cos(angle));
       sin[position * half + i] = static_cast<float>(std::sin(angle));
     }
