@@ -16,7 +16,8 @@ class App;
 namespace quatrain {
 
 struct LoadedModel {
-  // dtype: "bfloat16" or "float32" (activations and dense weights; INT4 weights stay codes).
+  // dtype: "bfloat16" or "float32" (activations and dense weights; INT4 weights stay codes). Errors
+  // of Checkpoint and LoadWeights; kResource if the weights do not fit into memory.
   LoadedModel(const std::string& directory, const std::string& dtype);
 
   Checkpoint checkpoint;

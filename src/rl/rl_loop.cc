@@ -32,6 +32,16 @@ std::string NoteOf(const Json& row) {
   return note;
 }
 
+// A rollout that has been trained on is kept whatever becomes of its evaluation.
+void EvaluateUnlessInterrupted(Run& run, Json& row) {
+  if (InterruptRequested()) return;
+  try {
+    run.Evaluate(row);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInterrupted) throw;
+  }
+}
+
 }  // namespace
 
 void RunTraining(const RlConfig& config, const Json& flags) {
@@ -46,12 +56,13 @@ void RunTraining(const RlConfig& config, const Json& flags) {
   for (int64_t rollout = run.start_rollout(); rollout < num_rollouts; ++rollout) {
     Json row = {{"rollout", rollout + 1}};
     Timer timer;
+    const StepNote note = [&](const std::string& what) { progress.Update(rollout, what); };
     try {
-      std::vector<Sample> samples = run.Generate(rollout, row);
+      std::vector<Sample> samples = run.Generate(rollout, row, note);
       std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
       run.LogSamples(rollout, samples);
-      run.Score(steps, row);
-      run.Train(steps, row);
+      run.Score(steps, row, note);
+      run.Train(steps, row, note);
       run.UpdateWeights(row);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInterrupted) throw;
@@ -66,7 +77,7 @@ void RunTraining(const RlConfig& config, const Json& flags) {
         rollout + 1 == num_rollouts || InterruptRequested() ||
         (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
     if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0))
-      run.Evaluate(row);
+      EvaluateUnlessInterrupted(run, row);
     run.Append(row);
     progress.Update(rollout + 1, NoteOf(row));
     if (IsDue(config.checkpoint.save_interval, rollout) || is_last) run.Save(rollout + 1);

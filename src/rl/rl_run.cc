@@ -1,11 +1,13 @@
 #include "rl/rl_run.h"
 
+#include <charconv>
 #include <filesystem>
 #include <fstream>
 
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "base/progress.h"
 #include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/batcher.h"
@@ -21,6 +23,40 @@ constexpr int64_t kSamplesLogged = 4;  // per rollout, from different prompts
 
 std::filesystem::path IterationFolder(const std::filesystem::path& run, int64_t iteration) {
   return run / fmt::format("iter_{:07}", iteration);
+}
+
+[[noreturn]] void DamagedCheckpoint(const std::filesystem::path& file, const std::string& expected,
+                                    const std::string& found) {
+  throw Error(ErrorCode::kData,
+              {.where = file.string(),
+               .what = "the checkpoint is damaged",
+               .expected = expected,
+               .found = found,
+               .todo = fmt::format("Name an older iter_ folder of the run in {}, or train without "
+                                   "--load",
+                                   kLatestFile)});
+}
+
+int64_t ReadIteration(const std::filesystem::path& latest) {
+  const std::string text = ReadFile(latest);
+  int64_t iteration = -1;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), iteration);
+  const bool is_whole =
+      std::string_view(end, text.data() + text.size()) == "\n" || end == text.data() + text.size();
+  if (status != std::errc() || !is_whole || iteration < 0) {
+    DamagedCheckpoint(latest, "the number of a checkpoint", "'" + text.substr(0, 40) + "'");
+  }
+  return iteration;
+}
+
+// A counter of state.json.
+int64_t CountOf(const Json& state, const char* key, const std::filesystem::path& folder) {
+  const Json value = state.value(key, Json());
+  if (!value.is_number_integer() || value.get<int64_t>() < 0) {
+    DamagedCheckpoint(folder / "state.json", fmt::format("a count under \"{}\"", key),
+                      value.dump());
+  }
+  return value.get<int64_t>();
 }
 
 RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
@@ -104,12 +140,12 @@ void Run::Resume() {
                models_.start().name());
     return;
   }
-  const int64_t iteration = std::stoll(ReadFile(latest));
-  const Json state = LoadTrainingState(
-      ctx_, IterationFolder(config_.checkpoint.load, iteration) / "state", *parameters_);
-  start_rollout_ = state.at("next_rollout").get<int64_t>();
-  policy_version_ = state.at("policy_version").get<int64_t>();
-  dataset_->Restore(state.at("dataset"));
+  const std::filesystem::path folder =
+      IterationFolder(config_.checkpoint.load, ReadIteration(latest)) / "state";
+  const Json state = LoadTrainingState(ctx_, folder, *parameters_);
+  start_rollout_ = CountOf(state, "next_rollout", folder);
+  policy_version_ = CountOf(state, "policy_version", folder);
+  dataset_->Restore(state.value("dataset", Json::object()));
   engine_->UpdateWeights(policy_version_);
   Log().info("resumed from {} after {} rollouts", config_.checkpoint.load, start_rollout_);
 }
@@ -143,12 +179,25 @@ RolloutOptions Run::EvalOptions() const {
   return options;
 }
 
-std::vector<Sample> Run::Generate(int64_t rollout, Json& row) {
-  Timer timer;
+// An interrupted rollout is dropped whole: its prompts are the next ones again.
+std::vector<Sample> Run::SampleNextPrompts(int64_t rollout, const StepNote& note) {
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
-  std::vector<Sample> samples =
-      GenerateSamples(*engine_, text, *reward_, dataset_->Next(config_.rollout.rollout_batch_size),
-                      TrainRolloutOptions(), rollout, nullptr);
+  const int64_t num_prompts = config_.rollout.rollout_batch_size;
+  const int64_t total = num_prompts * config_.rollout.n_samples_per_prompt;
+  const Json cursor = dataset_->State();
+  try {
+    return GenerateSamples(*engine_, text, *reward_, dataset_->Next(num_prompts),
+                           TrainRolloutOptions(), rollout,
+                           [&](int64_t done) { note(fmt::format("sampled {}/{}", done, total)); });
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kInterrupted) dataset_->Restore(cursor);
+    throw;
+  }
+}
+
+std::vector<Sample> Run::Generate(int64_t rollout, Json& row, const StepNote& note) {
+  Timer timer;
+  std::vector<Sample> samples = SampleNextPrompts(rollout, note);
   AssignAdvantages(samples, NormalizationOf(config_.algorithm));
   const RolloutMetrics metrics = ComputeRolloutMetrics(samples);
   WarnIfNothingRewarded(metrics);
@@ -180,8 +229,9 @@ std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples
   return MakeTrainSteps(samples, options);
 }
 
-void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row) {
+void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note) {
   Timer timer;
+  note("scoring");
   if (const Decoder* reference = models_.reference_decoder()) {
     for (auto& step : steps) {
       for (TrainBatch& batch : step) {
@@ -199,10 +249,13 @@ void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row) {
   row["perf/log_probs_time"] = timer.seconds();
 }
 
-void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row) {
+void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row,
+                const StepNote& note) {
   Timer timer;
   for (const std::vector<TrainBatch>& step : steps) {
-    const TrainStepResult result = trainer_->Step(step, config_.optimizer.lr);
+    const TrainStepResult result = trainer_->Step(step, config_.optimizer.lr, [&](size_t done) {
+      note(fmt::format("trained {}/{} micro-batches", done, step.size()));
+    });
     // With several steps a rollout the last one's numbers stand in the row.
     result.loss.AppendTo(row);
     row["train/grad_norm"] = result.grad_norm;
@@ -229,8 +282,12 @@ void Run::Evaluate(Json& row) {
   Timer timer;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
   for (const EvalSet& set : eval_sets_) {
-    const EvalResult result =
-        quatrain::Evaluate(*engine_, text, *reward_, set, EvalOptions(), nullptr);
+    const RolloutOptions options = EvalOptions();
+    Progress progress("eval " + set.name,
+                      static_cast<int64_t>(set.prompts.size()) * options.n_samples_per_prompt,
+                      "samples");
+    const EvalResult result = quatrain::Evaluate(*engine_, text, *reward_, set, options,
+                                                 [&](int64_t done) { progress.Update(done); });
     row["eval/" + set.name] = result.accuracy;
     row["eval/" + set.name + "/standard_error"] = result.standard_error;
     row["eval/" + set.name + "/truncated_ratio"] = result.truncated_ratio;

@@ -1,6 +1,7 @@
 // Run: everything that lives as long as a training, and the steps that rl_loop.cc puts in order.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,6 +16,9 @@
 
 namespace quatrain {
 
+// Shown behind the progress bar while a rollout is under way, e.g. "sampling 120/256".
+using StepNote = std::function<void(const std::string& what)>;
+
 class Run {
  public:
   Run(const RlConfig& config, const Json& flags);
@@ -23,11 +27,11 @@ class Run {
   int64_t num_rollouts() const { return num_rollouts_; }
 
   // The steps of one rollout, in order; each adds its numbers and seconds to `row`.
-  std::vector<Sample> Generate(int64_t rollout, Json& row);
+  std::vector<Sample> Generate(int64_t rollout, Json& row, const StepNote& note);
   void LogSamples(int64_t rollout, const std::vector<Sample>& samples);
   std::vector<std::vector<TrainBatch>> MakeSteps(std::vector<Sample>& samples);
-  void Score(std::vector<std::vector<TrainBatch>>& steps, Json& row);
-  void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row);
+  void Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
+  void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
   void UpdateWeights(Json& row);
   void Evaluate(Json& row);
   void Append(const Json& row) { metrics_->Append(row); }
@@ -35,6 +39,7 @@ class Run {
 
  private:
   void Resume();
+  std::vector<Sample> SampleNextPrompts(int64_t rollout, const StepNote& note);
   RolloutOptions TrainRolloutOptions() const;
   RolloutOptions EvalOptions() const;
   void CheckPromptsFit() const;

@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "calibrate/quant_plan.h"
+#include "rl/training_plan.h"
 
 namespace quatrain {
 namespace {
@@ -135,6 +136,7 @@ TrainingModels::TrainingModels(const RlConfig& config) {
     Usage("--ref-load", "training an INT4 --hf-checkpoint needs the BF16 weights it came from",
           "a BF16 directory", "none", "Pass the directory that --hf-checkpoint was converted from");
   }
+  CheckTrainingPlan(config, PlanTraining(config, *hf_, qat_.mode));
   start_weights_.emplace(LoadWeights(start(), at::kBFloat16));
   if (qat_.mode == QatMode::kBf16) {
     trained_.emplace(AllocateLike(*start_weights_, 0));

@@ -27,7 +27,7 @@ class TrainingModels {
  public:
   // Loads --hf-checkpoint (format), --ref-load (values). Errors of Checkpoint; kUsage where the two
   // are different models, or --ref-load is needed and missing; kData if QAT is on and nothing is
-  // quantised.
+  // quantised; kResource, before anything is loaded, if memory or disk do not suffice.
   explicit TrainingModels(const RlConfig& config);
 
   const QatDecision& qat() const { return qat_; }

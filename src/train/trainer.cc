@@ -121,12 +121,16 @@ PolicyLossSums Trainer::Accumulate(const TrainBatch& batch) {
   return loss.sums;
 }
 
-TrainStepResult Trainer::Step(std::span<const TrainBatch> batches, double lr) {
+TrainStepResult Trainer::Step(std::span<const TrainBatch> batches, double lr,
+                              const std::function<void(size_t num_done)>& progress) {
   TrainStepResult result;
   Timer timer;
   gradients_.Clear();
   PolicyLossSums sums;
-  for (const TrainBatch& batch : batches) sums.Add(Accumulate(batch));
+  for (size_t i = 0; i < batches.size(); ++i) {
+    if (progress) progress(i);
+    sums.Add(Accumulate(batches[i]));
+  }
   result.loss = sums.Finish();
   result.forward_backward_seconds = timer.seconds();
   timer.Restart();

@@ -1,14 +1,15 @@
 // Trainer: log-probabilities of a batch, and one optimizer step from its micro-batches.
 //
 //   Trainer trainer(ctx, decoder, parameters, {...});
-//   trainer.ScoreOld(batches);                     // old_logprobs_T, under the weights before the
-//   step TrainStepResult result = trainer.Step(batches, lr);
+//   trainer.ScoreOld(batches);  // old_logprobs_T, under the weights before the step
+//   TrainStepResult result = trainer.Step(batches, lr, nullptr);
 //
 // The forward is the engine's (models/decoder.h) over the same weights, so the scored
 // log-probabilities equal the rollout's bit for bit when both run the same weights. Gradients do
 // not depend on how a step is cut into micro-batches beyond FP32 rounding. Not thread-safe.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -52,8 +53,10 @@ class Trainer {
   // Fills old_logprobs_T with the current weights.
   void ScoreOld(std::span<TrainBatch> batches) const;
 
-  // Forward and backward of every micro-batch, then one optimizer step.
-  TrainStepResult Step(std::span<const TrainBatch> batches, double lr);
+  // Forward and backward of every micro-batch, then one optimizer step. `progress` is called before
+  // each micro-batch with the number of those done.
+  TrainStepResult Step(std::span<const TrainBatch> batches, double lr,
+                       const std::function<void(size_t num_done)>& progress);
 
  private:
   PolicyLossSums Accumulate(const TrainBatch& batch);

@@ -64,6 +64,11 @@ class Program : public testing::Test {
            std::to_string(num_rollout) + " ";
   }
 
+  // EXPECT_EQ would print megabytes, after hours of looking for their difference.
+  static void ExpectSameFile(const std::string& a, const std::string& b) {
+    EXPECT_TRUE(ReadFile(a) == ReadFile(b)) << a << " and " << b << " differ";
+  }
+
   static std::string Replace(std::string text, const std::string& from, const std::string& to) {
     return text.replace(text.find(from), from.size(), to);
   }
@@ -105,9 +110,7 @@ TEST_F(Program, ARunThatStopsAndResumesGoesOnBitForBit) {
   ASSERT_EQ(resumed.status, 0) << resumed.text;
   for (const char* file :
        {"bf16/model.safetensors", "int4/model.safetensors", "state/model.safetensors"}) {
-    EXPECT_EQ(ReadFile(Path("whole/iter_0000004/") + file),
-              ReadFile(Path("parts/iter_0000004/") + file))
-        << file;
+    ExpectSameFile(Path("whole/iter_0000004/") + file, Path("parts/iter_0000004/") + file);
   }
 }
 
@@ -118,8 +121,7 @@ TEST_F(Program, ASavedRunConvertsBackToTheSameCodes) {
       Run("convert --method rtn --quant-type W4A16 --quant-group-size 32 --input-dir " + iteration +
           "bf16 --output-dir " + Path("again"));
   ASSERT_EQ(outcome.status, 0) << outcome.text;
-  EXPECT_EQ(ReadFile(iteration + "int4/model.safetensors"),
-            ReadFile(Path("again/model.safetensors")));
+  ExpectSameFile(iteration + "int4/model.safetensors", Path("again/model.safetensors"));
 }
 
 TEST_F(Program, TheOtherCasesOfTheTableTrainAndSaveWhatTheySay) {
@@ -157,12 +159,140 @@ TEST_F(Program, TheOtherCasesOfTheTableTrainAndSaveWhatTheySay) {
   }
 }
 
+TEST_F(Program, CtrlCSavesWhatWasTrainedAndTheRestGoesOnBitForBit) {
+  // The signal comes as soon as the first rollout is in the metrics; where it hits is left open.
+  const std::string script =
+      "sh -c '" + kQat + QT_CLI + " " + TrainArguments("stopped", 1000) + "& while ! [ -s " +
+      Path("stopped/metrics.jsonl") +
+      " ]; do kill -0 $! || exit 99; sleep 0.02; done; kill -INT $!; wait $!' > " + Path("log") +
+      " 2>&1";
+  const int status = std::system(script.c_str());
+  ASSERT_TRUE(WIFEXITED(status));
+  ASSERT_EQ(WEXITSTATUS(status), 130) << ReadFile(Path("log"));
+  EXPECT_NE(ReadFile(Path("log")).find("--load " + Path("stopped")), std::string::npos);
+  const int64_t done = std::stoll(ReadFile(Path("stopped/latest_checkpointed_iteration.txt")));
+  ASSERT_GE(done, 1);
+  const std::string until = "--debug-exit-after-rollout " + std::to_string(done + 1);
+  EXPECT_EQ(
+      Run(TrainArguments("stopped", 1000) + "--load " + Path("stopped ") + until, kQat).status,
+      130);
+  EXPECT_EQ(Run(TrainArguments("whole", 1000) + until, kQat).status, 130);
+  const std::string last = fmt::format("/iter_{:07}/state/model.safetensors", done + 1);
+  ExpectSameFile(Path("stopped" + last), Path("whole" + last));
+}
+
+TEST_F(Program, ADamagedCheckpointIsRefusedByName) {
+  ASSERT_EQ(Run(TrainArguments("run", 1), kQat).status, 0);
+  const std::string resume = TrainArguments("again", 2) + "--load " + Path("run");
+  const std::string latest = Path("run/latest_checkpointed_iteration.txt");
+  const std::string state = Path("run/iter_0000001/state/state.json");
+  const std::string good = ReadFile(state);
+  const auto expect_refused = [&](const std::string& file) {
+    const Outcome outcome = Run(resume, kQat);
+    EXPECT_EQ(outcome.status, 2) << outcome.text;
+    EXPECT_NE(outcome.text.find(file), std::string::npos) << outcome.text;
+  };
+  WriteFileAtomic(state, good.substr(0, good.size() / 2));
+  expect_refused("state.json");
+  WriteFileAtomic(state, Replace(good, "next_rollout", "next_rollouts"));
+  expect_refused("state.json");
+  WriteFileAtomic(state, good);
+  WriteFileAtomic(latest, "1O\n");
+  expect_refused("latest_checkpointed_iteration.txt");
+  WriteFileAtomic(latest, "1\n");
+  fs::resize_file(Path("run/iter_0000001/state/model.safetensors"), 1000);
+  expect_refused("model.safetensors");
+}
+
+// A model of 200 GB in a sparse file of no size.
+void WriteHugeModel(const std::string& folder) {
+  fs::create_directories(folder);
+  for (const char* file : {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                           "chat_template.jinja"}) {
+    fs::copy_file(kBase + "/" + file, folder + "/" + file);
+  }
+  constexpr int64_t kHidden = 64, kIntermediate = int64_t{1} << 29;
+  Json config = ParseJson(ReadFile(kSource + "/examples/models/tiny-llama/config.json"), "config");
+  config["hidden_size"] = kHidden;
+  config["intermediate_size"] = kIntermediate;
+  config["num_hidden_layers"] = 1;
+  config["num_attention_heads"] = config["num_key_value_heads"] = 1;
+  config["head_dim"] = kHidden;
+  const int64_t vocab = config["vocab_size"].get<int64_t>();
+  WriteFileAtomic(folder + "/config.json", config.dump());
+  Json header;
+  int64_t offset = 0;
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+    int64_t bytes = 2;
+    for (const int64_t size : shape) bytes *= size;
+    header[name] = {
+        {"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {offset, offset + bytes}}};
+    offset += bytes;
+  };
+  add("model.embed_tokens.weight", {vocab, kHidden});
+  const std::string layer = "model.layers.0.";
+  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+    add(layer + "self_attn." + name + ".weight", {kHidden, kHidden});
+  }
+  for (const char* name : {"gate_proj", "up_proj"})
+    add(layer + "mlp." + name + ".weight", {kIntermediate, kHidden});
+  add(layer + "mlp.down_proj.weight", {kHidden, kIntermediate});
+  for (const char* name : {"input_layernorm", "post_attention_layernorm"})
+    add(layer + name + ".weight", {kHidden});
+  add("model.norm.weight", {kHidden});
+  add("lm_head.weight", {vocab, kHidden});
+  const std::string text = header.dump();
+  const auto length = static_cast<uint64_t>(text.size());
+  std::ofstream file(folder + "/model.safetensors", std::ios::binary);
+  file.write(reinterpret_cast<const char*>(&length), sizeof(length));
+  file << text;
+  file.close();
+  fs::resize_file(folder + "/model.safetensors",
+                  sizeof(length) + text.size() + static_cast<uint64_t>(offset));
+}
+
+TEST_F(Program, AModelThatDoesNotFitIsRefusedBeforeAnythingIsLoadedOrWritten) {
+  const std::string huge = Path("huge");
+  WriteHugeModel(huge);
+  WriteFileAtomic(Path("prompts.jsonl"), "{\"prompt\": \"1\", \"ids\": [1, 2]}\n");
+  const std::string train = Replace(Replace(TrainArguments("wrong", 1), Int4(), huge), kBase, huge);
+  for (const std::string& arguments :
+       {train, "score --model " + huge + " --input " + Path("prompts.jsonl"),
+        "generate --model " + huge + " --input " + Path("prompts.jsonl"),
+        "eval --model " + huge + " --prompt-data " + kSource +
+            "/examples/data/arithmetic/eval.jsonl"}) {
+    const Outcome outcome = Run(arguments);
+    EXPECT_EQ(outcome.status, 2) << arguments << outcome.text;
+    EXPECT_NE(outcome.text.find("not enough memory"), std::string::npos) << outcome.text;
+    EXPECT_FALSE(fs::exists(Path("wrong")));
+  }
+}
+
 TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
   struct Case {
     std::string arguments, environment, expected;
   };
   const std::string train = TrainArguments("wrong", 1);
+  const std::string prompts = kSource + "/examples/data/arithmetic/train.jsonl";
+  WriteFileAtomic(Path("empty.jsonl"), "");
+  WriteFileAtomic(Path("long.jsonl"),
+                  Json{{"prompt", std::string(100000, 'x')}, {"label", "1"}}.dump());
+  fs::create_directories(Path("megatron/iter_0000001"));
+  WriteFileAtomic(Path("megatron/latest_checkpointed_iteration.txt"), "1");
+  // Every linear is in the ignore list: INT4 by name only.
+  fs::copy(Int4(), Path("nothing"));
+  fs::copy_file(kBase + "/model.safetensors", Path("nothing/model.safetensors"),
+                fs::copy_options::overwrite_existing);
+  Json config = ParseJson(ReadFile(Path("nothing/config.json")), "config.json");
+  config["quantization_config"]["ignore"] = {"re:.*"};
+  WriteFileAtomic(Path("nothing/config.json"), config.dump());
   const std::vector<Case> cases = {
+      {Replace(train, prompts, Path("empty.jsonl")), kQat, "empty"},
+      {Replace(train, prompts, Path("long.jsonl")), kQat, "longer than the context"},
+      {Replace(train, "--ref-load " + kBase, "--ref-load " + Path("megatron")), kQat, "Megatron"},
+      {Replace(train, Int4(), Path("nothing")), kQat, "nothing is quantised"},
+      {train + "--requantise-group-size 256",
+       "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=256", "divide"},
       {Replace(train, Int4(), kBase), kQat, "quatrain convert"},
       {train, "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=128",
        "--requantise-group-size"},

@@ -1,0 +1,44 @@
+#include "base/resources.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "base/error.h"
+
+namespace quatrain {
+namespace {
+
+constexpr uint64_t kTooMuch = std::numeric_limits<uint64_t>::max() / 2;
+
+TEST(Resources, SizesReadInTheUnitThatFits) {
+  EXPECT_EQ(SizeText(0), "0.0 MB");
+  EXPECT_EQ(SizeText(31'040'000), "31.0 MB");
+  EXPECT_EQ(SizeText(1'250'000'000), "1.25 GB");
+}
+
+TEST(Resources, WhatFitsPasses) {
+  RequireMemory("work", 1, "");
+  RequireDisk(testing::TempDir(), 1, "");
+}
+
+TEST(Resources, WhatDoesNotFitNamesTheJobAndWhatToDo) {
+  try {
+    RequireMemory("train", kTooMuch, "Take a larger machine.");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kResource);
+    EXPECT_NE(std::string(error.what()).find("not enough memory to train"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("Take a larger machine."), std::string::npos);
+  }
+  try {
+    RequireDisk("/no/such/folder", kTooMuch, "Free some.");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kResource);
+    EXPECT_NE(std::string(error.what()).find("/no/such/folder"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace quatrain
