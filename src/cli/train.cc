@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/log.h"
+#include "cli/algorithm_options.h"
 #include "cli/environment.h"
 #include "cli/loaded_model.h"
 #include "rl/rl_loop.h"
@@ -13,11 +14,7 @@ namespace {
 
 struct TrainArgs {
   RlConfig config;
-  double eps_clip = 0.2;
-  std::optional<double> eps_clip_high, eps_clip_c;
-  bool use_kl_loss = false, use_tis = false;
-  double kl_loss_coef = 0.0, tis_clip = 2.0, tis_clip_low = 0.0;
-  std::string kl_loss_type = "k1";
+  AlgorithmFlags algorithm;
   bool use_dynamic_batch_size = false;
   std::string optimizer = "adam", lr_decay_style = "constant";
 };
@@ -96,31 +93,6 @@ void AddEvalOptions(CLI::App& command, EvalArgs& args) {
                    "no evaluation of the start");
 }
 
-void AddAlgorithmOptions(CLI::App& command, TrainArgs& args) {
-  AlgorithmArgs& algorithm = args.config.algorithm;
-  command.add_option("--advantage-estimator", algorithm.advantage_estimator, "grpo")
-      ->check(CLI::IsMember({"grpo"}))
-      ->capture_default_str();
-  command.add_flag("--disable-grpo-std-normalization", algorithm.disable_grpo_std_normalization,
-                   "advantage = reward - group mean");
-  command.add_flag("--disable-rewards-normalization", algorithm.disable_rewards_normalization,
-                   "advantage = reward");
-  command.add_option("--eps-clip", args.eps_clip, "lower clip of the ratio")->capture_default_str();
-  command.add_option("--eps-clip-high", args.eps_clip_high, "upper clip; default: --eps-clip");
-  command.add_option("--eps-clip-c", args.eps_clip_c, "dual clip, above 1");
-  command.add_flag("--use-kl-loss", args.use_kl_loss,
-                   "load the reference and add its KL to the loss");
-  command.add_option("--kl-loss-coef", args.kl_loss_coef, "its coefficient")->capture_default_str();
-  command.add_option("--kl-loss-type", args.kl_loss_type, "k1, k2, k3 or low_var_kl")
-      ->capture_default_str();
-  command.add_option("--entropy-coef", algorithm.loss.entropy_coef, "entropy bonus")
-      ->capture_default_str();
-  command.add_flag("--use-tis", args.use_tis,
-                   "truncated importance sampling against the rollout's log-probabilities");
-  command.add_option("--tis-clip", args.tis_clip, "upper bound")->capture_default_str();
-  command.add_option("--tis-clip-low", args.tis_clip_low, "lower bound")->capture_default_str();
-}
-
 void AddBatchAndOptimizerOptions(CLI::App& command, TrainArgs& args) {
   BatchArgs& batch = args.config.batch;
   command
@@ -192,15 +164,7 @@ void AddQatOptions(CLI::App& command, QatArgs& args) {
 // Flags that only act together become the loss and batch configuration; ignored ones warn.
 void Finish(TrainArgs& args) {
   RlConfig& config = args.config;
-  PolicyLossConfig& loss = config.algorithm.loss;
-  loss.clip_eps_low = args.eps_clip;
-  loss.clip_eps_high = args.eps_clip_high.value_or(args.eps_clip);
-  loss.clip_eps_c = args.eps_clip_c;
-  if (args.use_tis) loss.tis = TisOptions{args.tis_clip, args.tis_clip_low};
-  if (args.use_kl_loss)
-    loss.kl_loss = KlLossOptions{ParseKlLossType(args.kl_loss_type), args.kl_loss_coef};
-  if (!args.use_kl_loss && args.kl_loss_coef != 0.0)
-    Log().warn("--kl-loss-coef has no effect without --use-kl-loss");
+  FinishAlgorithm(args.algorithm, &config.algorithm);
   if ((config.rollout.num_rollout > 0) == (config.rollout.num_epoch > 0)) {
     throw Error(ErrorCode::kUsage, {.where = "--num-rollout, --num-epoch",
                                     .what = "one of them says how long to train",
@@ -268,7 +232,7 @@ void AddTrainCommand(CLI::App& app) {
   AddCheckpointOptions(*command, args->config.checkpoint);
   AddRolloutOptions(*command, args->config.rollout);
   AddEvalOptions(*command, args->config.eval);
-  AddAlgorithmOptions(*command, *args);
+  AddAlgorithmOptions(*command, &args->algorithm, &args->config.algorithm);
   AddBatchAndOptimizerOptions(*command, *args);
   AddQatOptions(*command, args->config.qat);
   AddThreadsOption(*command, &args->config.threads);

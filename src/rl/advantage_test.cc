@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "base/error.h"
+
 namespace quatrain {
 namespace {
 
@@ -57,6 +59,84 @@ TEST(HasNonzeroRewardStd, IsFalseForGroupsThatTeachNothing) {
   EXPECT_FALSE(HasNonzeroRewardStd(std::vector<double>{1, 1}));
   EXPECT_FALSE(HasNonzeroRewardStd(std::vector<double>{1}));
   EXPECT_FALSE(HasNonzeroRewardStd(std::vector<double>{0.1, 0.1 + 1e-9}));
+}
+
+// Two micro-batches: a prompt of 1 and responses of 3 and 2 tokens; then one of 1.
+std::vector<std::vector<TrainBatch>> Steps(float first, float second, float third) {
+  TrainBatch two, one;
+  two.cu_seqlens = {0, 4, 7};
+  two.loss_mask_T = {0, 1, 1, 1, 0, 1, 1};
+  two.advantages_T = {0, first, first, first, 0, second, second};
+  two.old_logprobs_T = {0, -1, -2, -3, 0, -1, -1};
+  two.ref_logprobs_T = {0, -1.5f, -1.5f, -3, 0, -2, -1};
+  one.cu_seqlens = {0, 2};
+  one.loss_mask_T = {0, 1};
+  one.advantages_T = {0, third};
+  one.old_logprobs_T = {0, -2};
+  one.ref_logprobs_T = {0, -1};
+  return {{two}, {one}};
+}
+
+std::vector<double> Whitened(const std::vector<double>& values) {
+  double mean = 0, variance = 0;
+  for (const double v : values) mean += v / static_cast<double>(values.size());
+  for (const double v : values) {
+    variance += (v - mean) * (v - mean) / (static_cast<double>(values.size()) - 1);
+  }
+  std::vector<double> whitened;
+  for (const double v : values) whitened.push_back((v - mean) / std::sqrt(variance + 1e-8));
+  return whitened;
+}
+
+void ExpectAdvantages(const std::vector<std::vector<TrainBatch>>& steps,
+                      const std::vector<double>& expected) {
+  const std::vector<float>& two = steps[0][0].advantages_T;
+  const std::vector<float>& one = steps[1][0].advantages_T;
+  const std::vector<float> found = {two[1], two[2], two[3], two[5], two[6], one[1]};
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-6) << i;
+  EXPECT_EQ(two[0], 0.0f);
+}
+
+TEST(TokenAdvantages, ReinforcePlusPlusDiscountsPenalisedRewardsToTheirStart) {
+  auto steps = Steps(1, 0, 2);
+  const TokenAdvantageOptions options{.estimator = AdvantageEstimator::kReinforcePlusPlus,
+                                      .kl_coef = 0.1,
+                                      .kl_type = KlLossType::kK1,
+                                      .gamma = 0.5};
+  AssignTokenAdvantages(options, steps);
+  // k1 by token: .5, -.5, 0; 1, 0; -1. Rewards by token: -.05, .05, 1; -.1, 0; 2.1.
+  ExpectAdvantages(steps, Whitened({-0.05 + 0.5 * (0.05 + 0.5 * 1), 0.05 + 0.5, 1, -0.1, 0, 2.1}));
+}
+
+TEST(TokenAdvantages, TheBaselineFormPenalisesEachTokenAlone) {
+  auto steps = Steps(0.5f, -0.5f, 0);
+  const TokenAdvantageOptions options{.estimator = AdvantageEstimator::kReinforcePlusPlusBaseline,
+                                      .kl_coef = 0.1,
+                                      .kl_type = KlLossType::kK2};
+  AssignTokenAdvantages(options, steps);
+  // k2 by token: .125, .125, 0; .5, 0; .5.
+  ExpectAdvantages(steps, Whitened({0.4875, 0.4875, 0.5, -0.55, -0.5, -0.05}));
+}
+
+TEST(TokenAdvantages, GrpoIsLeftAloneUnlessAskedToNormalise) {
+  auto steps = Steps(1, -1, 0.5f);
+  AssignTokenAdvantages({.kl_coef = 0.1}, steps);
+  ExpectAdvantages(steps, {1, 1, 1, -1, -1, 0.5});
+  AssignTokenAdvantages({.normalize = true}, steps);
+  ExpectAdvantages(steps, Whitened({1, 1, 1, -1, -1, 0.5}));
+}
+
+TEST(TokenAdvantages, AKlPenaltyWithoutLogprobsIsWrongUse) {
+  auto steps = Steps(1, 0, 2);
+  steps[0][0].old_logprobs_T.clear();
+  EXPECT_THROW(AssignTokenAdvantages(
+                   {.estimator = AdvantageEstimator::kReinforcePlusPlus, .kl_coef = 0.1}, steps),
+               Error);
+}
+
+TEST(TokenAdvantages, EstimatorsHaveTheFieldsNames) {
+  EXPECT_EQ(ParseAdvantageEstimator("gspo"), AdvantageEstimator::kGspo);
+  EXPECT_THROW(ParseAdvantageEstimator("ppo"), Error);
 }
 
 }  // namespace

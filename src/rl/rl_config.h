@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "rl/advantage.h"
 #include "train/parameter.h"
 #include "train/policy_loss.h"
 
@@ -60,7 +61,12 @@ struct BatchArgs {
 };
 
 struct AlgorithmArgs {
-  std::string advantage_estimator = "grpo";
+  AdvantageEstimator advantage_estimator = AdvantageEstimator::kGrpo;
+  double kl_coef = 0.0;  // of the KL penalty in the reward; needs the reference
+  double gamma = 1.0;
+  bool normalize_advantages = false;
+  KlLossType kl_type = KlLossType::kK1;  // of the penalty and of the loss
+  int64_t ref_update_interval = 0;       // rollouts; 0: the reference stays
   bool disable_grpo_std_normalization = false;
   bool disable_rewards_normalization = false;
   PolicyLossConfig loss;

@@ -64,6 +64,7 @@ void RunTraining(const RlConfig& config, const Json& flags) {
       run.Score(steps, row, note);
       run.Train(steps, row, note);
       run.UpdateWeights(row);
+      run.UpdateReference(rollout);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInterrupted) throw;
       if (rollout > run.start_rollout()) run.Save(rollout);

@@ -60,6 +60,10 @@ int64_t CountOf(const Json& state, const char* key, const std::filesystem::path&
 }
 
 RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
+  if (algorithm.advantage_estimator == AdvantageEstimator::kReinforcePlusPlus)
+    return RewardNormalization::kNone;
+  if (algorithm.advantage_estimator == AdvantageEstimator::kReinforcePlusPlusBaseline)
+    return RewardNormalization::kMean;
   if (algorithm.disable_rewards_normalization) return RewardNormalization::kNone;
   return algorithm.disable_grpo_std_normalization ? RewardNormalization::kMean
                                                   : RewardNormalization::kMeanAndStd;
@@ -140,9 +144,16 @@ void Run::Resume() {
                models_.start().name());
     return;
   }
-  const std::filesystem::path folder =
-      IterationFolder(config_.checkpoint.load, ReadIteration(latest)) / "state";
+  const std::filesystem::path iteration =
+      IterationFolder(config_.checkpoint.load, ReadIteration(latest));
+  const std::filesystem::path folder = iteration / "state";
   const Json state = LoadTrainingState(ctx_, folder, *parameters_);
+  if (models_.reference() != nullptr && std::filesystem::exists(iteration / "reference")) {
+    const ModelWeights saved = LoadWeights(Checkpoint(iteration / "reference"), at::kBFloat16);
+    for (size_t i = 0; i < saved.size(); ++i) {
+      (*models_.reference())[i].dense.copy_(saved[i].dense);
+    }
+  }
   start_rollout_ = CountOf(state, "next_rollout", folder);
   policy_version_ = CountOf(state, "policy_version", folder);
   dataset_->Restore(state.value("dataset", Json::object()));
@@ -244,9 +255,17 @@ void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const St
     row["perf/ref_log_probs_time"] = timer.seconds();
     timer.Restart();
   }
-  if (config_.batch.skip_actor_forward_only) return;
-  for (auto& step : steps) trainer_->ScoreOld(step);
-  row["perf/log_probs_time"] = timer.seconds();
+  if (!config_.batch.skip_actor_forward_only) {
+    for (auto& step : steps) trainer_->ScoreOld(step);
+    row["perf/log_probs_time"] = timer.seconds();
+  }
+  const AlgorithmArgs& algorithm = config_.algorithm;
+  AssignTokenAdvantages({.estimator = algorithm.advantage_estimator,
+                         .kl_coef = algorithm.kl_coef,
+                         .kl_type = algorithm.kl_type,
+                         .gamma = algorithm.gamma,
+                         .normalize = algorithm.normalize_advantages},
+                        steps);
 }
 
 void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row,
@@ -276,6 +295,16 @@ void Run::UpdateWeights(Json& row) {
   Timer timer;
   engine_->UpdateWeights(++policy_version_);
   row["perf/update_weights_time"] = timer.seconds();
+}
+
+void Run::UpdateReference(int64_t rollout) {
+  const int64_t interval = config_.algorithm.ref_update_interval;
+  ModelWeights* reference = models_.reference();
+  if (reference == nullptr || interval == 0 || (rollout + 1) % interval != 0) return;
+  for (size_t i = 0; i < parameters_->size(); ++i) {
+    (*reference)[i].dense.copy_(parameters_->master(i));
+  }
+  Log().info("the reference is now the policy after {} rollouts", rollout + 1);
 }
 
 void Run::Evaluate(Json& row) {
@@ -311,6 +340,10 @@ void Run::Save(int64_t next_rollout) {
     std::filesystem::create_directories(folder.path() / "int4");
     ExportModel(models_.start(), *quantized, {*models_.scheme(), MakeMetadata(metadata)},
                 folder.path() / "int4");
+  }
+  if (config_.algorithm.ref_update_interval > 0 && models_.reference() != nullptr) {
+    std::filesystem::create_directories(folder.path() / "reference");
+    ExportModel(models_.start(), *models_.reference(), {}, folder.path() / "reference");
   }
   SaveTrainingState(*parameters_,
                     {{"next_rollout", next_rollout},

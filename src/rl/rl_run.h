@@ -33,6 +33,8 @@ class Run {
   void Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
   void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
   void UpdateWeights(Json& row);
+  // Every --ref-update-interval rollouts the reference takes the policy's BF16 weights.
+  void UpdateReference(int64_t rollout);
   void Evaluate(Json& row);
   void Append(const Json& row) { metrics_->Append(row); }
   void Save(int64_t next_rollout);

@@ -164,7 +164,7 @@ TrainingModels::TrainingModels(const RlConfig& config) {
   }
   trained_decoder_ = std::make_unique<Decoder>(hf_->config(), *trained_);
   if (rollout_) rollout_decoder_ = std::make_unique<Decoder>(hf_->config(), *rollout_);
-  if (config.algorithm.loss.kl_loss.has_value()) {
+  if (config.algorithm.loss.kl_loss.has_value() || config.algorithm.kl_coef != 0.0) {
     reference_decoder_ = std::make_unique<Decoder>(hf_->config(), *start_weights_);
   }
 }

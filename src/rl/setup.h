@@ -44,6 +44,8 @@ class TrainingModels {
     return rollout_decoder_ ? *rollout_decoder_ : *trained_decoder_;
   }
   const Decoder* reference_decoder() const { return reference_decoder_.get(); }
+  // BF16 weights of the reference; null without one.
+  ModelWeights* reference() { return reference_decoder_ ? &*start_weights_ : nullptr; }
 
   // Scheme of the quantised table (trained or rollout); nullopt for plain BF16.
   const std::optional<QuantScheme>& scheme() const { return scheme_; }

@@ -93,17 +93,69 @@ TEST(PolicyLoss, AgreesWithNumbersComputedIndependently) {
   EXPECT_EQ(result.dentropy_T[0], 0.0f);
 }
 
+// The same batch under the other objectives; numbers by a separate script from the formulas.
+TEST(PolicyLoss, GspoSharesTheMeanRatioOfTheSequence) {
+  PolicyLossConfig config{.clip_eps_low = 0.2, .clip_eps_high = 0.28};
+  config.ratio_level = RatioLevel::kSequence;
+  const PolicyLossResult result = PolicyLoss(TwoSamples(), kNewLogprobs, {}, config);
+  EXPECT_NEAR(result.sums.loss, -0.4900333109719925, 1e-14);
+  for (const size_t t : {2u, 3u, 4u}) {
+    EXPECT_FLOAT_EQ(result.dlogprobs_T[t], -0.23001110365733082f) << t;
+  }
+  for (const size_t t : {6u, 7u}) EXPECT_EQ(result.dlogprobs_T[t], 0.0f) << "clipped";
+}
+
+TEST(PolicyLoss, UnbiasedKlIsWeightedByTheRatio) {
+  PolicyLossConfig config{.clip_eps_low = 0.2, .clip_eps_high = 0.28};
+  config.kl_loss = KlLossOptions{KlLossType::kLowVarKl, 0.1, true};
+  const PolicyLossMetrics metrics =
+      PolicyLoss(TwoSamples(), kNewLogprobs, {}, config).sums.Finish();
+  EXPECT_NEAR(metrics.loss, -0.4457641104045881, 1e-14);
+  EXPECT_NEAR(metrics.kl_loss.value(), 0.15365377437602423, 1e-14);
+}
+
+TEST(PolicyLoss, IcePopLeavesOutTokensOutsideTheBounds) {
+  PolicyLossConfig config{.clip_eps_low = 0.2, .clip_eps_high = 0.28};
+  config.tis = TisOptions{.clip = 2.0, .clip_low = 0.5, .mode = TisMode::kIcePop};
+  const PolicyLossResult result = PolicyLoss(TwoSamples(), kNewLogprobs, {}, config);
+  EXPECT_NEAR(result.sums.loss, -0.11372268820120854, 1e-14);
+  EXPECT_EQ(result.dlogprobs_T[2], 0.0f) << "its weight is e";
+  EXPECT_NEAR(result.sums.tis_clipfrac, 1.0 / 6, 1e-14);
+}
+
+TEST(PolicyLoss, TheRatioMayStartFromTheRollout) {
+  PolicyLossConfig config{.clip_eps_low = 0.2, .clip_eps_high = 0.28};
+  config.old_logprobs = OldLogprobs::kRollout;
+  const PolicyLossResult result = PolicyLoss(TwoSamples(), kNewLogprobs, {}, config);
+  EXPECT_NEAR(result.sums.loss, -0.4975884610992859, 1e-14);
+  EXPECT_NEAR(result.sums.train_rollout_logprob_abs_diff, 0.375, 1e-14) << "still the trainer's";
+  config.tis = TisOptions{};
+  EXPECT_THROW(CheckPolicyLossConfig(config), Error);
+}
+
+TEST(PolicyLoss, OpsmMasksBadSequencesThatHaveDrifted) {
+  PolicyLossConfig config{.clip_eps_low = 0.2, .clip_eps_high = 0.28};
+  config.opsm_delta = 0.1;  // the second sample: advantage -0.5, mean of old - new 0.375
+  const PolicyLossResult result = PolicyLoss(TwoSamples(), kNewLogprobs, {}, config);
+  EXPECT_NEAR(result.sums.loss, -0.7216326649281584, 1e-14);
+  EXPECT_EQ(result.dlogprobs_T[6], 0.0f);
+  EXPECT_NEAR(result.sums.Finish().opsm_clipfrac.value(), 0.5, 1e-14);
+  config.opsm_delta = 0.5;
+  EXPECT_EQ(PolicyLoss(TwoSamples(), kNewLogprobs, {}, config).sums.opsm_clipfrac, 0.0);
+}
+
 TEST(PolicyLoss, GradientAgreesWithFiniteDifferences) {
   // Log-probabilities are multiples of 1/64 and the step is 1/1024, so that FP32 holds every one
   // exactly.
   constexpr double kStep = 1.0 / 1024;
   for (const KlLossType type :
        {KlLossType::kK1, KlLossType::kK2, KlLossType::kK3, KlLossType::kLowVarKl}) {
-    PolicyLossConfig config = EverythingOn();
-    config.kl_loss = KlLossOptions{type, 0.3};
-    config.clip_eps_c = 3.0;
     const TrainBatch batch = TwoSamples();
-    for (uint64_t draw = 0; draw < 20; ++draw) {
+    for (uint64_t draw = 0; draw < 40; ++draw) {
+      PolicyLossConfig config = EverythingOn();
+      config.kl_loss = KlLossOptions{type, 0.3, draw % 2 == 1};
+      config.clip_eps_c = 3.0;
+      if (draw % 4 >= 2) config.ratio_level = RatioLevel::kSequence;
       std::vector<float> logprobs = kNewLogprobs;
       for (size_t t = 0; t < logprobs.size(); ++t) {
         logprobs[t] = -static_cast<float>(HashBits(7, draw, t) % 256 + 1) / 64 - 1.0f / 256;

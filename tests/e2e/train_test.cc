@@ -114,6 +114,25 @@ TEST_F(Program, ARunThatStopsAndResumesGoesOnBitForBit) {
   }
 }
 
+TEST_F(Program, AReferenceThatFollowsThePolicyIsPartOfTheCheckpoint) {
+  const std::string flags =
+      "--advantage-estimator reinforce_plus_plus --kl-coef 0.05 --kl-loss-type k2 --use-kl-loss "
+      "--kl-loss-coef 0.1 --ref-update-interval 2 ";
+  ASSERT_EQ(Run(TrainArguments("whole", 4) + flags, kQat).status, 0);
+  EXPECT_EQ(Run(TrainArguments("parts", 4) + flags + "--debug-exit-after-rollout 3", kQat).status,
+            130);
+  ASSERT_EQ(Run(TrainArguments("parts", 4) + flags + "--load " + Path("parts"), kQat).status, 0);
+  for (const char* file : {"state/model.safetensors", "reference/model.safetensors"}) {
+    ExpectSameFile(Path("whole/iter_0000004/") + file, Path("parts/iter_0000004/") + file);
+  }
+  const std::vector<Json> rows = Rows(Path("whole/metrics.jsonl"));
+  // Against the start it grows; the update makes the anchor the BF16 policy itself.
+  EXPECT_GT(rows[0].at("train/kl_loss").get<double>(), 0.0);
+  EXPECT_LT(rows[2].at("train/kl_loss").get<double>(), rows[1].at("train/kl_loss").get<double>());
+  ExpectSameFile(Path("whole/iter_0000004/bf16/model.safetensors"),
+                 Path("whole/iter_0000004/reference/model.safetensors"));
+}
+
 TEST_F(Program, ASavedRunConvertsBackToTheSameCodes) {
   ASSERT_EQ(Run(TrainArguments("run", 2), kQat).status, 0);
   const std::string iteration = Path("run/iter_0000002/");
