@@ -148,6 +148,22 @@ void AddBatchAndOptimizerOptions(CLI::App& command, TrainArgs& args) {
 
 void AddQatOptions(CLI::App& command, QatArgs& args) {
   command
+      .add_option_function<std::string>(
+          "--scale-rule",
+          [&args](const std::string& rule) { args.frozen_scales |= rule == "frozen"; },
+          "absmax/7: scales from the weights after every step (default); frozen: the checkpoint's")
+      ->check(CLI::IsMember({"absmax/7", "frozen"}));
+  command
+      .add_option_function<std::string>(
+          "--qat-init",
+          [&args](const std::string& init) {
+            args.qat_init_calibrated = init == "calibrated";
+            args.frozen_scales |= args.qat_init_calibrated;
+          },
+          "weights: codes follow from the BF16 weights (default); calibrated: the first rollout "
+          "samples from the checkpoint's own codes, under frozen scales")
+      ->check(CLI::IsMember({"weights", "calibrated"}));
+  command
       .add_option("--requantise-group-size", args.requantise_group_size,
                   "another group size than the INT4 checkpoint's")
       ->check(CLI::PositiveNumber);

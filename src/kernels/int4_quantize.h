@@ -32,6 +32,13 @@ void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_fea
                     int64_t in_features, const QuantizeSpec& spec, int32_t* packed_OP,
                     BFloat16* scale_OG);
 
+// Sets grad_OI to 0 where the weight rn_bf16(master_OI) lies beyond the outermost codes under
+// scale_OG, so that a smaller step would not bring it back: the straight-through estimator of a
+// clipped weight (arXiv:1805.06085 section 3). With absmax scales nothing is clipped.
+void ZeroClippedGradient(ThreadPool& pool, const float* master_OI, int64_t out_features,
+                         int64_t in_features, const QuantizeSpec& spec, const BFloat16* scale_OG,
+                         float* grad_OI);
+
 // Codes and scales of a matrix, borrowed.
 struct PackedMatrix {
   const int32_t* packed_OP = nullptr;

@@ -165,6 +165,31 @@ TEST(Int4, ACodeSurvivesItsOwnValueUnderEveryMantissa) {
 }
 
 // Why the quotient is FP32: rounded to BF16 it moves 927 of the 128 x 256 INT8 codes.
+// Every code, every mantissa of the scale, weights on both sides of every cell and far away.
+TEST(Int4, AWeightMovesTheLeastThatItsCodeNeeds) {
+  for (const CodeGrid& grid : {GridOf(ScaleRule::kFrozen, 4), GridOf(ScaleRule::kAbsmax7, 4)}) {
+    for (uint16_t mantissa = 0; mantissa < 128; ++mantissa) {
+      const BFloat16 scale{static_cast<uint16_t>(0x3C00 | mantissa)};
+      for (int code = grid.lo; code <= grid.hi; ++code) {
+        for (int step = -44; step <= 44; ++step) {
+          const float weight =
+              ToFloat(ToBFloat16(0.25f * static_cast<float>(step) * ToFloat(scale)));
+          const float moved = MoveIntoCell(weight, code, scale, grid);
+          ASSERT_EQ(QuantizeCode(moved, scale, grid), code) << weight << " " << mantissa;
+          ASSERT_EQ(ToFloat(ToBFloat16(moved)), moved);
+          if (moved == weight) continue;
+          // One BF16 step back towards the weight leaves the cell.
+          const bool up = weight > moved;
+          const BFloat16 bits = ToBFloat16(moved);
+          const bool grow = (moved > 0.0f) == up;
+          const BFloat16 back{static_cast<uint16_t>(grow ? bits.bits + 1 : bits.bits - 1)};
+          ASSERT_NE(QuantizeCode(ToFloat(back), scale, grid), code) << weight << " " << mantissa;
+        }
+      }
+    }
+  }
+}
+
 TEST(Int4, ABFloat16QuotientWouldMoveInt8Codes) {
   int moved = 0;
   for (uint32_t mantissa = 0; mantissa < 128; ++mantissa) {

@@ -84,9 +84,11 @@ struct QatArgs {
   std::optional<bool> fake_qat_flag;             // OPEN_TRAINING_INT4_FAKE_QAT_FLAG, or its flag
   std::optional<int64_t> group_size;             // OPEN_TRAINING_INT4_GROUP_SIZE
   std::optional<int64_t> requantise_group_size;  // allows another group size than the checkpoint's
-  std::string rollout_weights;                   // "" or "bf16"
-  int64_t quant_group_size = 0;                  // with rollout_weights bf16
-  std::string scope;                             // with rollout_weights bf16: experts or all-linear
+  bool frozen_scales = false;        // --scale-rule frozen: the checkpoint's scales stay
+  bool qat_init_calibrated = false;  // --qat-init calibrated: so do its codes, at first
+  std::string rollout_weights;       // "" or "bf16"
+  int64_t quant_group_size = 0;      // with rollout_weights bf16
+  std::string scope;                 // with rollout_weights bf16: experts or all-linear
 };
 
 struct RlConfig {

@@ -96,7 +96,8 @@ Run::Run(const RlConfig& config, const Json& flags)
                       : NumRollouts(dataset_->size(), config_.rollout.rollout_batch_size,
                                     config_.rollout.num_epoch);
   parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(),
-                      config_.optimizer);
+                      config_.optimizer, models_.scheme().value_or(QuantScheme{}),
+                      config_.qat.qat_init_calibrated ? MasterStart::kCodes : MasterStart::kValues);
   models_.ReleaseStart();
   trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
                    TrainerConfig{config_.algorithm.loss,

@@ -1,7 +1,10 @@
 #include "rl/setup.h"
 
+#include "base/file.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "calibrate/quant_plan.h"
+#include "quant/metadata.h"
 #include "rl/training_plan.h"
 
 namespace quatrain {
@@ -62,6 +65,13 @@ void ShareDense(const ModelWeights& from, ModelWeights* to) {
   }
 }
 
+// Bounds of the codes of an INT4 directory: quatrain.json's, else all that the bits can hold.
+CodeGrid GridOfCheckpoint(const Checkpoint& hf) {
+  const std::filesystem::path file = hf.repo().directory() / kMetadataFile;
+  if (!std::filesystem::exists(file)) return GridOf(ScaleRule::kFrozen, hf.scheme()->num_bits);
+  return ParseMetadata(ParseJson(ReadFile(file), file.string()), file.string()).grid;
+}
+
 void CheckSameModel(const Checkpoint& hf, const Checkpoint& ref) {
   const std::vector<WeightSpec> a = WeightTableOf(hf.config()), b = WeightTableOf(ref.config());
   bool is_same = a.size() == b.size();
@@ -79,6 +89,15 @@ void CheckSameModel(const Checkpoint& hf, const Checkpoint& ref) {
 
 QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& scheme) {
   const bool is_qat = args.fake_qat_flag.value_or(false);
+  if (args.frozen_scales && (!is_qat || !scheme.has_value() || args.requantise_group_size)) {
+    Usage("--scale-rule frozen, --qat-init calibrated",
+          "there are no calibrated scales to train under",
+          fmt::format("{}=1, an INT4 --hf-checkpoint and its own group size", kFlagVariable),
+          !is_qat               ? "the flag off"
+          : !scheme.has_value() ? "a BF16 checkpoint"
+                                : "--requantise-group-size",
+          "Drop them, or convert the model with 'quatrain convert' and train with QAT on");
+  }
   if (!scheme.has_value()) return DecideForBf16Checkpoint(args, is_qat);
   if (!args.rollout_weights.empty() || args.quant_group_size != 0) {
     Usage("--rollout-weights, --quant-group-size", "they are for a BF16 --hf-checkpoint", "neither",
@@ -97,7 +116,9 @@ QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& sch
 ModelWeights TrainingModels::MakeQuantized(const QatArgs& args) {
   if (qat_.mode != QatMode::kQatTrainBf16Rollout) {
     scheme_ = hf_->scheme();
-    return AllocateLike(LoadWeights(*hf_, at::kBFloat16), qat_.group_size);
+    ModelWeights loaded = LoadWeights(*hf_, at::kBFloat16);
+    if (args.frozen_scales) return loaded;
+    return AllocateLike(loaded, qat_.group_size);
   }
   const bool is_all_linear =
       args.scope.empty() ? hf_->config().num_experts == 0 : args.scope == "all-linear";
@@ -142,8 +163,12 @@ TrainingModels::TrainingModels(const RlConfig& config) {
     trained_.emplace(AllocateLike(*start_weights_, 0));
   } else {
     ModelWeights quantized = MakeQuantized(config.qat);
-    scheme_->scale_rule = ScaleRule::kAbsmax7;
     scheme_->frozen_grid.reset();
+    scheme_->scale_rule = ScaleRule::kAbsmax7;
+    if (config.qat.frozen_scales) {
+      scheme_->scale_rule = ScaleRule::kFrozen;
+      scheme_->frozen_grid = GridOfCheckpoint(*hf_);
+    }
     if (qat_.group_size != 0) scheme_->group_size = qat_.group_size;
     if (qat_.mode == QatMode::kQat) {
       trained_.emplace(std::move(quantized));

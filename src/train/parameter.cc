@@ -8,27 +8,6 @@
 namespace quatrain {
 namespace {
 
-QuantizeSpec SpecOf(const QuantizedWeight& codes) {
-  return {ScaleRule::kAbsmax7, GridOf(ScaleRule::kAbsmax7, codes.num_bits), codes.group_size};
-}
-
-// Lets the task write into a weight's buffers.
-void AddOutput(Weight& weight, AdamWTask* task) {
-  if (weight.is_quantized()) {
-    QT_CHECK(task->packed == nullptr, "{} has two quantised outputs", weight.spec.name);
-    task->packed = weight.codes.packed.data();
-    task->scale = weight.codes.scale.data();
-    task->spec = SpecOf(weight.codes);
-  } else if (weight.dense.scalar_type() == at::kFloat) {
-    task->weight_float = DataOf<float>(weight.dense);
-  } else {
-    BFloat16* data = DataOf<BFloat16>(weight.dense);
-    QT_CHECK(task->weight_bf16 == nullptr || task->weight_bf16 == data,
-             "{} has two BF16 tensors; the tables must share it", weight.spec.name);
-    task->weight_bf16 = data;
-  }
-}
-
 // A master that cannot be quantised is refused by name before anything is
 // written.
 void CheckStart(const Weight& weight, const at::Tensor& master) {
@@ -49,8 +28,9 @@ void CheckStart(const Weight& weight, const at::Tensor& master) {
 }  // namespace
 
 Parameters::Parameters(const OpContext& ctx, const ModelWeights& start, ModelWeights* trained,
-                       ModelWeights* rollout, const OptimizerConfig& config)
-    : config_(config), trained_(trained), rollout_(rollout) {
+                       ModelWeights* rollout, const OptimizerConfig& config,
+                       const QuantScheme& scheme, MasterStart master_start)
+    : config_(config), scheme_(scheme), trained_(trained), rollout_(rollout) {
   QT_CHECK(
       start.size() == trained->size() && (rollout == nullptr || rollout->size() == start.size()),
       "weight tables of different models");
@@ -64,7 +44,65 @@ Parameters::Parameters(const OpContext& ctx, const ModelWeights& start, ModelWei
     exp_avg_.push_back(at::zeros_like(masters_.back()));
     exp_avg_sq_.push_back(at::zeros_like(masters_.back()));
   }
+  if (master_start == MasterStart::kCodes) MoveMastersIntoCells();
   WriteWeightFromMaster(ctx.pool, Tasks(nullptr));
+}
+
+// Lets the task write into a weight's buffers.
+void Parameters::AddOutput(Weight& weight, AdamWTask* task) const {
+  if (weight.is_quantized()) {
+    QT_CHECK(task->packed == nullptr, "{} has two quantised outputs", weight.spec.name);
+    QT_CHECK(weight.codes.num_bits == scheme_.num_bits, "{} has {} bits", weight.spec.name,
+             weight.codes.num_bits);
+    task->packed = weight.codes.packed.data();
+    task->scale = weight.codes.scale.data();
+    task->spec = {scheme_.scale_rule, scheme_.grid(), weight.codes.group_size};
+  } else if (weight.dense.scalar_type() == at::kFloat) {
+    task->weight_float = DataOf<float>(weight.dense);
+  } else {
+    BFloat16* data = DataOf<BFloat16>(weight.dense);
+    QT_CHECK(task->weight_bf16 == nullptr || task->weight_bf16 == data,
+             "{} has two BF16 tensors; the tables must share it", weight.spec.name);
+    task->weight_bf16 = data;
+  }
+}
+
+Weight* Parameters::QuantizedOf(size_t index) const {
+  if ((*trained_)[index].is_quantized()) return &(*trained_)[index];
+  if (rollout_ != nullptr && (*rollout_)[index].is_quantized()) return &(*rollout_)[index];
+  return nullptr;
+}
+
+void Parameters::MoveMastersIntoCells() {
+  QT_CHECK(scheme_.scale_rule == ScaleRule::kFrozen, "codes stay under frozen scales only");
+  for (size_t i = 0; i < masters_.size(); ++i) {
+    const Weight* weight = QuantizedOf(i);
+    if (weight == nullptr) continue;
+    const QuantizedWeight& codes = weight->codes;
+    const int64_t words = PackedWords(codes.in_features, codes.num_bits);
+    float* master = DataOf<float>(masters_[i]);
+    for (int64_t row = 0; row < codes.out_features; ++row) {
+      const int32_t* row_words = codes.packed.data() + row * words;
+      for (int64_t k = 0; k < codes.in_features; ++k, ++master) {
+        const BFloat16 scale =
+            codes.scale[static_cast<size_t>(row * codes.num_groups() + k / codes.group_size)];
+        *master = MoveIntoCell(ToFloat(ToBFloat16(*master)),
+                               UnpackCode(row_words, k, codes.num_bits), scale, scheme_.grid());
+      }
+    }
+  }
+}
+
+void Parameters::ZeroClippedGradients(const OpContext& ctx, Gradients& gradients) const {
+  if (scheme_.scale_rule != ScaleRule::kFrozen) return;
+  for (size_t i = 0; i < masters_.size(); ++i) {
+    const Weight* weight = QuantizedOf(i);
+    if (weight == nullptr || !gradients.IsTouched(static_cast<int>(i))) continue;
+    const QuantizedWeight& codes = weight->codes;
+    ZeroClippedGradient(ctx.pool, DataOf<float>(masters_[i]), codes.out_features, codes.in_features,
+                        {scheme_.scale_rule, scheme_.grid(), codes.group_size}, codes.scale.data(),
+                        DataOf<float>(gradients.Of(static_cast<int>(i))));
+  }
 }
 
 std::vector<AdamWTask> Parameters::Tasks(Gradients* gradients) {
@@ -94,6 +132,7 @@ void Parameters::Restore(const OpContext& ctx, int64_t step) {
 
 Parameters::StepResult Parameters::Step(const OpContext& ctx, Gradients& gradients, double lr) {
   StepResult result;
+  ZeroClippedGradients(ctx, gradients);
   result.grad_norm = GlobalNorm(ctx, gradients);
   if (!std::isfinite(result.grad_norm)) {
     throw Error(ErrorCode::kData, {.where = "optimizer step " + std::to_string(step_ + 1),

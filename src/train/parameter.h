@@ -11,6 +11,7 @@
 
 #include "kernels/adamw.h"
 #include "models/weights.h"
+#include "quant/scheme.h"
 
 namespace quatrain {
 
@@ -24,14 +25,24 @@ struct OptimizerConfig {
   bool decay_vectors = false;  // also decay 1-D tensors (torch.optim.AdamW over one group)
 };
 
+// Where the masters of quantised weights begin.
+enum class MasterStart {
+  kValues,  // the start's own values; codes follow from them
+  kCodes,  // the start's value moved, if need be, into the cell of the table's code (kernels/int4.h
+           // MoveIntoCell), so that the codes stay as calibration chose them; needs kFrozen
+};
+
 class Parameters {
  public:
   // Masters are the values of `start` (w' where it is quantised). `trained` is the table of the
   // training forward, `rollout` the engine's if it is another one (else null); both are borrowed
   // and written at once, so that they hold the weights of the masters; a weight that is BF16 in
-  // both must be one tensor. Error kData naming tensor and place of a weight that has no codes.
+  // both must be one tensor. Quantised weights follow the rule and bounds of `scheme`: under
+  // kFrozen the tables' scales are kept. Error kData naming tensor and place of a weight that has
+  // no codes.
   Parameters(const OpContext& ctx, const ModelWeights& start, ModelWeights* trained,
-             ModelWeights* rollout, const OptimizerConfig& config);
+             ModelWeights* rollout, const OptimizerConfig& config, const QuantScheme& scheme,
+             MasterStart master_start);
 
   size_t size() const { return masters_.size(); }
   const WeightSpec& spec(size_t index) const { return specs_[index]; }
@@ -53,8 +64,14 @@ class Parameters {
 
  private:
   std::vector<AdamWTask> Tasks(Gradients* gradients);
+  void AddOutput(Weight& weight, AdamWTask* task) const;
+  // The table's weight, or the rollout table's, that holds codes; null if neither does.
+  Weight* QuantizedOf(size_t index) const;
+  void MoveMastersIntoCells();
+  void ZeroClippedGradients(const OpContext& ctx, Gradients& gradients) const;
 
   OptimizerConfig config_;
+  QuantScheme scheme_;
   std::vector<WeightSpec> specs_;
   std::vector<at::Tensor> masters_, exp_avg_, exp_avg_sq_;
   ModelWeights* trained_;

@@ -114,6 +114,29 @@ TEST_F(Program, ARunThatStopsAndResumesGoesOnBitForBit) {
   }
 }
 
+TEST_F(Program, ACalibratedStartIsTheCalibratedCheckpointBitForBit) {
+  ASSERT_EQ(Run("convert --method gptq --quant-type W4A16 --quant-group-size 32 --input-dir " +
+                kBase + " --output-dir " + Path("gptq") + " --data-dir " + kSource +
+                "/examples/data/calibration --num-calibration-samples 4 --max-sequence-length 128")
+                .status,
+            0);
+  const std::string train = Replace(TrainArguments("run", 2), Int4(), Path("gptq"));
+  const Outcome outcome =
+      Run(Replace(train, "--lr 1e-4", "--lr 0") + "--weight-decay 0 --qat-init calibrated", kQat);
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  // Nothing moved, so this is what the first rollout sampled from.
+  ExpectSameFile(Path("gptq/model.safetensors"), Path("run/iter_0000002/int4/model.safetensors"));
+  for (const Json& row : Rows(Path("run/metrics.jsonl"))) {
+    EXPECT_EQ(row.at("train/train_rollout_logprob_abs_diff").get<double>(), 0.0);
+  }
+  const std::string moving = Replace(train, Path("run"), Path("moving")) + "--qat-init calibrated";
+  ASSERT_EQ(Run(moving, kQat).status, 0);
+  const Json row = Rows(Path("moving/metrics.jsonl")).back();
+  EXPECT_GT(row.at("train/code_flip_rate").get<double>(), 0.0);
+  EXPECT_EQ(row.at("train/scale_change_rate").get<double>(), 0.0);
+  EXPECT_EQ(Run("inspect " + Path("moving/iter_0000002/int4")).status, 0);
+}
+
 TEST_F(Program, AReferenceThatFollowsThePolicyIsPartOfTheCheckpoint) {
   const std::string flags =
       "--advantage-estimator reinforce_plus_plus --kl-coef 0.05 --kl-loss-type k2 --use-kl-loss "

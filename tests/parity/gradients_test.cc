@@ -116,7 +116,8 @@ TEST(AdamWOracle, FiveClippedStepsFollowTorch) {
     config.weight_decay = hyper["weight_decay"].get<double>();
     config.clip_grad = run["max_norm"].get<double>();
     config.decay_vectors = true;
-    Parameters parameters(ctx, start, &trained, nullptr, config);
+    Parameters parameters(ctx, start, &trained, nullptr, config, QuantScheme{},
+                          MasterStart::kValues);
     const std::vector<int32_t> ids = oracle["input_ids"].get<std::vector<int32_t>>();
     for (size_t step = 0; step < 5; ++step) {
       Gradients gradients(trained);

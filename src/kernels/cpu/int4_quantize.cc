@@ -54,6 +54,24 @@ void QuantizeMatrix(ThreadPool& pool, const BFloat16* weight_OI, int64_t out_fea
   });
 }
 
+void ZeroClippedGradient(ThreadPool& pool, const float* master_OI, int64_t out_features,
+                         int64_t in_features, const QuantizeSpec& spec, const BFloat16* scale_OG,
+                         float* grad_OI) {
+  CheckMatrix(out_features, in_features, spec.grid.num_bits, spec.group_size);
+  const int64_t groups = in_features / spec.group_size;
+  const auto lo = static_cast<float>(spec.grid.lo);
+  const auto hi = static_cast<float>(spec.grid.hi);
+  pool.ParallelFor(out_features, [&](int64_t row, int) {
+    const float* master_I = master_OI + row * in_features;
+    float* grad_I = grad_OI + row * in_features;
+    for (int64_t i = 0; i < in_features; ++i) {
+      const float scale = ToFloat(scale_OG[row * groups + i / spec.group_size]);
+      const float q = rintf(DivideRn(ToFloat(ToBFloat16(master_I[i])), scale));
+      if (q < lo || q > hi) grad_I[i] = 0.0f;
+    }
+  });
+}
+
 void DequantizeMatrix(ThreadPool& pool, const PackedMatrix& matrix, BFloat16* weight_OI) {
   const int64_t in_features = matrix.in_features;
   CheckMatrix(matrix.out_features, in_features, matrix.num_bits, matrix.group_size);
