@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/adamw_constants.h"
 #include "kernels/cpu/quantize_row.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -22,11 +22,6 @@
 #ifndef QUATRAIN_KERNELS_CPU_ADAMW_ROW_
 #define QUATRAIN_KERNELS_CPU_ADAMW_ROW_
 namespace quatrain {
-
-// Constants of one step and task. Computed in double, used in FP32, as torch's scalars are.
-struct AdamWConstants {
-  float grad_scale, decay, grad_share, beta2, square_share, root_correction2, eps, minus_step_size;
-};
 
 // One row, [I] each. The new values may stand where the old ones do.
 struct AdamWRow {
@@ -131,20 +126,6 @@ std::vector<Chunk> CutIntoChunks(std::span<const AdamWTask> tasks) {
     }
   }
   return chunks;
-}
-
-AdamWConstants ConstantsOf(const AdamWStep& step, double weight_decay) {
-  const double t = static_cast<double>(step.step);
-  const double correction1 = 1.0 - std::pow(step.beta1, t);
-  const double correction2 = 1.0 - std::pow(step.beta2, t);
-  return {.grad_scale = static_cast<float>(step.grad_scale),
-          .decay = static_cast<float>(1.0 - step.lr * weight_decay),
-          .grad_share = static_cast<float>(1.0 - step.beta1),
-          .beta2 = static_cast<float>(step.beta2),
-          .square_share = static_cast<float>(1.0 - step.beta2),
-          .root_correction2 = static_cast<float>(std::sqrt(correction2)),
-          .eps = static_cast<float>(step.eps),
-          .minus_step_size = static_cast<float>(-(step.lr / correction1))};
 }
 
 // Rounds a row of masters into scratch.weight; refuses what has no BF16 weight.

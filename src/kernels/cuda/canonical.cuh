@@ -1,5 +1,5 @@
-// The scalar steps of the canonical order (docs/numerics.md, "GPU order"), each written once. Kernels
-// that must agree bit for bit call these and nothing else.
+// The scalar steps of the canonical order (docs/numerics.md, "GPU order"), each written once.
+// Kernels that must agree bit for bit call these and nothing else.
 //
 // Every function runs on host and device with the same bits, fused exactly where FmaRn is written
 // (the _rn intrinsics are never contracted, whatever -fmad says), with two exceptions: Ex2 is the
@@ -78,8 +78,8 @@ QT_HOST_DEVICE float Ex2(float a) {
 // Natural logarithm. Host: close, not the same bits.
 QT_HOST_DEVICE float LogOf(float a) { return logf(a); }
 
-// rn_bf16 of two values as one word, `low` in the lower half. On the device one instruction; a NaN's
-// payload may differ from ToBFloat16's.
+// rn_bf16 of two values as one word, `low` in the lower half. On the device one instruction; a
+// NaN's payload may differ from ToBFloat16's.
 QT_HOST_DEVICE uint32_t RoundPair(float low, float high) {
 #if defined(__CUDA_ARCH__)
   uint32_t r;
@@ -150,8 +150,8 @@ QT_HOST_DEVICE float RopeSecond(float x1, float x2, float cos, float sin) {
 inline constexpr int kAttentionBlock = 64;
 inline constexpr int kAttentionSegment = 512;
 
-// What the block with maximum m' multiplies and subtracts. `old_max` -inf: nothing seen so far in this
-// segment; both -inf: the block is a no-op (alpha 0 scales zeros, every p is 0).
+// What the block with maximum m' multiplies and subtracts. `old_max` -inf: nothing seen so far in
+// this segment; both -inf: the block is a no-op (alpha 0 scales zeros, every p is 0).
 struct SoftmaxShift {
   float alpha;  // ex2((m - m') c)
   float shift;  // -(m' c)
@@ -215,9 +215,8 @@ QT_HOST_DEVICE float VocabExp(float x, float shift) { return Ex2(FmaRn(x, kLog2E
 
 // s_b seen from the row's maximum: a leaf of the neighbour tree.
 QT_HOST_DEVICE float VocabLeaf(float block_sum, float block_max, float row_max) {
-  return block_max == -INFINITY
-             ? 0.0f
-             : MulRn(block_sum, Ex2(MulRn(AddRn(block_max, -row_max), kLog2E)));
+  return block_max == -INFINITY ? 0.0f
+                                : MulRn(block_sum, Ex2(MulRn(AddRn(block_max, -row_max), kLog2E)));
 }
 
 QT_HOST_DEVICE float LogprobOf(float x_target, float row_max, float row_sum) {

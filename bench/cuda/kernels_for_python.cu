@@ -1,0 +1,185 @@
+// The device kernels behind C names, for bench_kernels.py (ctypes). Pointers are device memory.
+//
+//   nvcc -std=c++20 -O3 -fmad=false -Isrc -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC
+//   -shared
+//     -o libquatrain_kernels_gpu.so bench/cuda/kernels_for_python.cu
+//     src/kernels/cuda/{adamw,...}.cu src/base/error.cc -lfmt
+#include "kernels/cuda/adamw.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/int4_quantize.h"
+#include "kernels/cuda/logprob.h"
+
+namespace {
+
+using quatrain::BFloat16;
+using quatrain::cuda::LaunchOrder;
+constexpr LaunchOrder kAfter = LaunchOrder::kAfterPrevious;
+
+BFloat16* Weights(void* pointer) { return static_cast<BFloat16*>(pointer); }
+float* Floats(void* pointer) { return static_cast<float*>(pointer); }
+
+// Four 16-byte words a thread, all loads first: the copy that the others are compared with.
+__global__ void CopyKernel(const uint4* source, uint4* target, int64_t count) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x * 4 + threadIdx.x;
+  uint4 words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (first + i * blockDim.x < count) words[i] = __ldcs(source + first + i * blockDim.x);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (first + i * blockDim.x < count) __stcs(target + first + i * blockDim.x, words[i]);
+  }
+}
+
+// Reads everything; the sum keeps the loads alive.
+__global__ void ReadKernel(const uint4* source, int64_t count, uint32_t* sink) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x * 8 + threadIdx.x;
+  uint4 words[8] = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (first + i * blockDim.x < count) words[i] = __ldcs(source + first + i * blockDim.x);
+  }
+  uint32_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += words[i].x ^ words[i].y ^ words[i].z ^ words[i].w;
+  if (sum == 0x12345678u) *sink = sum;
+}
+
+}  // namespace
+
+extern "C" {
+
+void QtCopy(const void* source, void* target, int64_t bytes, cudaStream_t stream) {
+  const int64_t count = bytes / 16;
+  CopyKernel<<<static_cast<unsigned>((count + 1023) / 1024), 256, 0, stream>>>(
+      static_cast<const uint4*>(source), static_cast<uint4*>(target), count);
+}
+
+void QtRead(const void* source, int64_t bytes, void* sink, cudaStream_t stream) {
+  const int64_t count = bytes / 16;
+  ReadKernel<<<static_cast<unsigned>((count + 2047) / 2048), 256, 0, stream>>>(
+      static_cast<const uint4*>(source), count, static_cast<uint32_t*>(sink));
+}
+
+// The outputs that are null are left out.
+struct QtQuantize {
+  void *weight, *fake, *packed, *scale;
+  int64_t rows, columns, group;
+};
+void QtQuantizeMatrix(const QtQuantize* a, cudaStream_t stream) {
+  quatrain::cuda::Quantize({.weight = Weights(a->weight),
+                            .out_features = a->rows,
+                            .in_features = a->columns,
+                            .spec = {.group_size = a->group},
+                            .fake = Weights(a->fake),
+                            .packed = static_cast<int32_t*>(a->packed),
+                            .scale = Weights(a->scale)},
+                           stream);
+}
+
+struct QtAdamW {
+  void *master, *exp_avg, *exp_avg_sq, *grad, *weight, *packed, *scale, *counters;
+  int64_t rows, columns, group;
+};
+void QtAdamWUpdate(const QtAdamW* a, cudaStream_t stream) {
+  quatrain::AdamWTask task = {.master = Floats(a->master),
+                              .exp_avg = Floats(a->exp_avg),
+                              .exp_avg_sq = Floats(a->exp_avg_sq),
+                              .grad = Floats(a->grad),
+                              .out_features = a->rows,
+                              .in_features = a->columns,
+                              .weight_bf16 = Weights(a->weight),
+                              .packed = static_cast<int32_t*>(a->packed),
+                              .scale = Weights(a->scale),
+                              .spec = {.group_size = a->group}};
+  quatrain::cuda::AdamWUpdate({}, task, static_cast<quatrain::cuda::AdamWCounters*>(a->counters),
+                              stream);
+}
+
+void QtRmsNorm(void* x, void* branch, void* weight, int64_t rows, int64_t dim, void* y,
+               cudaStream_t stream) {
+  quatrain::cuda::RmsNorm(
+      {Weights(x), Weights(branch), Weights(weight), rows, dim, 1e-6f, Weights(y)}, stream, kAfter);
+}
+
+void QtSwiGlu(void* gate_up, int64_t rows, int64_t dim, void* out, cudaStream_t stream) {
+  quatrain::cuda::SwiGlu(
+      {Weights(gate_up), Weights(gate_up) + dim, rows, dim, 2 * dim, Weights(out)}, stream, kAfter);
+}
+
+struct QtHeadNormRope {
+  void *qk, *q_weight, *k_weight, *cos, *sin, *positions;
+  int64_t tokens, row_stride;
+  int q_heads, k_heads, head_dim;
+};
+void QtHeadNormRopeForward(const QtHeadNormRope* a, cudaStream_t stream) {
+  quatrain::cuda::HeadNormRope(
+      {Weights(a->qk), a->tokens, a->row_stride, a->q_heads, a->k_heads, a->head_dim,
+       Weights(a->q_weight), Weights(a->k_weight), 1e-6f, Floats(a->cos), Floats(a->sin),
+       static_cast<const int32_t*>(a->positions)},
+      stream, kAfter);
+}
+
+struct QtLogprob {
+  void *targets, *inverse, *block_max, *block_sum, *block_moment, *target_x, *row_max, *row_sum;
+  int64_t rows, vocab;
+};
+static quatrain::cuda::LogprobArgs LogprobArgsOf(const QtLogprob& a) {
+  return {static_cast<const int32_t*>(a.targets),
+          Floats(a.inverse),
+          0,
+          {Floats(a.block_max), Floats(a.block_sum), Floats(a.block_moment), Floats(a.target_x),
+           Floats(a.row_max), Floats(a.row_sum)}};
+}
+// Rows [first, first + rows) of the problem.
+void QtLogprobBlocks(const QtLogprob* a, void* logits, int64_t stride, int64_t begin,
+                     int64_t columns, cudaStream_t stream) {
+  quatrain::cuda::LogprobBlocks({Floats(logits), a->rows, stride, begin, columns, a->vocab},
+                                LogprobArgsOf(*a), stream, kAfter);
+}
+void QtLogprobMerge(const QtLogprob* a, void* logprobs, void* entropy, cudaStream_t stream) {
+  quatrain::cuda::LogprobMerge(LogprobArgsOf(*a), a->rows, a->vocab, Floats(logprobs),
+                               Floats(entropy), stream);
+}
+void QtLogprobBackward(const QtLogprob* a, void* logits, int64_t begin, int64_t columns,
+                       void* dlogprobs, void* dlogits, cudaStream_t stream) {
+  quatrain::cuda::LogprobBackward({Floats(logits), a->rows, columns, begin, columns, a->vocab},
+                                  LogprobArgsOf(*a),
+                                  {Floats(dlogprobs), nullptr, nullptr, Weights(dlogits)}, stream);
+}
+
+struct QtAttention {
+  void *q, *k, *v, *out, *lse, *sequences, *scratch;
+  int heads, kv_heads, head_dim, block_size, num_sequences, max_queries, max_keys;
+};
+static quatrain::cuda::DeviceAttentionArgs ArgsOf(const QtAttention& a) {
+  return {.q = Weights(a.q),
+          .k = Weights(a.k),
+          .v = Weights(a.v),
+          .out = Weights(a.out),
+          .lse = Floats(a.lse),
+          .q_stride = a.heads * a.head_dim,
+          .kv_stride = a.kv_heads * a.head_dim,
+          .num_heads = a.heads,
+          .num_kv_heads = a.kv_heads,
+          .head_dim = a.head_dim,
+          .block_size = a.block_size,
+          .scale = 1.0f / sqrtf(static_cast<float>(a.head_dim)),
+          .sequences = static_cast<const quatrain::AttentionSequence*>(a.sequences),
+          .num_sequences = a.num_sequences,
+          .max_queries = a.max_queries,
+          .max_keys = a.max_keys};
+}
+int64_t QtDecodeScratch(const QtAttention* a) {
+  return quatrain::cuda::AttentionDecodeScratchBytes(ArgsOf(*a));
+}
+void QtAttentionDecode(const QtAttention* a, cudaStream_t stream) {
+  quatrain::cuda::AttentionDecode(ArgsOf(*a), a->scratch, stream, kAfter);
+}
+void QtAttentionPrefill(const QtAttention* a, cudaStream_t stream) {
+  quatrain::cuda::AttentionPrefill(ArgsOf(*a), stream, kAfter);
+}
+
+}  // extern "C"

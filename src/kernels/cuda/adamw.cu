@@ -1,0 +1,220 @@
+// Plan: 8 neighbours a thread, as eight 16-byte loads in flight (28 bytes a weight are the bound);
+// the group's maximum is a shuffle. CTAs walk the matrix in strides and add their counts once.
+// Groups other than 32, 64, 128 and 256 are quantised in a second pass over the masters.
+#include <string>
+
+#include "kernels/adamw_constants.h"
+#include "kernels/cuda/adamw.h"
+#include "kernels/cuda/int4_quantize.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/quantize_group.cuh"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kBlockThreads = 256;
+constexpr int kBlocksPerMultiprocessor = 8;
+constexpr uint32_t kFirstBadWeight = 0x7F7F;
+
+struct EightFloats {
+  float v[8];
+};
+
+__device__ __forceinline__ EightFloats LoadEight(const float* data, int64_t chunk) {
+  EightFloats out;
+  const auto* source = reinterpret_cast<const float4*>(data) + 2 * chunk;
+  *reinterpret_cast<float4*>(out.v) = __ldcs(source);
+  *reinterpret_cast<float4*>(out.v + 4) = __ldcs(source + 1);
+  return out;
+}
+
+__device__ __forceinline__ void StoreEight(const EightFloats& values, float* data, int64_t chunk) {
+  auto* place = reinterpret_cast<float4*>(data) + 2 * chunk;
+  __stcs(place, *reinterpret_cast<const float4*>(values.v));
+  __stcs(place + 1, *reinterpret_cast<const float4*>(values.v + 4));
+}
+
+// The steps of kernels/cpu/adamw.cc, UpdateLanes.
+__device__ __forceinline__ void UpdateElement(const AdamWConstants& c, float grad, float* w,
+                                              float* m, float* v) {
+  const float g = MulRn(grad, c.grad_scale);
+  const float decayed = MulRn(*w, c.decay);
+  const bool from_grad = c.grad_share >= 0.5f;
+  const float share = from_grad ? AddRn(c.grad_share, -1.0f) : c.grad_share;
+  *m = AddRn(from_grad ? g : *m, MulRn(share, AddRn(g, -*m)));
+  const float square = MulRn(MulRn(c.square_share, g), g);
+  *v = AddRn(MulRn(*v, c.beta2), square);
+  const float denominator = AddRn(DivRn(SqrtRn(*v), c.root_correction2), c.eps);
+  *w = AddRn(decayed, DivRn(MulRn(c.minus_step_size, *m), denominator));
+}
+
+struct Counts {
+  int flipped_codes = 0;
+  int changed_scales = 0;
+};
+
+// What stands in the task before the step.
+template <int kBits>
+struct OldCodes {
+  uint32_t words[kBits / 4];
+  BFloat16 scale;
+};
+
+template <int kBits, int kLanes>
+__device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, int64_t chunk) {
+  OldCodes<kBits> old = {};
+  if constexpr (kLanes > 0) {
+    old.scale = a.scale[chunk / kLanes];
+    const auto* words = reinterpret_cast<const uint32_t*>(a.packed) + chunk * (kBits / 4);
+#pragma unroll
+    for (int i = 0; i < kBits / 4; ++i) old.words[i] = words[i];
+  }
+  return old;
+}
+
+template <int kBits, int kLanes, bool kBounded>
+__device__ __forceinline__ void WriteCodes(const AdamWTask& a, int64_t chunk, bool writes,
+                                           const uint32_t (&pairs)[4], const OldCodes<kBits>& old,
+                                           Counts* counts) {
+  BFloat16 scale = old.scale;
+  if (kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
+    const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
+    scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, kBits);
+    if (writes && chunk % kLanes == 0) {
+      counts->changed_scales += scale.bits != old.scale.bits;
+      a.scale[chunk / kLanes] = scale;
+    }
+  }
+  const EightCodes codes = CodesOfEight<kBounded>(pairs, scale, a.spec.grid);
+  if (!writes) return;
+  auto* words = reinterpret_cast<uint32_t*>(a.packed) + chunk * (kBits / 4);
+#pragma unroll
+  for (int i = 0; i < kBits / 4; ++i) {
+    const uint32_t word = WordOf<kBits>(codes, i);
+    counts->flipped_codes += FlipsOf<kBits>(old.words[i], word);
+    words[i] = word;
+  }
+}
+
+// kLanes 0: no codes. Whole warps walk together: the chunk count is rounded up to 32 and the rest
+// works on the last chunk without writing.
+template <int kBits, int kLanes, bool kBounded>
+__global__ void __launch_bounds__(kBlockThreads)
+    AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
+  const int64_t chunks = a.out_features * a.in_features / 8;
+  const int64_t rounded = (chunks + 31) / 32 * 32;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockThreads;
+  Counts counts;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x; i < rounded;
+       i += stride) {
+    const bool has_chunk = i < chunks;
+    const int64_t chunk = has_chunk ? i : chunks - 1;
+    const EightFloats g = LoadEight(a.grad, chunk);
+    EightFloats w = LoadEight(a.master, chunk);
+    EightFloats m = LoadEight(a.exp_avg, chunk);
+    EightFloats v = LoadEight(a.exp_avg_sq, chunk);
+    const OldCodes<kBits> old = LoadCodes<kBits, kLanes>(a, chunk);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) UpdateElement(c, g.v[j], &w.v[j], &m.v[j], &v.v[j]);
+    uint32_t pairs[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs[j] = RoundPair(w.v[2 * j], w.v[2 * j + 1]);
+    if (has_chunk) {
+      if (AbsmaxOfEight(pairs) >= kFirstBadWeight) {
+        int first = 0;
+        while (first < 7 &&
+               ((pairs[first / 2] >> (16 * (first % 2))) & 0x7FFFu) < kFirstBadWeight) {
+          ++first;
+        }
+        atomicMax(&counters->bad, ~static_cast<unsigned long long>(8 * chunk + first));
+      }
+      StoreEight(w, a.master, chunk);
+      StoreEight(m, a.exp_avg, chunk);
+      StoreEight(v, a.exp_avg_sq, chunk);
+      if (a.weight_float != nullptr) StoreEight(w, a.weight_float, chunk);
+      if (a.weight_bf16 != nullptr) {
+        reinterpret_cast<uint4*>(a.weight_bf16)[chunk] =
+            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      }
+    }
+    __syncwarp();
+    // All lanes take part in the shuffles; lanes past the end make up whole groups of their own.
+    if constexpr (kLanes > 0) {
+      WriteCodes<kBits, kLanes, kBounded>(a, chunk, has_chunk, pairs, old, &counts);
+    }
+  }
+  if constexpr (kLanes > 0) {
+    const int flips = __reduce_add_sync(0xFFFFFFFFu, counts.flipped_codes);
+    const int scales = __reduce_add_sync(0xFFFFFFFFu, counts.changed_scales);
+    if (threadIdx.x % 32 == 0 && (flips | scales) != 0) {
+      atomicAdd(&counters->num_flipped_codes, static_cast<unsigned long long>(flips));
+      atomicAdd(&counters->num_changed_scales, static_cast<unsigned long long>(scales));
+    }
+  }
+}
+
+template <int kBits, int kLanes>
+void Launch(const AdamWTask& task, const AdamWConstants& constants, AdamWCounters* counters,
+            cudaStream_t stream) {
+  const int64_t chunks = task.out_features * task.in_features / 8;
+  const int64_t most = static_cast<int64_t>(NumMultiprocessors()) * kBlocksPerMultiprocessor;
+  const int64_t blocks = (chunks + kBlockThreads - 1) / kBlockThreads;
+  LaunchKernel(
+      {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kBlockThreads), 0, stream},
+      kLanes > 0 && task.spec.rule == ScaleRule::kAbsmax7 ? AdamWKernel<kBits, kLanes, (kLanes > 0)>
+                                                          : AdamWKernel<kBits, kLanes, false>,
+      task, constants, counters);
+}
+
+template <int kBits>
+bool LaunchWithCodes(const AdamWTask& task, const AdamWConstants& constants,
+                     AdamWCounters* counters, cudaStream_t stream) {
+  switch (task.spec.group_size) {
+    case 32:
+      return Launch<kBits, 4>(task, constants, counters, stream), true;
+    case 64:
+      return Launch<kBits, 8>(task, constants, counters, stream), true;
+    case 128:
+      return Launch<kBits, 16>(task, constants, counters, stream), true;
+    case 256:
+      return Launch<kBits, 32>(task, constants, counters, stream), true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* counters,
+                 cudaStream_t stream) {
+  const int64_t size = task.out_features * task.in_features;
+  const bool has_codes = task.packed != nullptr;
+  if (size % 8 != 0 || (has_codes && (task.spec.group_size <= 0 || task.spec.group_size % 8 != 0 ||
+                                      task.in_features % task.spec.group_size != 0))) {
+    throw Error(
+        ErrorCode::kShape,
+        {.where = "AdamW on the device",
+         .what = "the matrix does not suit 16-byte accesses",
+         .expected = "elements and group size in multiples of 8, whole groups",
+         .found = std::to_string(task.out_features) + " x " + std::to_string(task.in_features) +
+                  ", group size " + std::to_string(task.spec.group_size)});
+  }
+  QT_CHECK(has_codes == (task.scale != nullptr), "codes and scales go together");
+  if (size == 0) return;
+  const AdamWConstants constants = ConstantsOf(step, task.weight_decay);
+  if (!has_codes) return Launch<4, 0>(task, constants, counters, stream);
+  const bool done = task.spec.grid.num_bits == 4
+                        ? LaunchWithCodes<4>(task, constants, counters, stream)
+                        : LaunchWithCodes<8>(task, constants, counters, stream);
+  if (done) return;
+  Launch<4, 0>(task, constants, counters, stream);
+  Quantize({.master = task.master,
+            .out_features = task.out_features,
+            .in_features = task.in_features,
+            .spec = task.spec,
+            .packed = task.packed,
+            .scale = task.scale},
+           stream);
+}
+
+}  // namespace quatrain::cuda

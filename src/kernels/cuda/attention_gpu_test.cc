@@ -1,0 +1,236 @@
+#if defined(QT_WITH_CUDA)
+#include <numeric>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/device_test.h"
+#include "kernels/kernel_test.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kBlockSize = 16;  // of the paged cache
+
+struct Shape {
+  int length, heads, kv_heads, head_dim;
+};
+
+struct Output {
+  std::vector<BFloat16> out;
+  std::vector<float> lse;
+};
+
+// One sequence's q, k, v on the device, contiguous and as shuffled pages whose unused rows are NaN.
+class Problem {
+ public:
+  explicit Problem(const Shape& s)
+      : shape_(s),
+        q_(RandomRounded<BFloat16>(int64_t{s.length} * s.heads * s.head_dim, 1, 2.0f)),
+        k_(RandomRounded<BFloat16>(int64_t{s.length} * s.kv_heads * s.head_dim, 2)),
+        v_(RandomRounded<BFloat16>(int64_t{s.length} * s.kv_heads * s.head_dim, 3)),
+        dq_(q_),
+        dk_(k_),
+        dv_(v_),
+        pages_(Table(s)),
+        k_pages_(Paged(k_)),
+        v_pages_(Paged(v_)) {}
+
+  // Queries [begin, end) of the sequence in one call of prefill.
+  Output Prefill(int begin, int end, bool is_paged) {
+    return Run(std::vector<AttentionSequence>{Sequence(begin, end, is_paged)}, begin, is_paged,
+               false);
+  }
+
+  // Each query of [begin, end) on its own, as decode sees it.
+  Output Decode(int begin, int end, bool is_paged) {
+    std::vector<AttentionSequence> sequences;
+    for (int i = begin; i < end; ++i) sequences.push_back(Sequence(i, i + 1, is_paged));
+    return Run(sequences, begin, is_paged, true);
+  }
+
+  // Several queries of the sequence in one call of decode.
+  Output DecodeTogether(int begin, int end) {
+    return Run(std::vector<AttentionSequence>{Sequence(begin, end, true)}, begin, true, true);
+  }
+
+  double LogSumExpInDouble(int query, int head) const {
+    const int64_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    double sum = 0.0;
+    for (int64_t j = 0; j <= query; ++j) {
+      double score = 0.0;
+      for (int64_t d = 0; d < shape_.head_dim; ++d) {
+        score += double{ToFloat(q_[(int64_t{query} * shape_.heads + head) * shape_.head_dim + d])} *
+                 ToFloat(k_[(j * shape_.kv_heads + kv_head) * shape_.head_dim + d]);
+      }
+      sum += std::exp(score * Scale());
+    }
+    return std::log(sum);
+  }
+
+  Output OnCpu() {
+    ThreadPool pool(16);
+    const AttentionSequence sequence = {.num_queries = shape_.length, .num_keys = shape_.length};
+    std::vector<BFloat16> out(q_.size());
+    AttentionForward<BFloat16>(pool, {.q = q_.data(),
+                                      .k = k_.data(),
+                                      .v = v_.data(),
+                                      .out = out.data(),
+                                      .num_heads = shape_.heads,
+                                      .num_kv_heads = shape_.kv_heads,
+                                      .head_dim = shape_.head_dim,
+                                      .scale = Scale(),
+                                      .sequences = {&sequence, 1}});
+    return {out, {}};
+  }
+
+ private:
+  float Scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
+
+  AttentionSequence Sequence(int begin, int end, bool is_paged) {
+    return {.q_begin = begin,
+            .num_queries = end - begin,
+            .num_keys = end,
+            .block_table = is_paged ? pages_.data() : nullptr};
+  }
+
+  static std::vector<int32_t> Table(const Shape& s) {
+    std::vector<int32_t> table;
+    for (const int64_t page : Permutation((s.length + kBlockSize - 1) / kBlockSize, 4, 0)) {
+      table.push_back(static_cast<int32_t>(page));
+    }
+    return table;
+  }
+
+  std::vector<BFloat16> Paged(const std::vector<BFloat16>& rows) {
+    const std::vector<int32_t> table = pages_.Download();
+    const int64_t row = shape_.kv_heads * shape_.head_dim;
+    std::vector<BFloat16> pages(table.size() * kBlockSize * row, BFloat16{0x7FC0});
+    for (int64_t j = 0; j < shape_.length; ++j) {
+      const int64_t place = int64_t{table[j / kBlockSize]} * kBlockSize + j % kBlockSize;
+      std::copy_n(rows.begin() + j * row, row, pages.begin() + place * row);
+    }
+    return pages;
+  }
+
+  Output Run(const std::vector<AttentionSequence>& sequences, int begin, bool is_paged,
+             bool is_decode) {
+    DeviceVector<AttentionSequence> device(sequences);
+    DeviceVector<BFloat16> out(q_.size());
+    DeviceVector<float> lse(int64_t{shape_.length} * shape_.heads);
+    DeviceAttentionArgs args = {
+        .q = dq_.data(),
+        .k = is_paged ? k_pages_.data() : dk_.data(),
+        .v = is_paged ? v_pages_.data() : dv_.data(),
+        .out = out.data(),
+        .lse = lse.data(),
+        .q_stride = shape_.heads * shape_.head_dim,
+        .kv_stride = shape_.kv_heads * shape_.head_dim,
+        .num_heads = shape_.heads,
+        .num_kv_heads = shape_.kv_heads,
+        .head_dim = shape_.head_dim,
+        .block_size = is_paged ? kBlockSize : 0,
+        .scale = Scale(),
+        .sequences = device.data(),
+        .num_sequences = static_cast<int>(sequences.size()),
+    };
+    int end = begin;
+    for (const AttentionSequence& s : sequences) {
+      args.max_queries = std::max(args.max_queries, static_cast<int>(s.num_queries));
+      args.max_keys = std::max(args.max_keys, static_cast<int>(s.num_keys));
+      end = std::max(end, static_cast<int>(s.q_begin + s.num_queries));
+    }
+    if (is_decode) {
+      DeviceVector<uint8_t> scratch(AttentionDecodeScratchBytes(args));
+      CheckCuda(cudaMemset(scratch.data(), 0, AttentionDecodeTickets(args) * 4), "tickets");
+      // Twice: the tickets must come back to zero.
+      AttentionDecode(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
+      AttentionDecode(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
+      CheckCuda(cudaDeviceSynchronize(), "decode");
+    } else {
+      AttentionPrefill(args, nullptr, LaunchOrder::kAfterPrevious);
+    }
+    const auto all = out.Download();
+    const auto all_lse = lse.Download();
+    const int64_t row = shape_.heads * shape_.head_dim;
+    return {{all.begin() + begin * row, all.begin() + end * row},
+            {all_lse.begin() + begin * shape_.heads, all_lse.begin() + end * shape_.heads}};
+  }
+
+  Shape shape_;
+  std::vector<BFloat16> q_, k_, v_;
+  DeviceVector<BFloat16> dq_, dk_, dv_;
+  DeviceVector<int32_t> pages_;
+  DeviceVector<BFloat16> k_pages_, v_pages_;
+};
+
+Output Part(const Output& whole, const Shape& s, int begin, int end) {
+  const int64_t row = s.heads * s.head_dim;
+  return {{whole.out.begin() + begin * row, whole.out.begin() + end * row},
+          {whole.lse.begin() + begin * s.heads, whole.lse.begin() + end * s.heads}};
+}
+
+void ExpectSameBits(const Output& a, const Output& b, const char* what) {
+  EXPECT_EQ(CountDifferences(a.out, b.out), 0) << what;
+  EXPECT_EQ(CountDifferences(a.lse, b.lse), 0) << what;
+}
+
+std::vector<float> Floats(const std::vector<BFloat16>& values) {
+  std::vector<float> floats;
+  for (const BFloat16 value : values) floats.push_back(ToFloat(value));
+  return floats;
+}
+
+void ExpectOneArithmetic(const Shape& s) {
+  SCOPED_TRACE(testing::Message() << "length " << s.length << ", heads " << s.heads << "/"
+                                  << s.kv_heads << ", head_dim " << s.head_dim);
+  Problem problem(s);
+  const Output whole = problem.Prefill(0, s.length, false);
+  if (s.length <= 600) {
+    EXPECT_LT(RelativeError(Floats(whole.out), Floats(problem.OnCpu().out)), 4e-3);
+  }
+  ExpectSameBits(problem.Prefill(0, s.length, true), whole, "paged prefill");
+  // Chunks that end in the middle of blocks and segments.
+  for (int begin = 0; begin < s.length; begin += 147) {
+    const int end = std::min(s.length, begin + 147);
+    ExpectSameBits(problem.Prefill(begin, end, true), Part(whole, s, begin, end), "chunk");
+  }
+  const int first = std::max(0, s.length - 520);
+  ExpectSameBits(problem.Decode(first, s.length, true), Part(whole, s, first, s.length), "decode");
+  const int last = std::max(0, s.length - 5);
+  ExpectSameBits(problem.Decode(last, s.length, false), Part(whole, s, last, s.length), "varlen");
+  ExpectSameBits(problem.DecodeTogether(last, s.length), Part(whole, s, last, s.length), "five");
+}
+
+TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
+  QT_NEEDS_DEVICE();
+  for (const int length : {1, 63, 64, 65, 511, 512, 513, 4097}) {
+    for (const auto& [heads, kv_heads] : std::vector<std::pair<int, int>>{{2, 2}, {8, 2}, {8, 1}}) {
+      ExpectOneArithmetic({length, heads, kv_heads, 128});
+    }
+  }
+  for (const int head_dim : {64, 256}) {
+    for (const int length : {65, 513, 1100}) ExpectOneArithmetic({length, 4, 2, head_dim});
+  }
+  ExpectOneArithmetic({130, 24, 1, 64});  // more rows than one tile of decode
+}
+
+TEST(AttentionGpu, LogSumExpIsTheNaturalOne) {
+  QT_NEEDS_DEVICE();
+  Problem problem({600, 4, 2, 64});
+  const Output out = problem.Prefill(0, 600, false);
+  for (const int query : {0, 1, 63, 64, 511, 512, 599}) {
+    for (int head = 0; head < 4; ++head) {
+      EXPECT_NEAR(out.lse[query * 4 + head], problem.LogSumExpInDouble(query, head), 1e-4);
+    }
+  }
+}
+
+TEST(AttentionGpu, RefusesShapesWithoutAKernel) {
+  EXPECT_THROW(AttentionPrefill({.num_heads = 2, .num_kv_heads = 1, .head_dim = 80}, nullptr,
+                                LaunchOrder::kAfterPrevious),
+               Error);
+}
+
+}  // namespace
+}  // namespace quatrain::cuda
+#endif  // QT_WITH_CUDA
