@@ -1,9 +1,10 @@
 // The device kernels behind C names, for bench_kernels.py (ctypes). Pointers are device memory.
 //
-//   nvcc -std=c++20 -O3 -fmad=false -Isrc -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC
+//   nvcc -std=c++20 -O3 -fmad=false -DFMT_CONSTEVAL= -Isrc -gencode arch=compute_90a,code=sm_90a
 //   -shared
-//     -o libquatrain_kernels_gpu.so bench/cuda/kernels_for_python.cu
-//     src/kernels/cuda/{adamw,...}.cu src/base/error.cc -lfmt
+//     -Xcompiler -fPIC -o libquatrain_kernels_gpu.so bench/cuda/kernels_for_python.cu
+//     src/kernels/cuda/{adamw,attention_decode,attention_prefill,elementwise,int4_quantize,logprob}.cu
+//     src/base/error.cc -lfmt
 #include "kernels/cuda/adamw.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/elementwise.h"
@@ -133,7 +134,6 @@ static quatrain::cuda::LogprobArgs LogprobArgsOf(const QtLogprob& a) {
           {Floats(a.block_max), Floats(a.block_sum), Floats(a.block_moment), Floats(a.target_x),
            Floats(a.row_max), Floats(a.row_sum)}};
 }
-// Rows [first, first + rows) of the problem.
 void QtLogprobBlocks(const QtLogprob* a, void* logits, int64_t stride, int64_t begin,
                      int64_t columns, cudaStream_t stream) {
   quatrain::cuda::LogprobBlocks({Floats(logits), a->rows, stride, begin, columns, a->vocab},

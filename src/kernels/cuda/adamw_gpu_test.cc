@@ -97,7 +97,7 @@ TEST(AdamWGpu, EqualsTheCpuBitForBit) {
     }
   }
   // More chunks than one wave of CTAs, and an end inside a warp.
-  ExpectSameSteps({5003, 1056, {.group_size = 32}, {.lr = 1e-3}});
+  ExpectSameSteps({5003, 1056, {ScaleRule::kAbsmax7, {}, 32}, {.lr = 1e-3}});
 }
 
 TEST(AdamWGpu, ReportsTheFirstMasterWithoutAWeight) {

@@ -101,7 +101,7 @@ TEST(QuantizeGpu, RulesAndGroupSizesEqualTheCpu) {
 TEST(QuantizeGpu, MastersAreRoundedFirst) {
   QT_NEEDS_DEVICE();
   const std::vector<float> master = RandomFloats(64 * 512, 6, 0.02f);
-  const QuantizeSpec spec = {.group_size = 32};
+  const QuantizeSpec spec = {ScaleRule::kAbsmax7, {}, 32};
   const std::vector<BFloat16> none(64 * 16);
   const Quantized cpu = OnCpu(RoundAll<BFloat16>(master), 64, 512, spec, none);
   DeviceVector<float> m(master);
@@ -117,7 +117,8 @@ TEST(QuantizeGpu, MastersAreRoundedFirst) {
 
 TEST(QuantizeGpu, RefusesGroupsThatDoNotFit) {
   EXPECT_THROW(
-      Quantize({.out_features = 1, .in_features = 100, .spec = {.group_size = 32}}, nullptr),
+      Quantize({.out_features = 1, .in_features = 100, .spec = {ScaleRule::kAbsmax7, {}, 32}},
+               nullptr),
       Error);
 }
 
