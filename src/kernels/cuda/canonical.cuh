@@ -120,9 +120,13 @@ QT_HOST_DEVICE float ChunkOfSquares(const float (&x)[kNormChunk]) {
 template <int kCount>
 QT_HOST_DEVICE float NeighbourTree(float (&sums)[kCount]) {
   static_assert((kCount & (kCount - 1)) == 0);
+#if defined(__CUDA_ARCH__)
 #pragma unroll
+#endif
   for (int width = kCount / 2; width >= 1; width /= 2) {
+#if defined(__CUDA_ARCH__)
 #pragma unroll
+#endif
     for (int i = 0; i < width; ++i) sums[i] = AddRn(sums[2 * i], sums[2 * i + 1]);
   }
   return sums[0];

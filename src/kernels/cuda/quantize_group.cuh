@@ -58,26 +58,24 @@ template <bool kBounded>
 __device__ __forceinline__ EightCodes CodesOfEight(const uint32_t (&pairs)[4], BFloat16 scale_bits,
                                                    const CodeGrid& grid) {
   const float scale = ToFloat(scale_bits);
-  EightCodes out;
-  if (kBounded || ReciprocalServes(scale)) {
-    const float reciprocal = ReciprocalRn(scale);
+  EightCodes out = {};
+  if constexpr (!kBounded) {
+    if (!ReciprocalServes(scale)) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float w = i % 2 == 0 ? LowOfPair(pairs[i / 2]) : HighOfPair(pairs[i / 2]);
-      float q = QuotientByReciprocal<kBounded>(w, scale, reciprocal);
-      if (!kBounded) {
-        q = fminf(fmaxf(q, static_cast<float>(grid.lo)), static_cast<float>(grid.hi));
+      for (int i = 0; i < 8; ++i) {
+        const float w = i % 2 == 0 ? LowOfPair(pairs[i / 2]) : HighOfPair(pairs[i / 2]);
+        out.shifted[i] = AddRn(static_cast<float>(QuantizeCode(w, scale_bits, grid)), kRounder);
       }
-      out.shifted[i] = AddRn(q, kRounder);
+      return out;
     }
-    return out;
   }
-#pragma unroll 1
-  for (int i = 0; i < 8; ++i) {
-    const float w = FloatFromBits(pairs[i / 2] << (i % 2 == 0 ? 16 : 0) & 0xFFFF0000u);
-    const float q = AddRn(static_cast<float>(QuantizeCode(w, scale_bits, grid)), kRounder);
+  const float reciprocal = ReciprocalRn(scale);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) out.shifted[j] = j == i ? q : out.shifted[j];
+  for (int i = 0; i < 8; ++i) {
+    const float w = i % 2 == 0 ? LowOfPair(pairs[i / 2]) : HighOfPair(pairs[i / 2]);
+    float q = QuotientByReciprocal<kBounded>(w, scale, reciprocal);
+    if (!kBounded) q = fminf(fmaxf(q, static_cast<float>(grid.lo)), static_cast<float>(grid.hi));
+    out.shifted[i] = AddRn(q, kRounder);
   }
   return out;
 }
