@@ -1,0 +1,199 @@
+// The device steps that every chain-exact kernel shares: one k16 tensor-core step, codes to BF16
+// weights, and asynchronous copies. docs/numerics.md, "GPU order", rules 1 and 2.
+//
+// Codes become weights with one fused multiply-add a pair. Let u = q + 8 (INT4) or q + 128 (INT8)
+// be the stored code. As the low byte of a BF16 pattern, bits u << p read as the number u * 2^(p -
+// 133) exactly (the subnormals and the first binade are evenly spaced). So
+//     fma(u * 2^(p-133), s * 2^(133-p-16), -8 * s * 2^-16) = rn_bf16(q * s) * 2^-16
+// with a single rounding: the bits of DequantizeCode, 16 binades lower. A chain over such weights
+// is the chain over w', 16 binades lower, because neither a BF16 rounding nor the alignment inside
+// a tensor-core step depends on the exponent's value; kCodeUnscale at the end is exact. Scales must
+// lie in [2^-100, 2^10] (the packer counts others), and no partial sum below 2^-110 keeps its last
+// bits.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/bfloat16.h"
+
+namespace quatrain::cuda {
+
+inline constexpr float kCodeUnscale = 65536.0f;
+
+// D = A B + D: 16x16 A (row-major fragments), 16x8 B, FP32 D. One step of a chain.
+__device__ __forceinline__ void ChainStep(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                          uint32_t a3, const uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ uint32_t MultiplyPair(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t FmaPair(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// What the codes of one group are multiplied with: BF16 pairs, both halves alike.
+struct GroupFactors {
+  uint32_t low;   // for fields at bit 0 of a half: s * 2^117
+  uint32_t high;  // for INT4 fields at bit 4: s * 2^113
+  uint32_t zero;  // -(2^(bits-1)) * s * 2^-16
+};
+
+// `pair_bits` holds the scale in both halves.
+template <int kBits>
+__device__ __forceinline__ GroupFactors FactorsOf(uint32_t scale_pair) {
+  GroupFactors f;
+  f.low = MultiplyPair(scale_pair, 0x7A007A00u);                              // 2^117
+  f.high = kBits == 4 ? MultiplyPair(scale_pair, 0x78007800u) : 0u;           // 2^113
+  f.zero = MultiplyPair(scale_pair, kBits == 4 ? 0xB900B900u : 0xBB00BB00u);  // -2^-13, -2^-9
+  return f;
+}
+
+// One word of INT4 codes -> the B fragments of two k16 steps: b[0..1] and b[2..3].
+__device__ __forceinline__ void WeightsOfInt4Word(uint32_t word, const GroupFactors& f,
+                                                  uint32_t* b) {
+  const uint32_t upper = word >> 8;
+  b[0] = FmaPair(word & 0x000F000Fu, f.low, f.zero);
+  b[1] = FmaPair(word & 0x00F000F0u, f.high, f.zero);
+  b[2] = FmaPair(upper & 0x000F000Fu, f.low, f.zero);
+  b[3] = FmaPair(upper & 0x00F000F0u, f.high, f.zero);
+}
+
+// One word of INT8 codes -> the B fragment of one k16 step.
+__device__ __forceinline__ void WeightsOfInt8Word(uint32_t word, const GroupFactors& f,
+                                                  uint32_t* b) {
+  b[0] = FmaPair(word & 0x00FF00FFu, f.low, f.zero);
+  b[1] = FmaPair((word >> 8) & 0x00FF00FFu, f.low, f.zero);
+}
+
+// ---- shared memory, addressed in its own window ----
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8x8 BF16 matrices; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void LoadMatrices(uint32_t address, uint32_t* r) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 LoadShared16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+// Zeros by one warp; address and size are multiples of 16.
+__device__ __forceinline__ void ClearShared(uint32_t address, int bytes, int lane) {
+  for (int i = 16 * lane; i < bytes; i += 512) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(address + i), "r"(0) : "memory");
+  }
+}
+
+// ---- barriers in shared memory and asynchronous bulk copies (sm_90) ----
+
+__device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+// Makes BarrierInit (and plain stores) visible to the copy engine.
+__device__ __forceinline__ void FenceForCopies() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra DONE;\n"
+      "bra WAIT;\n"
+      "DONE:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// Waits for two barriers at once.
+__device__ __forceinline__ void BarrierWaitBoth(uint32_t first, uint32_t first_parity,
+                                                uint32_t second, uint32_t second_parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done, other;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 other, [%2], %3;\n"
+      "and.pred done, done, other;\n"
+      "@done bra DONE;\n"
+      "bra WAIT;\n"
+      "DONE:\n"
+      "}\n" ::"r"(first),
+      "r"(first_parity), "r"(second), "r"(second_parity)
+      : "memory");
+}
+
+// Global to shared; address, size and destination are multiples of 16.
+__device__ __forceinline__ void CopyBulk(uint32_t destination, const void* source, uint32_t bytes,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+// The same for weights, which are read once: first out of the L2.
+__device__ __forceinline__ void CopyBulkOnce(uint32_t destination, const void* source,
+                                             uint32_t bytes, uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], %4;" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ uint64_t EvictFirstPolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// ---- programmatic dependent launch ----
+
+// Everything the kernels before this one wrote is visible after it.
+__device__ __forceinline__ void WaitForPreviousKernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void LetNextKernelStart() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+}  // namespace quatrain::cuda

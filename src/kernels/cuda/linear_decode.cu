@@ -1,0 +1,127 @@
+// Checks, the canonical segment rule and the plan of a decode launch; the kernels are instantiated
+// in linear_decode_int4.cu, linear_decode_int8.cu and linear_decode_bf16.cu.
+#include <algorithm>
+#include <string>
+
+#include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/linear_decode_kernel.cuh"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int64_t kMaxTokensPerLaunch = 64;
+constexpr int kHalfMultiprocessor = 112 << 10;  // two CTAs at a time: the next kernel prefetches
+constexpr int kWholeMultiprocessor = 220 << 10;
+
+[[noreturn]] void ThrowShape(const std::string& expected, const std::string& found) {
+  throw Error(ErrorCode::kShape,
+              ErrorParts{.where = "linear_decode", .expected = expected, .found = found});
+}
+
+void CheckArgs(const LinearDecodeArgs& args) {
+  const PackedShape& s = args.shape;
+  if (s.out_features <= 0 || s.in_features <= 0 || s.in_features % 8 != 0) {
+    ThrowShape("positive N and K, K a multiple of 8",
+               fmt::format("N {}, K {}", s.out_features, s.in_features));
+  }
+  if (args.x_stride != 0 && (args.x_stride < s.in_features || args.x_stride % 8 != 0)) {
+    ThrowShape("a row stride of at least K, a multiple of 8", fmt::format("{}", args.x_stride));
+  }
+  if (args.type == WeightType::kFloat32) ThrowShape("BF16, INT4 or INT8 weights", "FP32");
+  if (args.type != WeightType::kBFloat16) {
+    const int bits = args.type == WeightType::kInt4 ? 4 : 8;
+    const int64_t g = s.group_size;
+    if (s.num_bits != bits ||
+        !(g == 32 || g == 64 || (g > 0 && g % 128 == 0) || g == s.in_features)) {
+      ThrowShape(fmt::format("{} bits, group size 32, 64, a multiple of 128, or K", bits),
+                 fmt::format("{} bits, group size {}", s.num_bits, g));
+    }
+  }
+  QT_CHECK((args.y == nullptr) != (args.y_float == nullptr), "one of y and y_float");
+  QT_CHECK(args.residual == nullptr || args.y != nullptr, "a residual needs y");
+}
+
+}  // namespace
+
+int NumSegments(int64_t out_features, int64_t in_features) {
+  if (in_features <= 8192 || out_features >= 6144) return 1;
+  return out_features > 3072 ? 2 : 4;
+}
+
+int64_t SegmentInputs(int64_t out_features, int64_t in_features) {
+  const int64_t segments = NumSegments(out_features, in_features);
+  const int64_t unit = segments * 128;
+  return (in_features + unit - 1) / unit * 128;
+}
+
+DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessors) {
+  const int64_t units = NumUnits(args.shape);
+  const int segments = NumSegments(args.shape.out_features, args.shape.in_features);
+  const int max_groups = kMaxChainWarps / segments;
+  DecodePlan plan;
+  plan.shared_budget = args.num_tokens <= 16 ? kHalfMultiprocessor : kWholeMultiprocessor;
+  // Measured on an H100 (bench/cuda/bench_linear_decode.cu sweep): up to 8 chains of 8 rows on a
+  // multiprocessor go to a warp each, more in pairs; above 4, two CTAs hide each other's waits.
+  // Eight rows of BF16 fill a ring slot as 64 rows of INT4 do, so BF16 warps take one unit.
+  const int64_t chains = units * segments;
+  const bool is_plain = args.type == WeightType::kBFloat16;
+  plan.row_units = is_plain || chains <= 8 * num_multiprocessors ? 1 : 2;
+  const int64_t all = (units + plan.row_units - 1) / plan.row_units;
+  const bool is_paired = !is_plain && chains > 4 * num_multiprocessors && args.num_tokens <= 16;
+  const int64_t ctas = num_multiprocessors * (is_paired ? 2 : 1);
+  const int64_t needed = (all + ctas - 1) / ctas;
+  // The fewest rounds that waste least.
+  int64_t least = INT64_MAX;
+  for (int64_t rounds = 1; rounds <= needed; ++rounds) {
+    const int64_t groups = (needed + rounds - 1) / rounds;
+    if (groups > max_groups) continue;
+    if (groups * rounds < least) {
+      least = groups * rounds;
+      plan.num_rounds = static_cast<int>(rounds);
+      plan.num_groups = static_cast<int>(groups);
+    }
+    if (groups <= 4 || least == needed) break;
+  }
+  const int64_t per_cta = static_cast<int64_t>(plan.num_groups) * plan.num_rounds;
+  plan.num_ctas = static_cast<int>((all + per_cta - 1) / per_cta);
+  return plan;
+}
+
+void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order) {
+  CheckArgs(args);
+  LinearDecode(args, PlanLinearDecode(args, NumMultiprocessors()), stream, order);
+}
+
+void LinearDecode(const LinearDecodeArgs& args, const DecodePlan& plan, cudaStream_t stream,
+                  LaunchOrder order) {
+  CheckArgs(args);
+  const int64_t n = args.shape.out_features;
+  const int64_t k = args.shape.in_features;
+  // Every segment needs its own part of x in shared memory.
+  const int64_t most = kMaxTokensPerLaunch / NumSegments(n, k);
+  for (int64_t begin = 0; begin < args.num_tokens; begin += most) {
+    DenseLaunch launch{.args = args,
+                       .plan = plan,
+                       .num_segments = NumSegments(n, k),
+                       .segment_inputs = SegmentInputs(n, k),
+                       .stream = stream,
+                       .order = order};
+    launch.args.x += begin * (args.x_stride == 0 ? k : args.x_stride);
+    launch.args.num_tokens = std::min(most, args.num_tokens - begin);
+    if (args.residual != nullptr) launch.args.residual += begin * n;
+    if (args.y != nullptr) launch.args.y += begin * n;
+    if (args.y_float != nullptr) launch.args.y_float += begin * n;
+    switch (args.type) {
+      case WeightType::kInt4:
+        LaunchInt4Decode(launch);
+        break;
+      case WeightType::kInt8:
+        LaunchInt8Decode(launch);
+        break;
+      default:
+        LaunchBFloat16Decode(launch);
+    }
+  }
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,317 @@
+#if defined(QT_WITH_CUDA)
+#include <cmath>
+
+#include "kernels/cuda/device_test.h"
+#include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/linear_reference.h"
+#include "kernels/cuda/pack.h"
+#include "kernels/int4.h"
+#include "kernels/kernel_test.h"
+
+namespace quatrain::cuda {
+namespace {
+
+// Random codes and scales of a shape, on the host.
+struct HostCodes {
+  std::vector<int32_t> codes;
+  std::vector<BFloat16> scale;
+};
+
+HostCodes RandomCodes(const PackedShape& shape, uint64_t seed) {
+  HostCodes host;
+  const int64_t k = shape.in_features;
+  const int64_t words = PackedWords(k, shape.num_bits);
+  host.codes.assign(shape.out_features * words, 0);
+  for (size_t i = 0; i < host.codes.size(); ++i) {
+    host.codes[i] = static_cast<int32_t>(UniformDouble(seed, i, 0) * 4294967296.0 - 2147483648.0);
+  }
+  for (const float v : RandomFloats(shape.out_features * (k / shape.group_size), seed + 1)) {
+    host.scale.push_back(ToBFloat16(0.01f * std::exp(v)));
+  }
+  return host;
+}
+
+std::vector<BFloat16> Dequantize(const PackedShape& shape, const HostCodes& host) {
+  const int64_t k = shape.in_features;
+  std::vector<BFloat16> weight(shape.out_features * k);
+  for (int64_t n = 0; n < shape.out_features; ++n) {
+    const int32_t* row = host.codes.data() + n * PackedWords(k, shape.num_bits);
+    for (int64_t i = 0; i < k; ++i) {
+      weight[n * k + i] =
+          DequantizeCode(UnpackCode(row, i, shape.num_bits),
+                         host.scale[n * (k / shape.group_size) + i / shape.group_size]);
+    }
+  }
+  return weight;
+}
+
+// A weight on the device in every form a kernel reads.
+struct DeviceWeight {
+  PackedShape shape;
+  DeviceVector<int32_t> codes;
+  DeviceVector<BFloat16> scale;
+  DeviceVector<BFloat16> plain;  // w'
+  DeviceVector<uint8_t> packed;
+
+  DeviceWeight(const PackedShape& s, const HostCodes& host)
+      : shape(s),
+        codes(host.codes),
+        scale(host.scale),
+        plain(Dequantize(s, host)),
+        packed(static_cast<size_t>(PackedBytes(s))) {
+    PackWeights(shape, {codes.data(), scale.data()}, packed.data(), nullptr, nullptr);
+  }
+};
+
+std::vector<float> Decode(LinearDecodeArgs args) {
+  DeviceVector<float> y(args.num_tokens * args.shape.out_features);
+  args.y_float = y.data();
+  LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious);
+  return y.Download();
+}
+
+std::vector<float> Reference(const PackedShape& shape, DeviceVector<BFloat16>* weight,
+                             DeviceVector<BFloat16>* x, int64_t tokens) {
+  DeviceVector<float> y(tokens * shape.out_features);
+  LinearReference({.weight_NK = weight->data(),
+                   .x = x->data(),
+                   .out_features = shape.out_features,
+                   .in_features = shape.in_features,
+                   .num_tokens = tokens,
+                   .segment_inputs = SegmentInputs(shape.out_features, shape.in_features),
+                   .y_float = y.data()},
+                  nullptr);
+  return y.Download();
+}
+
+TEST(LinearDecodeGpu, SegmentsDependOnShapeAlone) {
+  EXPECT_EQ(NumSegments(2048, 8192), 1);
+  EXPECT_EQ(NumSegments(6144, 12288), 1);
+  EXPECT_EQ(NumSegments(4096, 12288), 2);
+  EXPECT_EQ(NumSegments(3072, 12288), 4);
+  EXPECT_EQ(SegmentInputs(4096, 12288), 6144);
+  EXPECT_EQ(SegmentInputs(64, 8320), 2176);
+  EXPECT_EQ(SegmentInputs(64, 64), 128);
+}
+
+// One-hot activations read single weights out: the dequantisation of every code under every scale
+// that the contract covers.
+TEST(LinearDecodeGpu, EveryScaleTimesEveryCodeIsDequantizeCode) {
+  QT_NEEDS_DEVICE();
+  for (const int bits : {4, 8}) {
+    const int tokens = 64;
+    HostCodes host;
+    for (int scale = (127 - 100) << 7; scale <= (127 + 10) << 7; ++scale) {
+      host.scale.push_back(BFloat16{static_cast<uint16_t>(scale)});
+    }
+    const PackedShape shape{static_cast<int64_t>(host.scale.size()), 256, 256, bits};
+    host.codes.assign(host.scale.size() * PackedWords(256, bits), 0);
+    for (size_t n = 0; n < host.scale.size(); ++n) {
+      for (int i = 0; i < 256; ++i) {
+        const int code = i % (1 << bits) - (1 << (bits - 1));
+        PackCode(code, i, bits, host.codes.data() + n * PackedWords(256, bits));
+      }
+    }
+    DeviceWeight weight(shape, host);
+    const std::vector<BFloat16> plain = Dequantize(shape, host);
+    for (int first = 0; first < 256; first += tokens) {
+      std::vector<BFloat16> x(tokens * 256, BFloat16{0});
+      for (int t = 0; t < tokens; ++t) x[t * 256 + first + t] = ToBFloat16(1.0f);
+      DeviceVector<BFloat16> device_x(x);
+      const std::vector<float> y =
+          Decode({.type = bits == 4 ? WeightType::kInt4 : WeightType::kInt8,
+                  .shape = shape,
+                  .weight = weight.packed.data(),
+                  .x = device_x.data(),
+                  .num_tokens = tokens});
+      int64_t wrong = 0;
+      for (int t = 0; t < tokens; ++t) {
+        for (int64_t n = 0; n < shape.out_features; ++n) {
+          wrong += y[t * shape.out_features + n] != ToFloat(plain[n * 256 + first + t]);
+        }
+      }
+      EXPECT_EQ(wrong, 0) << bits << " bits, inputs from " << first;
+    }
+  }
+}
+
+struct ShapeCase {
+  int64_t n, k, g;
+  int bits;
+};
+
+class LinearDecodeGpuShapes : public testing::TestWithParam<ShapeCase> {};
+
+TEST_P(LinearDecodeGpuShapes, IsTheReferenceChainForEveryNumberOfTokens) {
+  QT_NEEDS_DEVICE();
+  const ShapeCase& c = GetParam();
+  const PackedShape shape{c.n, c.k, c.g, c.bits};
+  DeviceWeight weight(shape, RandomCodes(shape, 7));
+  const int64_t most = 130;
+  const std::vector<BFloat16> x = RandomRounded<BFloat16>(most * c.k, 3);
+  DeviceVector<BFloat16> device_x(x);
+  const std::vector<float> expected = Reference(shape, &weight.plain, &device_x, most);
+  for (const WeightType type :
+       {c.bits == 4 ? WeightType::kInt4 : WeightType::kInt8, WeightType::kBFloat16}) {
+    for (const int64_t tokens : {1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130}) {
+      const bool is_plain = type == WeightType::kBFloat16;
+      const std::vector<float> y =
+          Decode({.type = type,
+                  .shape = shape,
+                  .weight = is_plain ? static_cast<const void*>(weight.plain.data())
+                                     : static_cast<const void*>(weight.packed.data()),
+                  .x = device_x.data(),
+                  .num_tokens = tokens});
+      const std::vector<float> head(expected.begin(), expected.begin() + tokens * c.n);
+      EXPECT_EQ(CountDifferences(y, head), 0)
+          << (is_plain ? "bf16 " : "codes ") << tokens << " tokens";
+    }
+  }
+  // And the reference itself is near the exact product.
+  const std::vector<BFloat16> plain = weight.plain.Download();
+  for (const int64_t m : {int64_t{0}, most - 1}) {
+    for (int64_t n = 0; n < c.n; n += 37) {
+      double sum = 0;
+      double magnitude = 0;
+      for (int64_t i = 0; i < c.k; ++i) {
+        const double term = double{ToFloat(x[m * c.k + i])} * ToFloat(plain[n * c.k + i]);
+        sum += term;
+        magnitude += std::abs(term);
+      }
+      EXPECT_NEAR(expected[m * c.n + n], sum, 1e-5 * magnitude) << m << " " << n;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LinearDecodeGpuShapes,
+                         testing::Values(ShapeCase{512, 1024, 128, 4}, ShapeCase{520, 768, 32, 4},
+                                         ShapeCase{100, 640, 64, 4}, ShapeCase{24, 96, 32, 4},
+                                         ShapeCase{8, 64, 64, 4}, ShapeCase{333, 1408, 1408, 4},
+                                         ShapeCase{48, 8320, 128, 4}, ShapeCase{3104, 8448, 32, 4},
+                                         ShapeCase{512, 1024, 128, 8}, ShapeCase{72, 896, 32, 8},
+                                         ShapeCase{48, 8320, 64, 8}, ShapeCase{72, 896, 896, 8},
+                                         ShapeCase{20000, 256, 128, 4}));
+
+TEST(LinearDecodeGpu, EveryPlanGivesTheSameBits) {
+  QT_NEEDS_DEVICE();
+  const PackedShape shape{1000, 1152, 128, 4};
+  DeviceWeight weight(shape, RandomCodes(shape, 5));
+  DeviceVector<BFloat16> x(RandomRounded<BFloat16>(16 * 1152, 9));
+  const std::vector<float> expected = Reference(shape, &weight.plain, &x, 16);
+  DeviceVector<float> y(16 * 1000);
+  const LinearDecodeArgs args{.type = WeightType::kInt4,
+                              .shape = shape,
+                              .weight = weight.packed.data(),
+                              .x = x.data(),
+                              .num_tokens = 16,
+                              .y_float = y.data()};
+  for (const int row_units : {1, 2}) {
+    for (const int groups : {1, 3, 8}) {
+      for (const int rounds : {1, 2, 5}) {
+        const int per_cta = row_units * groups * rounds;
+        const DecodePlan plan{row_units, groups, rounds, (125 + per_cta - 1) / per_cta, 112 << 10};
+        CheckCuda(cudaMemset(y.data(), 0xA5, 4 * 16 * 1000), "cudaMemset");
+        LinearDecode(args, plan, nullptr, LaunchOrder::kAfterPrevious);
+        EXPECT_EQ(CountDifferences(y.Download(), expected), 0)
+            << row_units << " units, " << groups << " groups, " << rounds << " rounds";
+      }
+    }
+  }
+}
+
+TEST(LinearDecodeGpu, BiasAndResidualRoundAsWritten) {
+  QT_NEEDS_DEVICE();
+  const PackedShape shape{64, 256, 128, 4};
+  DeviceWeight weight(shape, RandomCodes(shape, 5));
+  DeviceVector<BFloat16> x(RandomRounded<BFloat16>(3 * 256, 9));
+  const std::vector<BFloat16> bias = RandomRounded<BFloat16>(64, 1);
+  const std::vector<BFloat16> residual = RandomRounded<BFloat16>(3 * 64, 2);
+  DeviceVector<BFloat16> device_bias(bias), device_residual(residual), y(3 * 64);
+  const std::vector<float> sums = Reference(shape, &weight.plain, &x, 3);
+  LinearDecode({.type = WeightType::kInt4,
+                .shape = shape,
+                .weight = weight.packed.data(),
+                .x = x.data(),
+                .num_tokens = 3,
+                .bias = device_bias.data(),
+                .residual = device_residual.data(),
+                .y = y.data()},
+               nullptr, LaunchOrder::kAfterPrevious);
+  std::vector<BFloat16> expected;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const BFloat16 branch = ToBFloat16(sums[i] + ToFloat(bias[i % 64]));
+    expected.push_back(ToBFloat16(ToFloat(residual[i]) + ToFloat(branch)));
+  }
+  EXPECT_EQ(CountDifferences(y.Download(), expected), 0);
+}
+
+TEST(LinearDecodeGpu, RefusesShapesOutsideTheContract) {
+  const BFloat16 x{};
+  BFloat16 y{};
+  LinearDecodeArgs args{.type = WeightType::kInt4, .x = &x, .num_tokens = 1, .y = &y};
+  args.shape = {64, 100, 100, 4};
+  EXPECT_THROW(LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious), Error);
+  args.shape = {64, 128, 48, 4};
+  EXPECT_THROW(LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious), Error);
+  args.shape = {64, 128, 128, 8};
+  EXPECT_THROW(LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious), Error);
+}
+
+TEST(PackGpu, UnpackRestoresEveryBit) {
+  QT_NEEDS_DEVICE();
+  for (const PackedShape& shape :
+       {PackedShape{24, 256, 128, 4}, PackedShape{13, 96, 32, 4}, PackedShape{9, 64, 64, 4},
+        PackedShape{100, 1408, 1408, 4}, PackedShape{24, 256, 64, 8}, PackedShape{13, 96, 32, 8},
+        PackedShape{17, 200, 200, 8}}) {
+    const HostCodes host = RandomCodes(shape, 11);
+    DeviceWeight weight(shape, host);
+    DeviceVector<int32_t> codes(host.codes.size());
+    DeviceVector<BFloat16> scale(host.scale.size());
+    UnpackWeights(shape, weight.packed.data(), {codes.data(), scale.data()}, nullptr);
+    EXPECT_EQ(CountDifferences(codes.Download(), host.codes), 0) << shape.in_features;
+    EXPECT_EQ(CountDifferences(scale.Download(), host.scale), 0) << shape.in_features;
+    DeviceVector<BFloat16> plain(Dequantize(shape, host).size());
+    DequantizeWeights(shape, {weight.codes.data(), weight.scale.data()}, plain.data(), nullptr);
+    EXPECT_EQ(CountDifferences(plain.Download(), Dequantize(shape, host)), 0);
+  }
+}
+
+TEST(PackGpu, LayoutIsThatOfTheDrawing) {
+  QT_NEEDS_DEVICE();
+  for (const int bits : {4, 8}) {
+    const PackedShape shape{16, 256, 64, bits};
+    const HostCodes host = RandomCodes(shape, 12);
+    DeviceWeight weight(shape, host);
+    const std::vector<uint8_t> packed = weight.packed.Download();
+    for (int64_t n = 0; n < 16; ++n) {
+      for (int64_t i = 0; i < 256; ++i) {
+        const CodePlace place = PlaceOfCode(n % 8, i % 128, bits);
+        const uint8_t* chunk =
+            packed.data() + n / 8 * UnitBytes(shape) + i / 128 * ChunkBytes(shape);
+        uint32_t word = 0;
+        std::memcpy(&word, chunk + 4 * place.word, 4);
+        const int u = static_cast<int>(word >> place.shift & ((1u << bits) - 1));
+        const int q = UnpackCode(host.codes.data() + n * PackedWords(256, bits), i, bits);
+        ASSERT_EQ(u - (1 << (bits - 1)), q) << n << " " << i;
+      }
+    }
+  }
+}
+
+TEST(PackGpu, CountsScalesThatTheKernelsCannotMultiply) {
+  QT_NEEDS_DEVICE();
+  const PackedShape shape{8, 128, 32, 4};
+  HostCodes host = RandomCodes(shape, 13);
+  host.scale[3] = ToBFloat16(2048.0f);
+  host.scale[9] = ToBFloat16(0x1p-101f);
+  host.scale[10] = ToBFloat16(0.0f);
+  DeviceWeight weight(shape, host);
+  DeviceVector<int32_t> count(std::vector<int32_t>{0});
+  PackWeights(shape, {weight.codes.data(), weight.scale.data()}, weight.packed.data(), count.data(),
+              nullptr);
+  EXPECT_EQ(count.Download()[0], 2);
+}
+
+}  // namespace
+}  // namespace quatrain::cuda
+#endif

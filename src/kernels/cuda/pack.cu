@@ -1,0 +1,168 @@
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/pack.h"
+#include "kernels/int4.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ bool IsExactScale(BFloat16 scale) {
+  const float magnitude = fabsf(ToFloat(scale));
+  return magnitude == 0.0f || (magnitude >= 0x1p-100f && magnitude <= 0x1p10f);
+}
+
+// A warp writes one chunk: lane 4 r + t gathers byte t (INT4) or half-word t (INT8) of each 8
+// inputs of row r.
+template <int kBits>
+__global__ void PackKernel(PackedShape shape, const uint32_t* codes, const BFloat16* scale,
+                           uint8_t* packed, int32_t* num_bad_scales) {
+  const int64_t chunk_index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t num_chunks = NumChunks(shape);
+  if (chunk_index >= NumUnits(shape) * num_chunks) return;
+  const int lane = threadIdx.x % 32;
+  const int t = lane % 4;
+  const int64_t row = chunk_index / num_chunks * kUnitRows + lane / 4;
+  const int64_t chunk = chunk_index % num_chunks;
+  constexpr int kWords = 4 * kBits;  // of one row in a chunk
+  const int64_t row_words = shape.in_features * kBits / 32;
+  const uint32_t zero = kBits == 4 ? 0x88888888u : 0x80808080u;
+  uint8_t* out = packed + chunk_index * ChunkBytes(shape);
+  uint32_t words[kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    const int64_t at = chunk * kWords + i;
+    words[i] = row < shape.out_features && at < row_words ? codes[row * row_words + at] : zero;
+  }
+  uint32_t result[kBits];
+#pragma unroll
+  for (int w = 0; w < kBits; ++w) {
+    result[w] = 0;
+    if constexpr (kBits == 4) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t byte = words[4 * w + i] >> (8 * t);
+        result[w] |= (byte & 15u) << (4 * i) | (byte >> 4 & 15u) << (16 + 4 * i);
+      }
+    } else {
+      // Eight inputs are two words; inputs 2t and 2t + 1 lie in word t / 2.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t both = t < 2 ? words[4 * w + 2 * i] : words[4 * w + 2 * i + 1];
+        const uint32_t pair = both >> (16 * (t % 2));
+        result[w] |= (pair & 255u) << (8 * i) | (pair >> 8 & 255u) << (16 + 8 * i);
+      }
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < kBits / 4; ++part) {
+    *reinterpret_cast<uint4*>(out + part * 512 + lane * 16) = make_uint4(
+        result[4 * part], result[4 * part + 1], result[4 * part + 2], result[4 * part + 3]);
+  }
+  const int scales = static_cast<int>(ScalesPerChunk(shape));
+  if (lane < kUnitRows * scales) {
+    const int64_t scale_row = chunk_index / num_chunks * kUnitRows + lane / scales;
+    const int64_t input = chunk * kChunkInputs + lane % scales * (kChunkInputs / scales);
+    BFloat16 value{0};
+    if (scale_row < shape.out_features && input < shape.in_features) {
+      value = scale[scale_row * (shape.in_features / shape.group_size) + input / shape.group_size];
+      if (num_bad_scales != nullptr && !IsExactScale(value)) atomicAdd(num_bad_scales, 1);
+    }
+    reinterpret_cast<BFloat16*>(out + CodeBytes(shape))[lane] = value;
+  }
+}
+
+// A thread restores one word of codes; the first thread of a group its scale.
+__global__ void UnpackKernel(PackedShape shape, const uint8_t* packed, uint32_t* codes,
+                             BFloat16* scale) {
+  const int bits = shape.num_bits;
+  const int64_t row_words = shape.in_features * bits / 32;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= shape.out_features * row_words) return;
+  const int64_t row = index / row_words;
+  const int per_word = 32 / bits;
+  const int64_t first = index % row_words * per_word;
+  const uint8_t* chunk =
+      packed + row / kUnitRows * UnitBytes(shape) + first / kChunkInputs * ChunkBytes(shape);
+  uint32_t word = 0;
+  for (int i = 0; i < per_word; ++i) {
+    const CodePlace place = PlaceOfCode(static_cast<int>(row % kUnitRows),
+                                        static_cast<int>(first % kChunkInputs) + i, bits);
+    const uint32_t u = reinterpret_cast<const uint32_t*>(chunk)[place.word] >> place.shift;
+    word |= (u & ((1u << bits) - 1u)) << (bits * i);
+  }
+  codes[index] = word;
+  if (first % shape.group_size == 0) {
+    const int64_t scales = ScalesPerChunk(shape);
+    const int64_t at = row % kUnitRows * scales + first % kChunkInputs * scales / kChunkInputs;
+    scale[row * (shape.in_features / shape.group_size) + first / shape.group_size] =
+        reinterpret_cast<const BFloat16*>(chunk + CodeBytes(shape))[at];
+  }
+}
+
+__global__ void DequantizeKernel(PackedShape shape, const int32_t* codes, const BFloat16* scale,
+                                 BFloat16* weight) {
+  const int64_t k = shape.in_features;
+  const int64_t first = 4 * (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x);
+  if (first >= shape.out_features * k) return;
+  const int64_t row = first / k;
+  const BFloat16 s = scale[row * (k / shape.group_size) + first % k / shape.group_size];
+  const int32_t* row_words = codes + row * (k * shape.num_bits / 32);
+  ushort4 out;
+  out.x = DequantizeCode(UnpackCode(row_words, first % k, shape.num_bits), s).bits;
+  out.y = DequantizeCode(UnpackCode(row_words, first % k + 1, shape.num_bits), s).bits;
+  out.z = DequantizeCode(UnpackCode(row_words, first % k + 2, shape.num_bits), s).bits;
+  out.w = DequantizeCode(UnpackCode(row_words, first % k + 3, shape.num_bits), s).bits;
+  *reinterpret_cast<ushort4*>(weight + first) = out;
+}
+
+LaunchShape ShapeFor(int64_t threads, cudaStream_t stream) {
+  return {.grid = dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)),
+          .block = dim3(kThreads),
+          .stream = stream};
+}
+
+}  // namespace
+
+void CheckPackedShape(const PackedShape& shape) {
+  const int64_t g = shape.group_size;
+  const int64_t k = shape.in_features;
+  const bool is_group = g == 32 || g == 64 || (g > 0 && g % 128 == 0) || (g > 0 && g == k);
+  if ((shape.num_bits != 4 && shape.num_bits != 8) || shape.out_features <= 0 || k <= 0 ||
+      k % 8 != 0 || !is_group || k % g != 0) {
+    throw Error(
+        ErrorCode::kShape,
+        ErrorParts{.where = "kernel layout of a weight",
+                   .expected =
+                       "4 or 8 bits, K a multiple of 8 and of the group size, group size 32, "
+                       "64, a multiple of 128, or K",
+                   .found = fmt::format("{} bits, N {}, K {}, group size {}", shape.num_bits,
+                                        shape.out_features, k, g)});
+  }
+}
+
+void PackWeights(const PackedShape& shape, const CodeTensors& tensors, uint8_t* packed,
+                 int32_t* num_bad_scales, cudaStream_t stream) {
+  CheckPackedShape(shape);
+  LaunchKernel(ShapeFor(NumUnits(shape) * NumChunks(shape) * 32, stream),
+               shape.num_bits == 4 ? PackKernel<4> : PackKernel<8>, shape,
+               reinterpret_cast<const uint32_t*>(tensors.codes), tensors.scale, packed,
+               num_bad_scales);
+}
+
+void UnpackWeights(const PackedShape& shape, const uint8_t* packed, const CodeTensors& tensors,
+                   cudaStream_t stream) {
+  CheckPackedShape(shape);
+  LaunchKernel(ShapeFor(shape.out_features * (shape.in_features * shape.num_bits / 32), stream),
+               UnpackKernel, shape, packed, reinterpret_cast<uint32_t*>(tensors.codes),
+               tensors.scale);
+}
+
+void DequantizeWeights(const PackedShape& shape, const CodeTensors& tensors, BFloat16* weight_NK,
+                       cudaStream_t stream) {
+  CheckPackedShape(shape);
+  LaunchKernel(ShapeFor(shape.out_features * shape.in_features / 4, stream), DequantizeKernel,
+               shape, tensors.codes, tensors.scale, weight_NK);
+}
+
+}  // namespace quatrain::cuda
