@@ -9,7 +9,7 @@ packages=(
   g++ make cmake ninja-build ccache pkg-config patch python3 python3-pip ca-certificates
   # libraries
   libhwy-dev nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libpcre2-dev libutf8proc-dev
-  libxxhash-dev libgtest-dev libbenchmark-dev
+  libxxhash-dev libgmp-dev libcpp-httplib-dev libgtest-dev libbenchmark-dev
   # inlined into reports
   libjs-chart.js
 )

@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "rl/rational.h"
+#include "rl/answer_structure.h"
 
 namespace quatrain {
 namespace {
@@ -30,11 +30,6 @@ std::string Squeeze(std::string_view text) {
   return result;
 }
 
-std::string WithoutSpaces(std::string text) {
-  std::erase(text, ' ');
-  return text;
-}
-
 // Position behind the brace that closes the one at `open`; npos if none does.
 size_t BehindClosingBrace(std::string_view text, size_t open) {
   int depth = 0;
@@ -45,22 +40,85 @@ size_t BehindClosingBrace(std::string_view text, size_t open) {
   return std::string_view::npos;
 }
 
-// "\text{five}" -> "five"; "5\text{ cm}" -> "5".
-std::string OpenTextCommand(const std::string& text) {
-  constexpr std::string_view kText = "\\text{";
-  if (text.starts_with(kText) && BehindClosingBrace(text, kText.size() - 1) == text.size()) {
-    return Squeeze(text.substr(kText.size(), text.size() - kText.size() - 1));
-  }
-  const size_t unit = text.find("\\text{ ");
-  return unit == std::string::npos || unit == 0 ? text : Squeeze(text.substr(0, unit));
+constexpr std::array<std::string_view, 4> kTextCommands = {"\\text{", "\\mathrm{", "\\mbox{",
+                                                           "\\textrm{"};
+
+// "^2", "^{3}" or nothing: what may stand behind a unit.
+bool IsUnitPower(std::string_view text) {
+  if (text.empty()) return true;
+  if (text[0] != '^') return false;
+  text.remove_prefix(1);
+  if (text.starts_with('{') && text.ends_with('}')) text = text.substr(1, text.size() - 2);
+  return text.size() == 1 && text[0] >= '0' && text[0] <= '9';
 }
 
-// "x = 5" -> "5" when at most two characters name the variable.
+// "5\text{ cm}^2" -> "5": the first text command behind a value that ends the answer.
+std::string WithoutUnit(const std::string& text) {
+  for (const std::string_view command : kTextCommands) {
+    for (size_t at = text.find(command, 1); at != std::string::npos;
+         at = text.find(command, at + 1)) {
+      const size_t end = BehindClosingBrace(text, at + command.size() - 1);
+      if (end == std::string::npos || !IsUnitPower(Squeeze(text.substr(end)))) continue;
+      const std::string before = Squeeze(text.substr(0, at));
+      const size_t inside = at + command.size();
+      const bool is_constant = end - inside == 2 && (text[inside] == 'e' || text[inside] == 'i');
+      if (!is_constant && before.find_first_of("0123456789}") != std::string::npos) return before;
+    }
+  }
+  return text;
+}
+
+// "5 cm" -> "5", for the units that the field's graders know.
+std::string WithoutUnitWord(const std::string& text) {
+  static constexpr std::array<std::string_view, 24> kUnits = {
+      "degree", "degrees", "cm",     "centimeters", "meter", "meters", "mile",    "miles",
+      "second", "seconds", "minute", "minutes",     "hour",  "hours",  "day",     "days",
+      "week",   "weeks",   "feet",   "foot",        "inch",  "inches", "dollars", "units"};
+  const size_t space = text.rfind(' ');
+  if (space == std::string::npos || space == 0) return text;
+  const char before = text[space - 1];
+  const bool is_value = (before >= '0' && before <= '9') || before == '}' || before == ')';
+  const std::string_view last = std::string_view(text).substr(space + 1);
+  const bool is_unit = std::find(kUnits.begin(), kUnits.end(), last) != kUnits.end();
+  return is_value && is_unit ? text.substr(0, space) : text;
+}
+
+// "\text{five}" -> "five".
+std::string OpenTextCommand(const std::string& text) {
+  for (const std::string_view command : kTextCommands) {
+    if (text.starts_with(command) && BehindClosingBrace(text, command.size() - 1) == text.size()) {
+      return Squeeze(text.substr(command.size(), text.size() - command.size() - 1));
+    }
+  }
+  return text;
+}
+
+// "2 \text{ and } 3", "2 or 3" -> "2 , 3".
+void JoinWithCommas(std::string& text) {
+  for (const char* word : {"and", "or"}) {
+    for (const std::string_view command : kTextCommands) {
+      for (const char* form : {"{}", "{} ", " {}", " {} "}) {
+        std::string inside(form);
+        inside.replace(inside.find("{}"), 2, word);
+        ReplaceAll(text, std::string(command) + inside + "}", " , ");
+      }
+    }
+    ReplaceAll(text, std::string(" ") + word + " ", " , ");
+  }
+  ReplaceAll(text, ", ,", ",");
+  ReplaceAll(text, ",  ,", ",");
+}
+
+// "x = 5" -> "5" when at most two characters name the variable; "x \in A" -> "A".
 std::string WithoutVariable(const std::string& text) {
-  const size_t sign = text.find('=');
-  if (sign == std::string::npos || text.find('=', sign + 1) != std::string::npos) return text;
-  const std::string name = Squeeze(text.substr(0, sign));
-  return name.empty() || name.size() > 2 ? text : Squeeze(text.substr(sign + 1));
+  for (const std::string_view sign : {std::string_view("="), std::string_view("\\in ")}) {
+    const size_t at = text.find(sign);
+    if (at == std::string::npos || text.find(sign, at + 1) != std::string::npos) continue;
+    const std::string name = Squeeze(text.substr(0, at));
+    const bool is_name = !name.empty() && name.size() <= 2 && (name[0] < '0' || name[0] > '9');
+    if (is_name) return Squeeze(text.substr(at + sign.size()));
+  }
+  return text;
 }
 
 void BraceRoots(std::string& text) {
@@ -70,6 +128,59 @@ void BraceRoots(std::string& text) {
     const char c = argument < text.size() ? text[argument] : '{';
     if (c != '{' && c != '[' && c != ' ') text.replace(argument, 1, {'{', c, '}'});
   }
+}
+
+// Spelling alone; "x =" stays.
+std::string Respell(std::string_view answer) {
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 36> kReplacements = {{
+      {"\xE2\x88\x92", "-"},  // U+2212, the minus sign
+      {"\xE2\x89\xA4", "\\le "},
+      {"\xE2\x89\xA5", "\\ge "},
+      {"\xE2\x88\x9E", "\\infty "},
+      {"\xC2\xB1", "\\pm "},
+      {"\xC2\xB0", ""},
+      {"\\!", ""},
+      {"{,}", ","},
+      {"\\,", " "},
+      {"\\;", " "},
+      {"\\:", " "},
+      {"\\ ", " "},
+      {"\\quad", " "},
+      {"~", " "},
+      {"\\tfrac", "\\frac"},
+      {"\\dfrac", "\\frac"},
+      {"\\cfrac", "\\frac"},
+      {"\\dbinom", "\\binom"},
+      {"\\tbinom", "\\binom"},
+      {"\\leq", "\\le"},
+      {"\\geq", "\\ge"},
+      {"\\neq", "\\ne"},
+      {"\\lbrace", "\\{"},
+      {"\\rbrace", "\\}"},
+      {"\\left", ""},
+      {"\\right", ""},
+      {"^{\\circ}", ""},
+      {"^\\circ", ""},
+      {"\\displaystyle", ""},
+      {"\\$", ""},
+      {"$", ""},
+      {"\\%", ""},
+      {"%", ""},
+      {"<=", "\\le "},
+      {">=", "\\ge "},
+      {"\\infinity", "\\infty"},
+  }};
+  std::string text(answer);
+  const bool has_rows = text.find("\\begin{") != std::string::npos;
+  ReplaceAll(text, "\\\\", has_rows ? "\x01" : "\\");  // rows must outlive "\\ "
+  for (const auto& [from, to] : kReplacements) ReplaceAll(text, from, to);
+  ReplaceAll(text, "\x01", "\\\\");
+  text = Squeeze(text);
+  if (text.size() > 1 && text.ends_with('.')) text.pop_back();
+  JoinWithCommas(text);
+  text = WithoutUnitWord(WithoutUnit(OpenTextCommand(Squeeze(text))));
+  BraceRoots(text);
+  return text;
 }
 
 }  // namespace
@@ -86,46 +197,14 @@ std::optional<std::string> LastBoxed(std::string_view text) {
 }
 
 std::string NormalizeMathAnswer(std::string_view answer) {
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kReplacements = {{
-      {"\xE2\x88\x92", "-"},  // U+2212, the minus sign
-      {"\\!", ""},
-      {"\\\\", "\\"},
-      {"{,}", ","},
-      {"\\,", " "},
-      {"\\;", " "},
-      {"\\:", " "},
-      {"\\ ", " "},
-      {"~", " "},
-      {"\\tfrac", "\\frac"},
-      {"\\dfrac", "\\frac"},
-      {"\\cfrac", "\\frac"},
-      {"\\left", ""},
-      {"\\right", ""},
-      {"^{\\circ}", ""},
-      {"^\\circ", ""},
-      {"\\$", ""},
-      {"$", ""},
-      {"\\%", ""},
-      {"%", ""},
-  }};
-  std::string text(answer);
-  for (const auto& [from, to] : kReplacements) ReplaceAll(text, from, to);
-  text = WithoutVariable(OpenTextCommand(Squeeze(text)));
-  BraceRoots(text);
-  return text;
+  return WithoutVariable(Respell(answer));
 }
 
 AnswerComparison CompareMathAnswers(std::string_view answer, std::string_view label) {
-  const std::string a = NormalizeMathAnswer(answer);
-  const std::string b = NormalizeMathAnswer(label);
-  const std::optional<Rational> a_value = ParseRational(a);
-  const std::optional<Rational> b_value = ParseRational(b);
-  if (a_value && b_value) {
-    return SameValue(*a_value, *b_value) ? AnswerComparison::kSame : AnswerComparison::kDifferent;
-  }
+  const std::string a = NormalizeMathAnswer(answer), b = NormalizeMathAnswer(label);
   if (a.empty() || b.empty()) return AnswerComparison::kNotComparable;
-  return WithoutSpaces(a) == WithoutSpaces(b) ? AnswerComparison::kSame
-                                              : AnswerComparison::kNotComparable;
+  if (SpellingKey(a) == SpellingKey(b)) return AnswerComparison::kSame;
+  return CompareStructures(ReadStructure(a), ReadStructure(b));
 }
 
 }  // namespace quatrain
