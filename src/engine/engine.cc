@@ -74,8 +74,14 @@ void Engine::Add(Request request) {
   }
   auto sequence = std::make_unique<Sequence>();
   sequence->token_ids = request.prompt_ids;
+  sequence->token_ids.insert(sequence->token_ids.end(), request.resumed_ids.begin(),
+                             request.resumed_ids.end());
+  sequence->logprobs = request.resumed_logprobs;
+  QT_CHECK(request.resumed_ids.size() == request.resumed_logprobs.size());
+  QT_CHECK(static_cast<int64_t>(request.resumed_ids.size()) < sampling.max_new_tokens);
+  const bool is_resumed = !request.resumed_ids.empty();
+  sequence->policy_version_min = is_resumed ? request.resumed_policy_version : policy_version_;
   sequence->request = std::move(request);
-  sequence->policy_version_min = policy_version_;
   sequence->policy_version_max = policy_version_;
   scheduler_.Add(std::move(sequence));
 }
@@ -172,6 +178,15 @@ void Engine::SampleNext(const std::vector<Sequence*>& sequences, const at::Tenso
     sequence.logprobs.push_back(logprobs[i]);
   }
   stats_.num_generated_tokens += static_cast<int64_t>(sequences.size());
+}
+
+std::vector<RequestOutput> Engine::TakeUnfinished() {
+  std::vector<RequestOutput> outputs;
+  for (std::unique_ptr<Sequence>& sequence : scheduler_.TakeAll()) {
+    sequence->request.return_routed_experts = false;
+    outputs.push_back(OutputOf(std::move(sequence), FinishReason::kAbort));
+  }
+  return outputs;
 }
 
 void Engine::UpdateWeights(int64_t policy_version) {

@@ -48,6 +48,11 @@ class Engine {
   // One forward pass; returns the requests that it finished, in order of admission.
   std::vector<RequestOutput> Step();
 
+  // Stops everything unfinished: what was generated so far, without routing, for Request's resumed_
+  // fields. A request resumed under the same weights generates the same tokens as one never
+  // stopped.
+  std::vector<RequestOutput> TakeUnfinished();
+
   // Weights changed in place: cached keys and values are dropped (running sequences are computed
   // again), and later tokens carry the new version.
   void UpdateWeights(int64_t policy_version);

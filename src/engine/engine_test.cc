@@ -73,6 +73,35 @@ TEST_F(EngineTest, ASequenceDoesNotDependOnItsBatchThreadsOrCache) {
   }
 }
 
+TEST_F(EngineTest, ARequestThatWasStoppedGoesOnToTheSameTokens) {
+  constexpr int64_t kRequests = 6;
+  const std::vector<RequestOutput> whole = Run({}, 2, kRequests);
+  ThreadPool pool(2);
+  Engine engine({pool}, decoder_, {});
+  for (int64_t id = 0; id < kRequests; ++id) engine.Add(MakeRequest(id));
+  for (int i = 0; i < 5; ++i) engine.Step();
+  engine.UpdateWeights(3);  // in name only
+  const std::vector<RequestOutput> stopped = engine.TakeUnfinished();
+  EXPECT_FALSE(engine.HasUnfinished());
+  ASSERT_EQ(stopped.size(), static_cast<size_t>(kRequests));
+  for (const RequestOutput& output : stopped) {
+    EXPECT_EQ(output.finish_reason, FinishReason::kAbort);
+    EXPECT_EQ(output.token_ids.size(), 5u);
+    Request request = MakeRequest(output.id);
+    request.resumed_ids = output.token_ids;
+    request.resumed_logprobs = output.logprobs;
+    request.resumed_policy_version = output.policy_version_min;
+    engine.Add(std::move(request));
+  }
+  while (engine.HasUnfinished()) {
+    for (const RequestOutput& output : engine.Step()) {
+      ExpectEqual(output, whole[static_cast<size_t>(output.id)]);
+      EXPECT_EQ(output.policy_version_min, 0);
+      EXPECT_EQ(output.policy_version_max, 3);
+    }
+  }
+}
+
 TEST_F(EngineTest, TheTrainingForwardScoresEveryTokenWithTheSameBits) {
   ThreadPool pool(2);
   const OpContext ctx{pool};

@@ -20,12 +20,22 @@ struct SamplingParams {
 struct Request {
   int64_t id = 0;
   std::vector<int32_t> prompt_ids;  // at least one token
+  // A generation that was stopped goes on behind these; they count as generated. Their keys,
+  // values and routing are computed anew by the weights at hand.
+  std::vector<int32_t> resumed_ids;
+  std::vector<float> resumed_logprobs;  // of resumed_ids
+  int64_t resumed_policy_version = 0;   // of the weights that drew the first of them
   SamplingParams sampling;
   bool return_routed_experts = false;
 };
 
-enum class FinishReason { kStop, kLength };
+enum class FinishReason {
+  kStop,
+  kLength,
+  kAbort,  // by Engine::TakeUnfinished: may be resumed
+};
 inline const char* FinishReasonName(FinishReason reason) {
+  if (reason == FinishReason::kAbort) return "abort";
   return reason == FinishReason::kStop ? "stop" : "length";
 }
 

@@ -63,6 +63,14 @@ std::unique_ptr<Sequence> Scheduler::Finish(Sequence* sequence) {
   return finished;
 }
 
+std::vector<std::unique_ptr<Sequence>> Scheduler::TakeAll() {
+  PreemptAll();
+  std::vector<std::unique_ptr<Sequence>> all;
+  for (std::unique_ptr<Sequence>& sequence : waiting_) all.push_back(std::move(sequence));
+  waiting_.clear();
+  return all;
+}
+
 void Scheduler::PreemptAll() {
   while (!running_.empty()) PreemptLast();
 }

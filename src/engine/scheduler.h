@@ -52,6 +52,9 @@ class Scheduler {
   // Takes a finished sequence out and frees its blocks.
   std::unique_ptr<Sequence> Finish(Sequence* sequence);
 
+  // Everything out, those that ran first, in order of admission; nothing is unfinished then.
+  std::vector<std::unique_ptr<Sequence>> TakeAll();
+
   // Everything running goes back to the queue, nothing cached remains (the weights changed).
   void PreemptAll();
 
