@@ -131,9 +131,42 @@ void ForEachLine(std::string_view text, const Body& body) {
   }
 }
 
+// Forgives lines that are no rows, within a share of all.
+class Leniency {
+ public:
+  explicit Leniency(double max_fraction) : max_fraction_(max_fraction) {}
+
+  // Calls `read`; its Error is passed on at once if none is forgiven.
+  template <class Read>
+  void Try(const Read& read) {
+    ++num_lines_;
+    if (max_fraction_ == 0.0) return read();
+    try {
+      read();
+    } catch (const Error& error) {
+      if (malformed_.count++ == 0) malformed_.first = error.what();
+    }
+  }
+
+  MalformedRows Finish(const std::string& where) const {
+    if (static_cast<double>(malformed_.count) <= max_fraction_ * static_cast<double>(num_lines_))
+      return malformed_;
+    throw Error(ErrorCode::kData,
+                {.where = where,
+                 .what = fmt::format("{} of {} lines are no rows; the first: {}", malformed_.count,
+                                     num_lines_, malformed_.first),
+                 .expected = fmt::format("at most {:g} of them", max_fraction_)});
+  }
+
+ private:
+  double max_fraction_;
+  int64_t num_lines_ = 0;
+  MalformedRows malformed_;
+};
+
 // Calls `body(row, where)` for each object of JSON Lines, or of one array of objects.
 template <class Body>
-void ForEachJsonRow(const fs::path& path, const Body& body) {
+void ForEachJsonRow(const fs::path& path, Leniency& leniency, const Body& body) {
   const std::string text = ReadFile(path);
   const auto visit = [&](Json row, const std::string& where) {
     if (row.is_object()) return body(std::move(row), where);
@@ -149,8 +182,10 @@ void ForEachJsonRow(const fs::path& path, const Body& body) {
     return;
   }
   ForEachLine(text, [&](std::string_view line, size_t number) {
-    visit(ParseJson(line, path.string(), number),
-          fmt::format("{}: line {}", path.string(), number));
+    leniency.Try([&] {
+      visit(ParseJson(line, path.string(), number),
+            fmt::format("{}: line {}", path.string(), number));
+    });
   });
 }
 
@@ -177,6 +212,7 @@ std::optional<std::string> TextOf(const Json& row, const std::string& column,
 std::vector<std::optional<std::string>> ReadTextColumn(const fs::path& given,
                                                        const std::string& column) {
   const Source source = ParseSource(given);
+  Leniency leniency(0.0);
   std::vector<std::optional<std::string>> rows;
   for (const fs::path& file : FilesOf(source.path)) {
     switch (*KindOf(file)) {
@@ -184,7 +220,7 @@ std::vector<std::optional<std::string>> ReadTextColumn(const fs::path& given,
         AppendParquetTexts(file, column, rows);
         break;
       case Kind::kJsonLines:
-        ForEachJsonRow(file, [&](const Json& row, const std::string& where) {
+        ForEachJsonRow(file, leniency, [&](const Json& row, const std::string& where) {
           rows.push_back(TextOf(row, column, where));
         });
         break;
@@ -197,16 +233,19 @@ std::vector<std::optional<std::string>> ReadTextColumn(const fs::path& given,
   return Slice(std::move(rows), source);
 }
 
-std::vector<Json> ReadJsonRows(const fs::path& given) {
+std::vector<Json> ReadJsonRows(const fs::path& given, double max_malformed_fraction,
+                               MalformedRows* malformed) {
   const Source source = ParseSource(given);
   std::vector<Json> rows;
+  Leniency leniency(max_malformed_fraction);
   for (const fs::path& file : FilesOf(source.path)) {
     switch (*KindOf(file)) {
       case Kind::kParquet:
         AppendParquetRows(file, rows);
         break;
       case Kind::kJsonLines:
-        ForEachJsonRow(file, [&](Json row, const std::string&) { rows.push_back(std::move(row)); });
+        ForEachJsonRow(file, leniency,
+                       [&](Json row, const std::string&) { rows.push_back(std::move(row)); });
         break;
       case Kind::kText:
         ForEachLine(ReadFile(file), [&](std::string_view line, size_t) {
@@ -215,6 +254,8 @@ std::vector<Json> ReadJsonRows(const fs::path& given) {
         break;
     }
   }
+  const MalformedRows found = leniency.Finish(source.path.string());
+  if (malformed != nullptr) *malformed = found;
   return Slice(std::move(rows), source);
 }
 

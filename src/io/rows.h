@@ -25,6 +25,15 @@ std::vector<std::optional<std::string>> ReadTextColumn(const std::filesystem::pa
 // Whole rows as JSON objects, keys in the order of the file. Parquet: lists become arrays, structs
 // and maps objects, dates, times and decimals their text, nulls null. A row of plain text is
 // {"text": line}. Error kData, kIo.
-std::vector<Json> ReadJsonRows(const std::filesystem::path& source);
+//
+// Up to `max_malformed_fraction` of the lines of JSON Lines may be no JSON object: they are left
+// out, before the slice is taken, and told in `malformed`. More are an Error kData with the first.
+struct MalformedRows {
+  int64_t count = 0;
+  std::string first;  // message of the first
+};
+std::vector<Json> ReadJsonRows(const std::filesystem::path& source,
+                               double max_malformed_fraction = 0.0,
+                               MalformedRows* malformed = nullptr);
 
 }  // namespace quatrain

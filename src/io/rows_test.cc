@@ -176,6 +176,24 @@ TEST_F(RowsTest, ASliceTakesRowsAsPythonDoes) {
   }
 }
 
+TEST_F(RowsTest, MalformedLinesAreForgivenWithinAShare) {
+  const fs::path path = Put("a.jsonl", "{\"a\":1}\n{\"a\":\n7\n{\"a\":2}\n");
+  EXPECT_TRUE(Contains(RowsMessage(path), "a.jsonl"));
+  MalformedRows malformed;
+  const std::vector<Json> rows = ReadJsonRows(path, 0.5, &malformed);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[1]["a"], 2);
+  EXPECT_EQ(malformed.count, 2);
+  EXPECT_TRUE(Contains(malformed.first, "line 2")) << malformed.first;
+  EXPECT_EQ(ReadJsonRows(path.string() + "@[1:]", 0.5)[0]["a"], 2) << "a slice of what is left";
+  try {
+    ReadJsonRows(path, 0.49);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_TRUE(Contains(error.what(), "2 of 4 lines are no rows; the first: "));
+  }
+}
+
 TEST_F(RowsTest, NothingToReadIsAnError) {
   EXPECT_TRUE(Contains(RowsMessage(Put("a.jsonl", "\n\n")), "a.jsonl: the data set is empty"));
   EXPECT_TRUE(Contains(TextMessage(Put("a.txt", ""), "text"), "a.txt: the data set is empty"));
