@@ -19,4 +19,5 @@ OPEN_TRAINING_INT4_FAKE_QAT_FLAG=$flag build/release/quatrain train --hf-checkpo
   --apply-chat-template --rollout-shuffle --rollout-seed "$seed" --num-rollout 200 --rollout-batch-size 32 \
   --n-samples-per-prompt 8 --rollout-max-response-len 256 --rollout-temperature 0.8 --global-batch-size 256 \
   --eval-interval 50 --eval-prompt-data arithmetic $data/eval.jsonl --eval-temperature 0 \
-  --eps-clip 0.2 --eps-clip-high 0.28 --use-tis --lr 3e-5 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 "$@"
+  --eps-clip 0.2 --eps-clip-high 0.28 --use-tis --lr 3e-5 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 \
+  --use-dynamic-batch-size "$@"

@@ -30,7 +30,7 @@ OPEN_TRAINING_INT4_FAKE_QAT_FLAG=1 OPEN_TRAINING_INT4_GROUP_SIZE=32 \
   --eval-interval "$rollouts" --eval-prompt-data arithmetic $data/arithmetic/eval.jsonl --eval-temperature 0 \
   --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-tis \
   --optimizer adam --lr 3e-5 --lr-decay-style constant --weight-decay 0.1 \
-  --adam-beta1 0.9 --adam-beta2 0.98 --max-tokens-per-gpu 8192
+  --adam-beta1 0.9 --adam-beta2 0.98 --use-dynamic-batch-size --max-tokens-per-gpu 8192
 
 step "3/4 eval: greedy and sampled accuracy on 512 prompts"
 $quatrain eval --model "BF16 base=$base" --model "INT4 base=$run/int4-base" \

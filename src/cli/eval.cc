@@ -9,6 +9,7 @@
 #include "base/metrics.h"
 #include "base/progress.h"
 #include "cli/loaded_model.h"
+#include "cli/reward_options.h"
 #include "rl/evaluate.h"
 
 namespace quatrain {
@@ -19,7 +20,7 @@ struct EvalCommandArgs {
   std::vector<std::string> prompt_data;
   std::string input_key = "prompt";
   std::string label_key = "label";
-  std::string rm_type = "deepscaler";
+  RewardOptions reward;
   bool apply_chat_template = true;
   double temperature = 0.8;
   double top_p = 1.0;
@@ -50,7 +51,7 @@ Json EvaluateModel(const EvalCommandArgs& args, const NamedModel& named,
   std::optional<ChatTemplate> chat_template;
   if (args.apply_chat_template) chat_template.emplace(ChatTemplate::Load(named.directory));
   const RolloutText text{model.tokenizer, chat_template ? &*chat_template : nullptr};
-  const std::unique_ptr<Reward> reward = MakeReward(args.rm_type);
+  const std::unique_ptr<Reward> reward = MakeReward(args.reward);
   RolloutOptions options;
   options.sampling.max_new_tokens = args.max_response_len;
   options.sampling.stop_token_ids = model.stop_token_ids;
@@ -106,7 +107,10 @@ void PrintTable(const EvalCommandArgs& args, const std::vector<Json>& rows) {
 }
 
 void RunEval(const EvalCommandArgs& args) {
-  const std::vector<EvalSet> sets = ReadEvalSets(args.prompt_data, args.input_key, args.label_key);
+  PromptDatasetOptions data;
+  data.input_key = args.input_key;
+  data.label_key = args.label_key;
+  const std::vector<EvalSet> sets = ReadEvalSets(args.prompt_data, data);
   if (sets.size() != 1) {
     throw Error(ErrorCode::kUsage, {.where = "--prompt-data",
                                     .what = "one data set at a time",
@@ -137,8 +141,7 @@ void AddEvalCommand(CLI::App& app) {
   command->add_option("--input-key", args->input_key, "key of the prompt")->capture_default_str();
   command->add_option("--label-key", args->label_key, "key of the right answer")
       ->capture_default_str();
-  command->add_option("--rm-type", args->rm_type, "reward: deepscaler or math")
-      ->capture_default_str();
+  AddRewardOptions(*command, &args->reward);
   command
       ->add_option("--apply-chat-template", args->apply_chat_template,
                    "render prompts by the model's template")

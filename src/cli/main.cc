@@ -1,6 +1,7 @@
 // The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error
 // and an exit status (2: the user can mend it, 130: interrupted, 1: our bug).
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -40,7 +41,11 @@ int Run(int argc, char** argv) {
   AddGenerateCommand(app);
   AddTokenizeCommand(app);
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    if (!arguments.empty() && arguments[0] == "train")
+      arguments = PrepareTrainCommand(app, arguments);
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+    app.parse(std::move(arguments));
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help, --version
   } catch (const CLI::ParseError& error) {

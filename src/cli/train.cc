@@ -1,12 +1,16 @@
 #include "cli/train.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <memory>
+#include <set>
 
 #include "base/log.h"
 #include "cli/algorithm_options.h"
 #include "cli/environment.h"
 #include "cli/loaded_model.h"
+#include "cli/reward_options.h"
+#include "cli/train_arguments.h"
 #include "rl/rl_loop.h"
 
 namespace quatrain {
@@ -15,7 +19,9 @@ namespace {
 struct TrainArgs {
   RlConfig config;
   AlgorithmFlags algorithm;
-  bool use_dynamic_batch_size = false;
+  std::string group_filter;
+  bool balance_data = false;
+  std::string config_file;  // read before CLI11, by train_arguments
   std::string optimizer = "adam", lr_decay_style = "constant";
 };
 
@@ -41,11 +47,19 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   command.add_option("--label-key", args.label_key, "key of the right answer");
   command.add_option("--metadata-key", args.metadata_key, "key of the metadata")
       ->capture_default_str();
+  command.add_option("--tool-key", args.tool_key, "key of the tools for the chat template")
+      ->capture_default_str();
+  command
+      .add_option("--max-malformed-fraction", args.max_malformed_fraction,
+                  "share of a file's lines that may be no JSON and are skipped")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   command.add_flag("--apply-chat-template", args.apply_chat_template,
                    "render prompts by the model's template");
   command.add_flag("--rollout-shuffle", args.rollout_shuffle, "shuffle prompts, anew every epoch");
-  command.add_option("--rm-type", args.rm_type, "reward: deepscaler or math")
-      ->capture_default_str();
+  AddRewardOptions(command, &args.reward);
+  command.add_option("--eval-reward-key", args.eval_reward_key,
+                     "--reward-key of evaluations; default: the same");
   command.add_option("--num-rollout", args.num_rollout, "rollouts")->check(CLI::PositiveNumber);
   command.add_option("--num-epoch", args.num_epoch, "epochs, instead of --num-rollout")
       ->check(CLI::PositiveNumber);
@@ -55,6 +69,14 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   command.add_option("--n-samples-per-prompt", args.n_samples_per_prompt, "samples a prompt")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command
+      .add_option("--over-sampling-batch-size", args.over_sampling_batch_size,
+                  "prompts submitted at a time; default: --rollout-batch-size")
+      ->check(CLI::PositiveNumber);
+  command.add_flag("--partial-rollout", args.partial_rollout,
+                   "unfinished samples go on in the next rollout");
+  command.add_flag("--mask-offpolicy-in-partial-rollout", args.mask_offpolicy_in_partial_rollout,
+                   "do not train on tokens drawn before the rollout that finished them");
   command.add_option("--rollout-max-response-len", args.rollout_max_response_len, "tokens")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -93,7 +115,7 @@ void AddEvalOptions(CLI::App& command, EvalArgs& args) {
                    "no evaluation of the start");
 }
 
-void AddBatchAndOptimizerOptions(CLI::App& command, TrainArgs& args) {
+void AddBatchOptions(CLI::App& command, TrainArgs& args) {
   BatchArgs& batch = args.config.batch;
   command
       .add_option("--global-batch-size", batch.global_batch_size,
@@ -104,15 +126,30 @@ void AddBatchAndOptimizerOptions(CLI::App& command, TrainArgs& args) {
                   "instead of --global-batch-size")
       ->check(CLI::PositiveNumber);
   command
-      .add_option("--max-tokens-per-gpu", batch.max_tokens_per_gpu, "token budget of a micro-batch")
+      .add_option("--micro-batch-size", batch.micro_batch_size,
+                  "samples a micro-batch, without --use-dynamic-batch-size")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command.add_flag("--use-dynamic-batch-size", args.use_dynamic_batch_size,
-                   "accepted: micro-batches always follow the token budget");
+  command.add_flag("--use-dynamic-batch-size", batch.use_dynamic_batch_size,
+                   "fill micro-batches to a token budget, balanced");
+  command
+      .add_option("--max-tokens-per-gpu", batch.max_tokens_per_gpu,
+                  "token budget of a micro-batch, with --use-dynamic-batch-size")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      .add_option("--log-probs-max-tokens-per-gpu", batch.log_probs_max_tokens_per_gpu,
+                  "the same for batches that are only scored; default: --max-tokens-per-gpu")
+      ->check(CLI::PositiveNumber);
+  command.add_flag("--balance-data", args.balance_data,
+                   "spread samples evenly over ranks: there is one");
   command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss,
                    "mean over tokens, not over samples");
   command.add_flag("--skip-actor-forward-only", batch.skip_actor_forward_only,
                    "old log-probabilities are the detached new ones");
+}
+
+void AddOptimizerOptions(CLI::App& command, TrainArgs& args) {
   OptimizerConfig& optimizer = args.config.optimizer;
   command.add_option("--optimizer", args.optimizer, "adam")
       ->check(CLI::IsMember({"adam"}))
@@ -177,16 +214,62 @@ void AddQatOptions(CLI::App& command, QatArgs& args) {
       ->check(CLI::IsMember({"experts", "all-linear"}));
 }
 
+// Miles and slime name a Python function; the one that they ship is built in.
+GroupFilter ParseGroupFilter(const std::string& path) {
+  if (path.empty()) return GroupFilter::kNone;
+  if (path.ends_with("check_reward_nonzero_std")) return GroupFilter::kNonzeroRewardStd;
+  throw Error(ErrorCode::kUsage, {.where = "--dynamic-sampling-filter-path",
+                                  .what = "no Python is run, and no built-in filter has this name",
+                                  .expected = "a path that ends in check_reward_nonzero_std",
+                                  .found = "'" + path + "'"});
+}
+
+void FinishRollout(const TrainArgs& args, RolloutArgs* rollout) {
+  rollout->group_filter = ParseGroupFilter(args.group_filter);
+  const int64_t over = rollout->over_sampling_batch_size;
+  if (over != 0 && over < rollout->rollout_batch_size) {
+    throw Error(ErrorCode::kUsage, {.where = "--over-sampling-batch-size",
+                                    .what = "fewer prompts than a rollout needs",
+                                    .expected = fmt::format("at least --rollout-batch-size {}",
+                                                            rollout->rollout_batch_size),
+                                    .found = fmt::format("{}", over)});
+  }
+  const bool is_over =
+      over > rollout->rollout_batch_size || rollout->group_filter != GroupFilter::kNone;
+  if (rollout->partial_rollout && !is_over) {
+    Log().warn(
+        "--partial-rollout has no effect without --over-sampling-batch-size above "
+        "--rollout-batch-size: nothing is left unfinished");
+  }
+  if (rollout->mask_offpolicy_in_partial_rollout && !rollout->partial_rollout)
+    Log().warn("--mask-offpolicy-in-partial-rollout has no effect without --partial-rollout");
+}
+
+void NoteBatching(const TrainArgs& args, const BatchArgs& batch, bool has_token_budget) {
+  if (args.balance_data)
+    Log().info("--balance-data: one rank trains, so there is nothing to spread");
+  if (has_token_budget && !batch.use_dynamic_batch_size) {
+    Log().warn(
+        "--max-tokens-per-gpu has no effect without --use-dynamic-batch-size; micro-batches "
+        "are of --micro-batch-size {} samples",
+        batch.micro_batch_size);
+  }
+}
+
 // Flags that only act together become the loss and batch configuration; ignored ones warn.
-void Finish(TrainArgs& args) {
+void Finish(TrainArgs& args, bool has_token_budget) {
   RlConfig& config = args.config;
+  FinishRollout(args, &config.rollout);
+  NoteBatching(args, config.batch, has_token_budget);
   FinishAlgorithm(args.algorithm, &config.algorithm);
   if ((config.rollout.num_rollout > 0) == (config.rollout.num_epoch > 0)) {
     throw Error(ErrorCode::kUsage, {.where = "--num-rollout, --num-epoch",
                                     .what = "one of them says how long to train",
                                     .expected = "exactly one"});
   }
-  if (config.rollout.label_key.empty()) {
+  const std::string& rm_type = config.rollout.reward.rm_type;
+  const bool needs_labels = !rm_type.ends_with("random") && !rm_type.ends_with("remote_rm");
+  if (config.rollout.label_key.empty() && needs_labels) {
     throw Error(ErrorCode::kUsage, {.where = "--label-key",
                                     .what = "the reward needs the right answers",
                                     .expected = "the key of the label in --prompt-data",
@@ -215,17 +298,40 @@ void Finish(TrainArgs& args) {
   }
 }
 
-// Every option that was set, by its name.
+Json ValuesOf(const std::vector<std::string>& values) {
+  return values.size() == 1 ? Json(values[0]) : Json(values);
+}
+
+// Every option that was set, by its name, and under "defaults" the others that have a value.
 Json FlagsOf(const CLI::App& command, const QatArgs& qat) {
-  Json flags;
+  Json flags, defaults;
   for (const CLI::Option* option : command.get_options()) {
-    if (option->count() == 0 || option->get_lnames().empty()) continue;
-    const std::vector<std::string>& values = option->results();
-    flags[option->get_lnames()[0]] = values.size() == 1 ? Json(values[0]) : Json(values);
+    if (option->get_lnames().empty() || option->get_lnames()[0] == "config") continue;
+    const std::string& name = option->get_lnames()[0];
+    if (option->count() > 0) {
+      flags[name] = ValuesOf(option->results());
+    } else if (!option->get_default_str().empty()) {
+      defaults[name] = option->get_default_str();
+    }
   }
   if (qat.fake_qat_flag) flags["OPEN_TRAINING_INT4_FAKE_QAT_FLAG"] = *qat.fake_qat_flag ? 1 : 0;
   if (qat.group_size) flags["OPEN_TRAINING_INT4_GROUP_SIZE"] = *qat.group_size;
+  flags["defaults"] = std::move(defaults);
   return flags;
+}
+
+void LogConfiguration(const Json& flags, const RlConfig& config) {
+  std::string line;
+  for (const auto& [name, value] : flags.items()) {
+    if (!value.is_object()) line += fmt::format(" {}={}", name, DumpJson(value));
+  }
+  Log().info("configuration:{}", line);
+  Log().info("defaults: {}", DumpJson(flags["defaults"]));
+  const char* omp = std::getenv("OMP_NUM_THREADS");
+  Log().info("threads: {}{}",
+             config.threads > 0 ? fmt::format("{} (--threads)", config.threads)
+                                : "all CPUs of this process (--threads 0)",
+             omp != nullptr ? fmt::format("; OMP_NUM_THREADS={} is not heeded", omp) : "");
 }
 
 }  // namespace
@@ -245,18 +351,39 @@ void AddTrainCommand(CLI::App& app) {
       "--apply-chat-template "
       "--num-rollout 25 --rollout-batch-size 32 --n-samples-per-prompt 8 --rollout-temperature 0.8 "
       "--lr 3e-5");
+  command->add_option("--config", args->config_file,
+                      "TOML with these flags; the command line wins");
   AddCheckpointOptions(*command, args->config.checkpoint);
   AddRolloutOptions(*command, args->config.rollout);
+  command->add_option("--dynamic-sampling-filter-path", args->group_filter,
+                      "a name ending in check_reward_nonzero_std: drop groups of one reward");
   AddEvalOptions(*command, args->config.eval);
   AddAlgorithmOptions(*command, &args->algorithm, &args->config.algorithm);
-  AddBatchAndOptimizerOptions(*command, *args);
+  AddBatchOptions(*command, *args);
+  AddOptimizerOptions(*command, *args);
   AddQatOptions(*command, args->config.qat);
   AddThreadsOption(*command, &args->config.threads);
   command->callback([args, command] {
     ReadQatEnvironment(&args->config.qat);
-    Finish(*args);
-    RunTraining(args->config, FlagsOf(*command, args->config.qat));
+    Finish(*args, command->count("--max-tokens-per-gpu") > 0);
+    const Json flags = FlagsOf(*command, args->config.qat);
+    LogConfiguration(flags, args->config);
+    RunTraining(args->config, flags);
   });
+}
+
+std::vector<std::string> PrepareTrainCommand(const CLI::App& app,
+                                             const std::vector<std::string>& arguments) {
+  std::set<std::string> own_flags;
+  for (const CLI::Option* option : app.get_subcommand("train")->get_options()) {
+    for (const std::string& name : option->get_lnames()) own_flags.insert("--" + name);
+  }
+  const TrainArguments prepared =
+      PrepareTrainArguments({arguments.begin() + 1, arguments.end()}, own_flags);
+  for (const std::string& note : prepared.notes) Log().info("{}", note);
+  std::vector<std::string> all = {arguments[0]};
+  all.insert(all.end(), prepared.own.begin(), prepared.own.end());
+  return all;
 }
 
 }  // namespace quatrain

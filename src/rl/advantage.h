@@ -61,6 +61,11 @@ void AssignAdvantages(std::span<Sample> samples, RewardNormalization normalizati
 // The consecutive samples of each group_id.
 std::vector<std::span<const Sample>> Groups(std::span<const Sample> samples);
 
+enum class GroupFilter {
+  kNone,
+  kNonzeroRewardStd,  // --dynamic-sampling-filter-path ...check_reward_nonzero_std
+};
+
 // Dynamic sampling's filter "check_reward_nonzero_std": keep a group whose rewards' standard
 // deviation exceeds 1e-8.
 bool HasNonzeroRewardStd(std::span<const double> rewards);

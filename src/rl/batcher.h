@@ -17,9 +17,16 @@ enum class LossReduction {
   kTokenMean,   // --calculate-per-token-loss: mean over all response tokens of the step
 };
 
+enum class MicroBatching {
+  kByTokens,  // --use-dynamic-batch-size
+  kByCount,   // --micro-batch-size: samples in their order, the last batch may be smaller
+};
+
 struct BatcherOptions {
-  int64_t global_batch_size = 0;   // samples an optimizer step
-  int64_t max_tokens_per_gpu = 0;  // prompt + response tokens a micro-batch
+  int64_t global_batch_size = 0;  // samples an optimizer step
+  MicroBatching micro_batching = MicroBatching::kByTokens;
+  int64_t max_tokens_per_gpu = 0;  // kByTokens: prompt + response tokens a micro-batch
+  int64_t micro_batch_size = 1;    // kByCount: samples a micro-batch
   LossReduction reduction = LossReduction::kSampleMean;
 };
 
@@ -29,14 +36,26 @@ struct BatcherOptions {
 std::vector<std::vector<int64_t>> PackByTokens(std::span<const int64_t> num_tokens,
                                                int64_t max_tokens);
 
+// As many micro-batches as PackByTokens makes, with loads as equal as the largest differencing
+// method of Karmarkar and Karp (1982) finds; PackByTokens' own where that exceeds the budget.
+// Micro-batches in the order of their first samples, indices ascending. A function of the lengths
+// alone.
+std::vector<std::vector<int64_t>> BalanceByTokens(std::span<const int64_t> num_tokens,
+                                                  int64_t max_tokens);
+
 // Joins samples to one packed batch, in order, each with its weight. Routing records are kept if
 // all samples have one.
 TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights);
 
 // The micro-batches of every optimizer step, steps in the order of the samples. Logs a warning
 // naming samples above the token budget. Error kUsage if the samples are no whole number of steps
-// or an option is not positive.
+// or an option is not positive. Samples all of whose tokens are masked count in the weights of the
+// others, but run only if a step has no other.
 std::vector<std::vector<TrainBatch>> MakeTrainSteps(std::span<const Sample> samples,
                                                     const BatcherOptions& options);
+
+// Copies one per-token array of each sample's tokens between two cuts of one rollout.
+void CopyTokens(std::span<const std::vector<TrainBatch>> from,
+                std::span<std::vector<TrainBatch>> to, std::vector<float> TrainBatch::*array);
 
 }  // namespace quatrain

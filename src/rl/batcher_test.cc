@@ -68,6 +68,55 @@ TEST(PackByTokens, KeepsEverySampleOnceAndTheBudget) {
   }
 }
 
+int64_t Load(const std::vector<int64_t>& bin, const std::vector<int64_t>& lengths) {
+  int64_t sum = 0;
+  for (const int64_t i : bin) sum += lengths[static_cast<size_t>(i)];
+  return sum;
+}
+
+TEST(BalanceByTokens, FindsTheEvenCutOfTheTextbook) {
+  // Karmarkar and Karp's example for two sets: differences 2 and 6 of {4, 5, 6, 7, 8}: loads
+  // 14, 16.
+  const std::vector<int64_t> lengths = {4, 5, 6, 7, 8};
+  const auto bins = BalanceByTokens(lengths, 20);
+  ASSERT_EQ(bins.size(), 2u);
+  EXPECT_EQ(std::max(Load(bins[0], lengths), Load(bins[1], lengths)), 16);
+}
+
+TEST(BalanceByTokens, KeepsTheBudgetAndTheCountAndIsNoLessEvenThanPacking) {
+  for (uint64_t draw = 0; draw < 50; ++draw) {
+    std::vector<int64_t> lengths;
+    for (uint64_t i = 0; i < 40; ++i)
+      lengths.push_back(static_cast<int64_t>(HashBits(2, draw, i) % 60 + 1));
+    const auto packed = PackByTokens(lengths, 128), balanced = BalanceByTokens(lengths, 128);
+    EXPECT_EQ(balanced.size(), packed.size());
+    const auto spread = [&](const std::vector<std::vector<int64_t>>& bins) {
+      int64_t least = 128, most = 0;
+      for (const auto& bin : bins) {
+        least = std::min(least, Load(bin, lengths));
+        most = std::max(most, Load(bin, lengths));
+      }
+      EXPECT_LE(most, 128);
+      return most - least;
+    };
+    EXPECT_LE(spread(balanced), spread(packed));
+    std::vector<int64_t> seen;
+    for (const auto& bin : balanced) {
+      EXPECT_TRUE(std::is_sorted(bin.begin(), bin.end()));
+      seen.insert(seen.end(), bin.begin(), bin.end());
+    }
+    std::sort(seen.begin(), seen.end());
+    std::vector<int64_t> all(lengths.size());
+    std::iota(all.begin(), all.end(), 0);
+    EXPECT_EQ(seen, all);
+  }
+}
+
+TEST(BalanceByTokens, LeavesALongSampleAlone) {
+  const std::vector<int64_t> lengths = {4, 25, 6};
+  EXPECT_EQ(BalanceByTokens(lengths, 10), (std::vector<std::vector<int64_t>>{{0, 2}, {1}}));
+}
+
 TEST(MakeTrainBatch, AlignsEveryArrayWithThePredictedToken) {
   Sample a = MakeSample(1, 2, 3);
   Sample b = MakeSample(2, 1, 1);
@@ -136,6 +185,52 @@ TEST(MakeTrainSteps, WeighsSamplesTheSameHoweverTheStepIsCut) {
             ? std::vector<double>{1.0 / 8, 1.0 / 16, 1.0 / 24, 1.0 / 32}
             : std::vector<double>(4, 1.0 / 20);
     EXPECT_EQ(weights_of_cut[0], expected);
+  }
+}
+
+TEST(MakeTrainSteps, ByCountTakesSamplesInTheirOrder) {
+  const auto steps = MakeTrainSteps(
+      FourSamples(),
+      {.global_batch_size = 4, .micro_batching = MicroBatching::kByCount, .micro_batch_size = 3});
+  ASSERT_EQ(steps.size(), 1u);
+  ASSERT_EQ(steps[0].size(), 2u);
+  EXPECT_EQ(steps[0][0].sample_ids_S, (std::vector<int64_t>{0, 1, 2}));
+  EXPECT_EQ(steps[0][1].sample_ids_S, (std::vector<int64_t>{3}));
+  EXPECT_THROW(MakeTrainSteps(FourSamples(), {.global_batch_size = 4,
+                                              .micro_batching = MicroBatching::kByCount,
+                                              .micro_batch_size = 0}),
+               Error);
+}
+
+TEST(MakeTrainSteps, MaskedTokensNeitherTrainNorCount) {
+  std::vector<Sample> samples = FourSamples();
+  samples[1].num_masked_tokens = 3;
+  samples[2].num_masked_tokens = 6;  // all
+  const auto steps = MakeTrainSteps(
+      samples,
+      {.global_batch_size = 4, .micro_batching = MicroBatching::kByCount, .micro_batch_size = 4});
+  ASSERT_EQ(steps[0].size(), 1u);
+  const TrainBatch& batch = steps[0][0];
+  EXPECT_EQ(batch.sample_ids_S, (std::vector<int64_t>{0, 1, 3}));
+  EXPECT_EQ(batch.loss_weights_S, (std::vector<double>{1.0 / 8, 1.0 / 4, 1.0 / 32}));
+  const std::vector<uint8_t> second(batch.loss_mask_T.begin() + 4, batch.loss_mask_T.begin() + 10);
+  EXPECT_EQ(second, (std::vector<uint8_t>{0, 0, 0, 0, 0, 1}));
+}
+
+TEST(CopyTokens, FollowsSamplesBetweenCuts) {
+  auto from = MakeTrainSteps(FourSamples(), {.global_batch_size = 4, .max_tokens_per_gpu = 9});
+  auto to = MakeTrainSteps(FourSamples(), {.global_batch_size = 2, .max_tokens_per_gpu = 100});
+  for (auto& step : from) {
+    for (TrainBatch& batch : step) {
+      batch.old_logprobs_T.assign(batch.token_ids_T.begin(), batch.token_ids_T.end());
+    }
+  }
+  CopyTokens(from, to, &TrainBatch::old_logprobs_T);
+  for (const auto& step : to) {
+    for (const TrainBatch& batch : step) {
+      EXPECT_EQ(batch.old_logprobs_T,
+                std::vector<float>(batch.token_ids_T.begin(), batch.token_ids_T.end()));
+    }
   }
 }
 

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <filesystem>
 
-#include "rl/prompt_dataset.h"
-
 namespace quatrain {
 namespace {
 
@@ -14,11 +12,8 @@ constexpr int64_t kEvalStream = int64_t{1} << 40;
 }  // namespace
 
 std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& pairs,
-                                  const std::string& input_key, const std::string& label_key) {
+                                  const PromptDatasetOptions& options) {
   std::vector<EvalSet> sets;
-  PromptDatasetOptions options;
-  options.input_key = input_key;
-  options.label_key = label_key;
   if (pairs.size() == 1) {
     return {{std::filesystem::path(pairs[0]).stem().string(), ReadPrompts(pairs[0], options)}};
   }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "rl/prompt_dataset.h"
 #include "rl/rollout.h"
 
 namespace quatrain {
@@ -14,9 +15,9 @@ struct EvalSet {
 };
 
 // "[NAME] PATH" pairs of --eval-prompt-data; a single path is named by its file name without
-// extension.
+// extension. Keys and leniency as in `data`.
 std::vector<EvalSet> ReadEvalSets(const std::vector<std::string>& name_path_pairs,
-                                  const std::string& input_key, const std::string& label_key);
+                                  const PromptDatasetOptions& data);
 
 struct EvalResult {
   int64_t num_prompts = 0, num_samples = 0;

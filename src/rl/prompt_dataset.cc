@@ -1,8 +1,10 @@
 #include "rl/prompt_dataset.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/random.h"
 #include "io/rows.h"
 
@@ -53,6 +55,19 @@ std::string LabelOf(const Json& label, const std::string& where, const std::stri
                                  .todo = "Mend or remove the row"});
 }
 
+Json ToolsOf(const Json& value, const std::string& where, const std::string& key) {
+  if (value.is_null()) return nullptr;
+  Json tools = value.is_string() ? ParseJson(value.get<std::string>(), where) : value;
+  const bool is_list = tools.is_array() && std::all_of(tools.begin(), tools.end(),
+                                                       [](const Json& t) { return t.is_object(); });
+  if (is_list) return tools;
+  throw Error(ErrorCode::kData, {.where = where,
+                                 .what = fmt::format("tools under '{}' are unusable", key),
+                                 .expected = "an array of objects, or its JSON text",
+                                 .found = DumpJson(value).substr(0, 80),
+                                 .todo = "Mend the row, or pass --tool-key with another key"});
+}
+
 Prompt PromptOf(const Json& row, const std::string& where, const PromptDatasetOptions& options) {
   if (!row.is_object()) {
     throw Error(ErrorCode::kData, {.where = where,
@@ -76,6 +91,8 @@ Prompt PromptOf(const Json& row, const std::string& where, const PromptDatasetOp
   }
   const auto metadata = row.find(options.metadata_key);
   if (metadata != row.end()) prompt.metadata = *metadata;
+  const auto tools = row.find(options.tool_key);
+  if (tools != row.end()) prompt.tools = ToolsOf(*tools, where, options.tool_key);
   return prompt;
 }
 
@@ -101,7 +118,13 @@ std::vector<Prompt> PromptsOfRows(const std::vector<Json>& rows, const std::stri
 
 std::vector<Prompt> ReadPrompts(const std::filesystem::path& path,
                                 const PromptDatasetOptions& options) {
-  return PromptsOfRows(ReadJsonRows(path), path.string(), options);
+  MalformedRows malformed;
+  const std::vector<Json> rows = ReadJsonRows(path, options.max_malformed_fraction, &malformed);
+  if (malformed.count > 0) {
+    Log().warn("{}: {} malformed lines were skipped, {} rows are left; the first: {}",
+               path.string(), malformed.count, rows.size(), malformed.first);
+  }
+  return PromptsOfRows(rows, path.string(), options);
 }
 
 PromptDataset::PromptDataset(std::vector<Prompt> prompts, const PromptDatasetOptions& options)

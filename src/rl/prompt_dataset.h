@@ -20,6 +20,8 @@ struct PromptDatasetOptions {
   std::string input_key = "input";        // --input-key
   std::string label_key = {};             // --label-key; empty: prompts have no label
   std::string metadata_key = "metadata";  // --metadata-key; rows may lack it
+  std::string tool_key = "tools";         // --tool-key; rows may lack it
+  double max_malformed_fraction = 0.0;    // of the lines of a JSONL file
   PromptOrder order = PromptOrder::kFile;
   uint64_t seed = 42;  // --rollout-seed
 };
@@ -27,11 +29,11 @@ struct PromptDatasetOptions {
 // One Prompt a row, ids ascending from 0. `where` names the rows in errors, usually the path.
 // Error kData: no rows, a row without the input or label key (names row and key and lists the keys
 // it has), a prompt that is neither a non-empty string nor an array of {"role", "content"} objects,
-// a label that is empty or no scalar.
+// a label that is empty or no scalar, tools that are no array of objects (or the JSON text of one).
 std::vector<Prompt> PromptsOfRows(const std::vector<Json>& rows, const std::string& where,
                                   const PromptDatasetOptions& options);
 
-// The same for a JSONL or Parquet file (io/rows.h).
+// The same for a JSONL or Parquet file (io/rows.h); warns of malformed lines that were left out.
 std::vector<Prompt> ReadPrompts(const std::filesystem::path& path,
                                 const PromptDatasetOptions& options);
 

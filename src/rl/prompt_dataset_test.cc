@@ -57,6 +57,24 @@ TEST(PromptsOfRows, KeepMessagesLabelAndMetadata) {
   EXPECT_TRUE(prompts[1].metadata.is_null());
 }
 
+TEST(PromptsOfRows, TakeToolsAsAnArrayOrItsText) {
+  const Json tool = {{"type", "function"}, {"function", {{"name", "add"}}}};
+  const std::vector<Json> rows = {
+      {{"prompt", "a"}, {"label", "1"}, {"tools", {tool}}},
+      {{"prompt", "b"}, {"label", "1"}, {"tools", DumpJson(Json::array({tool}))}},
+      {{"prompt", "c"}, {"label", "1"}, {"tools", nullptr}}};
+  const std::vector<Prompt> prompts = PromptsOfRows(rows, "f", kLabelled);
+  EXPECT_EQ(prompts[0].tools, Json::array({tool}));
+  EXPECT_EQ(prompts[1].tools, prompts[0].tools);
+  EXPECT_TRUE(prompts[2].tools.is_null());
+  PromptDatasetOptions other = kLabelled;
+  other.tool_key = "functions";
+  EXPECT_TRUE(PromptsOfRows(rows, "f", other)[0].tools.is_null());
+  EXPECT_NE(MessageOf({{{"prompt", "a"}, {"label", "1"}, {"tools", "[1]"}}}, kLabelled)
+                .find("--tool-key"),
+            std::string::npos);
+}
+
 TEST(PromptsOfRows, WithoutALabelKeyHaveNoLabel) {
   EXPECT_EQ(PromptsOfRows(Rows(1), "f", {.input_key = "prompt"})[0].label, "");
 }

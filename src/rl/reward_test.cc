@@ -10,8 +10,13 @@
 namespace quatrain {
 namespace {
 
+RewardResult Score(const RewardOptions& options, const std::string& response,
+                   const std::string& label, uint64_t key = 0) {
+  return MakeReward(options)->Score({response, label, nullptr, nullptr, key});
+}
+
 RewardVerdict Verdict(const char* rm_type, const std::string& response, const std::string& label) {
-  const RewardResult result = MakeReward(rm_type)->Score(response, label);
+  const RewardResult result = Score({.rm_type = rm_type}, response, label);
   EXPECT_EQ(result.reward, result.verdict == RewardVerdict::kCorrect ? 1.0 : 0.0) << response;
   return result.verdict;
 }
@@ -55,17 +60,61 @@ TEST(MathReward, NeedsNoThinking) {
 }
 
 TEST(Reward, KeepsTheAnswerAsItStoodInTheResponse) {
-  EXPECT_EQ(MakeReward("math")->Score("\\boxed{ 1,000 }", "1000").answer, " 1,000 ");
-  EXPECT_EQ(MakeReward("math")->Score("none", "1000").answer, "");
+  EXPECT_EQ(Score({.rm_type = "math"}, "\\boxed{ 1,000 }", "1000").answer, " 1,000 ");
+  EXPECT_EQ(Score({.rm_type = "math"}, "none", "1000").answer, "");
+}
+
+TEST(MathReward, ComparesExpressionsByValue) {
+  EXPECT_EQ(Verdict("math", "\\boxed{\\frac{\\sqrt 8}{2}}", "\\sqrt{2}"), RewardVerdict::kCorrect);
+  EXPECT_EQ(Verdict("math", "\\boxed{x = \\pm 2}", "2, -2"), RewardVerdict::kCorrect);
+  EXPECT_EQ(Verdict("math", "\\boxed{(x+1)^2}", "x^2+1"), RewardVerdict::kWrong);
+}
+
+TEST(DapoReward, GivesAScoreOrAnAccuracyByItsKey) {
+  RewardOptions dapo = {.rm_type = "dapo"};
+  EXPECT_EQ(Score(dapo, "so\nAnswer: $42$", "42").reward, 1.0);
+  EXPECT_EQ(Score(dapo, "so\nAnswer: 41", "42").reward, -1.0);
+  EXPECT_EQ(Score(dapo, "no line", "42").reward, -1.0);
+  EXPECT_EQ(Score(dapo, "no line", "42").verdict, RewardVerdict::kNoAnswer);
+  dapo.reward_key = "score";
+  EXPECT_EQ(Score(dapo, "Answer: 41", "42").reward, -1.0);
+  dapo.reward_key = "acc";
+  EXPECT_EQ(Score(dapo, "Answer: 41", "42").reward, 0.0);
+  EXPECT_EQ(Score(dapo, "Answer: 42", "42").reward, 1.0);
+  dapo.reward_key = "accuracy";
+  EXPECT_THROW(MakeReward(dapo), Error);
+  EXPECT_THROW(MakeReward({.rm_type = "math", .reward_key = "acc"}), Error);
+}
+
+TEST(RandomReward, DependsOnTheKeyAlone) {
+  for (const char* type : {"random", "deterministic_random"}) {
+    int num_ones = 0;
+    for (uint64_t key = 0; key < 1000; ++key) {
+      const double reward = Score({.rm_type = type}, "a", "b", key).reward;
+      EXPECT_EQ(reward, Score({.rm_type = type}, "c", "d", key).reward);
+      num_ones += reward == 1.0 ? 1 : 0;
+    }
+    EXPECT_NEAR(num_ones, 500, 65);
+  }
+}
+
+TEST(BoxedReward, JudgesWhatStandsInTheBox) {
+  EXPECT_EQ(Score({.rm_type = "f1"}, "a long story", "red fish").reward, 0.0);
+  EXPECT_EQ(Score({.rm_type = "boxed_f1"}, "a long story \\boxed{red fish}", "red fish").reward,
+            1.0);
+  EXPECT_EQ(Verdict("boxed_gpqa", "Not A. \\boxed{B}", "B"), RewardVerdict::kCorrect);
+  EXPECT_EQ(Verdict("boxed_gpqa", "It is B.", "B"), RewardVerdict::kNoAnswer);
+  EXPECT_THROW(MakeReward({.rm_type = "boxed_math"}), Error);
+  EXPECT_THROW(MakeReward({.rm_type = "boxed_nothing"}), Error);
 }
 
 TEST(Reward, AnUnknownTypeListsTheKnownOnes) {
   try {
-    MakeReward("deepscalar");
+    MakeReward({.rm_type = "deepscalar"});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUsage);
-    EXPECT_NE(std::string(error.what()).find("deepscaler or math"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("deepscaler, math, dapo"), std::string::npos);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rl/advantage.h"
+#include "rl/reward.h"
 #include "train/parameter.h"
 #include "train/policy_loss.h"
 
@@ -26,13 +27,20 @@ struct RolloutArgs {
   std::string input_key = "input";
   std::string label_key;
   std::string metadata_key = "metadata";
+  std::string tool_key = "tools";
+  double max_malformed_fraction = 0.0;  // of the lines of a data file
   bool apply_chat_template = false;
   bool rollout_shuffle = false;
-  std::string rm_type = "deepscaler";
+  RewardOptions reward;         // --rm-type and its flags
+  std::string eval_reward_key;  // --eval-reward-key; empty: the reward's own
   int64_t num_rollout = 0;
   int64_t num_epoch = 0;
   int64_t rollout_batch_size = 0;  // prompts
   int64_t n_samples_per_prompt = 1;
+  int64_t over_sampling_batch_size = 0;  // prompts submitted at a time; 0: rollout_batch_size
+  GroupFilter group_filter = GroupFilter::kNone;
+  bool partial_rollout = false;
+  bool mask_offpolicy_in_partial_rollout = false;
   int64_t rollout_max_response_len = 1024;
   double rollout_temperature = 1.0;
   double rollout_top_p = 1.0;
@@ -55,7 +63,10 @@ struct EvalArgs {
 struct BatchArgs {
   int64_t global_batch_size = 0;      // samples per optimizer step; 0: the whole rollout
   int64_t num_steps_per_rollout = 0;  // 0: from global_batch_size
-  int64_t max_tokens_per_gpu = 8192;  // token budget of a micro-batch
+  int64_t micro_batch_size = 1;       // samples, without use_dynamic_batch_size
+  bool use_dynamic_batch_size = false;
+  int64_t max_tokens_per_gpu = 8192;         // token budget of a micro-batch, with it
+  int64_t log_probs_max_tokens_per_gpu = 0;  // of a scoring batch; 0: max_tokens_per_gpu
   bool calculate_per_token_loss = false;
   bool skip_actor_forward_only = false;  // old log-probabilities are the detached new ones
 };

@@ -61,7 +61,7 @@ void RunTraining(const RlConfig& config, const Json& flags) {
       std::vector<Sample> samples = run.Generate(rollout, row, note);
       std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
       run.LogSamples(rollout, samples);
-      run.Score(steps, row, note);
+      run.Score(samples, steps, row, note);
       run.Train(steps, row, note);
       run.UpdateWeights(row);
       run.UpdateReference(rollout);

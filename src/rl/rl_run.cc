@@ -1,5 +1,6 @@
 #include "rl/rl_run.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
@@ -10,7 +11,6 @@
 #include "base/progress.h"
 #include "quant/metadata.h"
 #include "rl/advantage.h"
-#include "rl/batcher.h"
 #include "rl/rollout_metrics.h"
 #include "text/generation_config.h"
 #include "train/checkpoint.h"
@@ -19,6 +19,7 @@ namespace quatrain {
 namespace {
 
 constexpr const char* kLatestFile = "latest_checkpointed_iteration.txt";
+constexpr const char* kPartialFile = "partial_rollouts.cbor";
 constexpr int64_t kSamplesLogged = 4;  // per rollout, from different prompts
 
 std::filesystem::path IterationFolder(const std::filesystem::path& run, int64_t iteration) {
@@ -81,15 +82,20 @@ Run::Run(const RlConfig& config, const Json& flags)
     chat_template_.emplace(ChatTemplate::Load(config.checkpoint.hf_checkpoint));
   stop_token_ids_ =
       LoadGenerationConfig(config.checkpoint.hf_checkpoint, tokenizer_).stop_token_ids;
-  reward_ = MakeReward(config_.rollout.rm_type);
+  RewardOptions reward = config_.rollout.reward;
+  reward_ = MakeReward(reward);
+  if (!config_.rollout.eval_reward_key.empty()) reward.reward_key = config_.rollout.eval_reward_key;
+  eval_reward_ = MakeReward(reward);
   PromptDatasetOptions data;
   data.input_key = config_.rollout.input_key;
   data.label_key = config_.rollout.label_key;
   data.metadata_key = config_.rollout.metadata_key;
+  data.tool_key = config_.rollout.tool_key;
+  data.max_malformed_fraction = config_.rollout.max_malformed_fraction;
   data.order = config_.rollout.rollout_shuffle ? PromptOrder::kShuffled : PromptOrder::kFile;
   data.seed = config_.rollout.rollout_seed;
   dataset_.emplace(ReadPrompts(config_.rollout.prompt_data, data), data);
-  eval_sets_ = ReadEvalSets(config_.eval.eval_prompt_data, data.input_key, data.label_key);
+  eval_sets_ = ReadEvalSets(config_.eval.eval_prompt_data, data);
   CheckPromptsFit();
   num_rollouts_ = config_.rollout.num_rollout > 0
                       ? config_.rollout.num_rollout
@@ -105,6 +111,7 @@ Run::Run(const RlConfig& config, const Json& flags)
   EngineConfig engine;
   engine.scheduler.max_num_seqs = 256;
   engine_.emplace(ctx_, models_.rollout_decoder(), engine);
+  MakeSampler();
   // Nothing is written before all of the above has been found sound.
   const std::filesystem::path save = config_.checkpoint.save;
   std::filesystem::create_directories(save);
@@ -158,6 +165,13 @@ void Run::Resume() {
   start_rollout_ = CountOf(state, "next_rollout", folder);
   policy_version_ = CountOf(state, "policy_version", folder);
   dataset_->Restore(state.value("dataset", Json::object()));
+  const std::filesystem::path partial = folder / kPartialFile;
+  if (std::filesystem::exists(partial)) {
+    const std::string bytes = ReadFile(partial);
+    const Json kept = Json::from_cbor(bytes, true, false);
+    if (kept.is_discarded()) DamagedCheckpoint(partial, "CBOR", "other bytes");
+    sampler_->Restore(kept, *dataset_);
+  }
   engine_->UpdateWeights(policy_version_);
   Log().info("resumed from {} after {} rollouts", config_.checkpoint.load, start_rollout_);
 }
@@ -191,29 +205,35 @@ RolloutOptions Run::EvalOptions() const {
   return options;
 }
 
-// An interrupted rollout is dropped whole: its prompts are the next ones again.
-std::vector<Sample> Run::SampleNextPrompts(int64_t rollout, const StepNote& note) {
+void Run::MakeSampler() {
+  SamplerOptions options;
+  options.rollout = TrainRolloutOptions();
+  options.rollout_batch_size = config_.rollout.rollout_batch_size;
+  options.over_sampling_batch_size =
+      std::max(config_.rollout.over_sampling_batch_size, options.rollout_batch_size);
+  options.filter = config_.rollout.group_filter;
+  options.stopped = config_.rollout.partial_rollout ? StoppedGroups::kResume : StoppedGroups::kDrop;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
-  const int64_t num_prompts = config_.rollout.rollout_batch_size;
-  const int64_t total = num_prompts * config_.rollout.n_samples_per_prompt;
-  const Json cursor = dataset_->State();
-  try {
-    return GenerateSamples(*engine_, text, *reward_, dataset_->Next(num_prompts),
-                           TrainRolloutOptions(), rollout,
-                           [&](int64_t done) { note(fmt::format("sampled {}/{}", done, total)); });
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kInterrupted) dataset_->Restore(cursor);
-    throw;
-  }
+  sampler_.emplace(*engine_, text, *reward_, options);
 }
 
 std::vector<Sample> Run::Generate(int64_t rollout, Json& row, const StepNote& note) {
   Timer timer;
-  std::vector<Sample> samples = SampleNextPrompts(rollout, note);
+  const RolloutArgs& args = config_.rollout;
+  const int64_t total = args.rollout_batch_size * args.n_samples_per_prompt;
+  std::vector<Sample> samples = sampler_->Next(
+      *dataset_, rollout, [&](int64_t done) { note(fmt::format("sampled {}/{}", done, total)); });
+  if (args.mask_offpolicy_in_partial_rollout) {
+    for (Sample& sample : samples)
+      sample.num_masked_tokens = sample.completion.num_offpolicy_tokens;
+  }
   AssignAdvantages(samples, NormalizationOf(config_.algorithm));
   const RolloutMetrics metrics = ComputeRolloutMetrics(samples);
   WarnIfNothingRewarded(metrics);
   metrics.AppendTo(row);
+  const bool is_selective = args.partial_rollout || args.group_filter != GroupFilter::kNone ||
+                            args.over_sampling_batch_size > args.rollout_batch_size;
+  if (is_selective) sampler_->stats().AppendTo(row);
   row["perf/rollout_time"] = timer.seconds();
   return samples;
 }
@@ -232,20 +252,39 @@ void Run::LogSamples(int64_t rollout, const std::vector<Sample>& samples) {
   }
 }
 
-std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples) {
+BatcherOptions Run::StepOptions() const {
+  const BatchArgs& batch = config_.batch;
   BatcherOptions options;
-  options.global_batch_size = config_.batch.global_batch_size;
-  options.max_tokens_per_gpu = config_.batch.max_tokens_per_gpu;
-  options.reduction = config_.batch.calculate_per_token_loss ? LossReduction::kTokenMean
-                                                             : LossReduction::kSampleMean;
-  return MakeTrainSteps(samples, options);
+  options.global_batch_size = batch.global_batch_size;
+  options.micro_batching =
+      batch.use_dynamic_batch_size ? MicroBatching::kByTokens : MicroBatching::kByCount;
+  options.max_tokens_per_gpu = batch.max_tokens_per_gpu;
+  options.micro_batch_size = batch.micro_batch_size;
+  options.reduction =
+      batch.calculate_per_token_loss ? LossReduction::kTokenMean : LossReduction::kSampleMean;
+  return options;
 }
 
-void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note) {
+std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples) {
+  return MakeTrainSteps(samples, StepOptions());
+}
+
+void Run::Score(const std::vector<Sample>& samples, std::vector<std::vector<TrainBatch>>& steps,
+                Json& row, const StepNote& note) {
   Timer timer;
   note("scoring");
+  BatcherOptions options = StepOptions();
+  const int64_t max_tokens = config_.batch.log_probs_max_tokens_per_gpu;
+  const bool is_cut_anew = config_.batch.use_dynamic_batch_size && max_tokens > 0 &&
+                           max_tokens != options.max_tokens_per_gpu;
+  std::vector<std::vector<TrainBatch>> scored;
+  if (is_cut_anew) {
+    options.max_tokens_per_gpu = max_tokens;
+    scored = MakeTrainSteps(samples, options);
+  }
+  std::vector<std::vector<TrainBatch>>& cut = is_cut_anew ? scored : steps;
   if (const Decoder* reference = models_.reference_decoder()) {
-    for (auto& step : steps) {
+    for (auto& step : cut) {
       for (TrainBatch& batch : step) {
         batch.ref_logprobs_T =
             ScoreBatch(ctx_, *reference, batch,
@@ -253,11 +292,13 @@ void Run::Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const St
                 .logprobs_T;
       }
     }
+    if (is_cut_anew) CopyTokens(scored, steps, &TrainBatch::ref_logprobs_T);
     row["perf/ref_log_probs_time"] = timer.seconds();
     timer.Restart();
   }
   if (!config_.batch.skip_actor_forward_only) {
-    for (auto& step : steps) trainer_->ScoreOld(step);
+    for (auto& step : cut) trainer_->ScoreOld(step);
+    if (is_cut_anew) CopyTokens(scored, steps, &TrainBatch::old_logprobs_T);
     row["perf/log_probs_time"] = timer.seconds();
   }
   const AlgorithmArgs& algorithm = config_.algorithm;
@@ -316,7 +357,7 @@ void Run::Evaluate(Json& row) {
     Progress progress("eval " + set.name,
                       static_cast<int64_t>(set.prompts.size()) * options.n_samples_per_prompt,
                       "samples");
-    const EvalResult result = quatrain::Evaluate(*engine_, text, *reward_, set, options,
+    const EvalResult result = quatrain::Evaluate(*engine_, text, *eval_reward_, set, options,
                                                  [&](int64_t done) { progress.Update(done); });
     row["eval/" + set.name] = result.accuracy;
     row["eval/" + set.name + "/standard_error"] = result.standard_error;
@@ -351,6 +392,11 @@ void Run::Save(int64_t next_rollout) {
                      {"policy_version", policy_version_},
                      {"dataset", dataset_->State()}},
                     folder.path() / "state");
+  if (config_.rollout.partial_rollout) {
+    const std::vector<uint8_t> bytes = Json::to_cbor(sampler_->State());
+    WriteFileAtomic(folder.path() / "state" / kPartialFile,
+                    {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  }
   folder.Commit();
   WriteFileAtomic(run / kLatestFile, fmt::format("{}\n", next_rollout));
   Log().info("saved {}", IterationFolder(run, next_rollout).string());

@@ -8,9 +8,11 @@
 
 #include "base/metrics.h"
 #include "engine/engine.h"
+#include "rl/batcher.h"
 #include "rl/evaluate.h"
 #include "rl/prompt_dataset.h"
 #include "rl/rl_config.h"
+#include "rl/rollout_sampler.h"
 #include "rl/setup.h"
 #include "train/trainer.h"
 
@@ -30,7 +32,10 @@ class Run {
   std::vector<Sample> Generate(int64_t rollout, Json& row, const StepNote& note);
   void LogSamples(int64_t rollout, const std::vector<Sample>& samples);
   std::vector<std::vector<TrainBatch>> MakeSteps(std::vector<Sample>& samples);
-  void Score(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
+  // Old and reference log-probabilities, in batches of their own if --log-probs-max-tokens-per-gpu
+  // asks for them.
+  void Score(const std::vector<Sample>& samples, std::vector<std::vector<TrainBatch>>& steps,
+             Json& row, const StepNote& note);
   void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
   void UpdateWeights(Json& row);
   // Every --ref-update-interval rollouts the reference takes the policy's BF16 weights.
@@ -41,7 +46,8 @@ class Run {
 
  private:
   void Resume();
-  std::vector<Sample> SampleNextPrompts(int64_t rollout, const StepNote& note);
+  void MakeSampler();
+  BatcherOptions StepOptions() const;
   RolloutOptions TrainRolloutOptions() const;
   RolloutOptions EvalOptions() const;
   void CheckPromptsFit() const;
@@ -56,8 +62,9 @@ class Run {
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> chat_template_;
   std::vector<int32_t> stop_token_ids_;
-  std::unique_ptr<Reward> reward_;
+  std::unique_ptr<Reward> reward_, eval_reward_;
   std::optional<PromptDataset> dataset_;
+  std::optional<RolloutSampler> sampler_;
   std::vector<EvalSet> eval_sets_;
   std::unique_ptr<MetricsWriter> metrics_, samples_;
   int64_t start_rollout_ = 0, num_rollouts_ = 0, policy_version_ = 0;

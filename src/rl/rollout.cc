@@ -1,5 +1,10 @@
 #include "rl/rollout.h"
 
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <future>
+
 #include "base/interrupt.h"
 #include "base/random.h"
 
@@ -13,9 +18,25 @@ Json MessagesOf(const Prompt& prompt) {
 }
 
 Json ToolsOf(const Prompt& prompt) {
+  if (!prompt.tools.is_null()) return prompt.tools;
   if (prompt.metadata.is_object() && prompt.metadata.contains("tools"))
     return prompt.metadata["tools"];
   return nullptr;
+}
+
+RewardResult ScoreOne(const Reward& reward, const Sample& sample) {
+  return reward.Score({sample.response_text, sample.prompt.label, sample.prompt.messages,
+                       sample.prompt.metadata, sample.draw_key});
+}
+
+}  // namespace
+
+std::string ResponseText(const RolloutText& text, const Completion& completion) {
+  // Rewards look for </think>, which may be a special token; the stop token is no text.
+  std::span<const int32_t> ids = completion.token_ids;
+  if (completion.finish_reason == FinishReason::kStop && !ids.empty())
+    ids = ids.first(ids.size() - 1);
+  return text.tokenizer.Decode(ids, SpecialTokens::kShow);
 }
 
 void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample) {
@@ -26,13 +47,35 @@ void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample) {
   completion.finish_reason = output.finish_reason;
   completion.policy_version_min = output.policy_version_min;
   completion.policy_version_max = output.policy_version_max;
-  // Rewards look for </think>, which may be a special token; the stop token is no text.
-  std::span<const int32_t> ids = completion.token_ids;
-  if (completion.finish_reason == FinishReason::kStop) ids = ids.first(ids.size() - 1);
-  sample.response_text = text.tokenizer.Decode(ids, SpecialTokens::kShow);
+  sample.response_text = ResponseText(text, completion);
 }
 
-}  // namespace
+void ScoreSamples(const Reward& reward, std::span<Sample* const> samples) {
+  const size_t num_threads =
+      std::min(samples.size(), static_cast<size_t>(std::max(reward.concurrency(), 1)));
+  if (num_threads <= 1) {
+    for (Sample* sample : samples) sample->reward = ScoreOne(reward, *sample);
+    return;
+  }
+  // Threads of their own: these wait for a server, the pool's compute.
+  std::atomic<size_t> next = 0;
+  std::vector<std::future<void>> workers;
+  for (size_t i = 0; i < num_threads; ++i) {
+    workers.push_back(std::async(std::launch::async, [&] {
+      for (size_t at = next++; at < samples.size(); at = next++)
+        samples[at]->reward = ScoreOne(reward, *samples[at]);
+    }));
+  }
+  std::exception_ptr failure;
+  for (std::future<void>& worker : workers) {
+    try {
+      worker.get();
+    } catch (...) {  // all must have ended before the first failure is passed on
+      if (!failure) failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
 
 std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
                                const RolloutOptions& options) {
@@ -61,6 +104,8 @@ std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, con
       sample.group_id = static_cast<int64_t>(group);
       sample.prompt = prompts[group];
       sample.prompt_ids = prompt_ids;
+      sample.draw_key =
+          HashBits(options.seed, static_cast<uint64_t>(stream), static_cast<uint64_t>(sample.id));
       samples.push_back(std::move(sample));
     }
   }
@@ -69,19 +114,20 @@ std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, con
     request.id = sample.id;
     request.prompt_ids = sample.prompt_ids;
     request.sampling = options.sampling;
-    request.sampling.seed =
-        HashBits(options.seed, static_cast<uint64_t>(stream), static_cast<uint64_t>(sample.id));
+    request.sampling.seed = sample.draw_key;
     request.return_routed_experts = options.record_routing;
     engine.Add(std::move(request));
   }
   int64_t num_finished = 0;
   while (engine.HasUnfinished()) {
+    std::vector<Sample*> finished;
     for (RequestOutput& output : engine.Step()) {
       Sample& sample = samples[static_cast<size_t>(output.id)];
       TakeOutput(text, std::move(output), sample);
-      sample.reward = reward.Score(sample.response_text, sample.prompt.label);
-      ++num_finished;
+      finished.push_back(&sample);
     }
+    ScoreSamples(reward, finished);
+    num_finished += static_cast<int64_t>(finished.size());
     if (progress) progress(num_finished);
     if (InterruptRequested()) {
       throw Error(ErrorCode::kInterrupted, "interrupted while generating; this rollout is dropped");

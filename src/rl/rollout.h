@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "engine/engine.h"
@@ -34,6 +35,15 @@ struct RolloutText {
 // template.
 std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
                                const RolloutOptions& options);
+
+// What the completion says, special tokens shown, without the token that stopped it.
+std::string ResponseText(const RolloutText& text, const Completion& completion);
+
+// Fills the sample's completion and response_text.
+void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample);
+
+// Sets the reward of each, side by side where the reward waits for others. Errors of Score.
+void ScoreSamples(const Reward& reward, std::span<Sample* const> samples);
 
 // Samples in the order of prompts, n_samples_per_prompt each, rewards set. A sample's tokens depend
 // on the weights, its prompt and (seed, stream, its index) only; `stream` is the rollout's number.

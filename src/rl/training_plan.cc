@@ -23,10 +23,13 @@ TrainingPlan PlanTraining(const RlConfig& config, const Checkpoint& hf, QatMode 
   }
   plan.optimizer_bytes = 16 * num_parameters;
   const ModelConfig& model = hf.config();
-  const int64_t tokens =
-      std::min(config.batch.max_tokens_per_gpu, config.rollout.rollout_batch_size *
-                                                    config.rollout.n_samples_per_prompt *
-                                                    model.max_position_embeddings);
+  const int64_t micro_batch_tokens =
+      config.batch.use_dynamic_batch_size
+          ? config.batch.max_tokens_per_gpu
+          : config.batch.micro_batch_size * model.max_position_embeddings;
+  const int64_t tokens = std::min(micro_batch_tokens, config.rollout.rollout_batch_size *
+                                                          config.rollout.n_samples_per_prompt *
+                                                          model.max_position_embeddings);
   plan.activation_bytes =
       static_cast<uint64_t>(2 * tokens * model.hidden_size * (model.num_hidden_layers + 1));
   plan.checkpoint_bytes = bf16 + 12 * num_parameters + (mode == QatMode::kBf16 ? 0 : own_format);
@@ -35,7 +38,8 @@ TrainingPlan PlanTraining(const RlConfig& config, const Checkpoint& hf, QatMode 
 
 void CheckTrainingPlan(const RlConfig& config, const TrainingPlan& plan) {
   RequireMemory("train this model", plan.memory_bytes(),
-                "Train a smaller model, lower --max-tokens-per-gpu, or take a machine with more "
+                "Train a smaller model, lower --max-tokens-per-gpu (or --micro-batch-size), or "
+                "take a machine with more "
                 "memory.");
   RequireDisk(config.checkpoint.save, plan.checkpoint_bytes,
               "Free some, or choose a --save on another disk.");

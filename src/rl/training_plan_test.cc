@@ -11,6 +11,7 @@ RlConfig Config() {
   RlConfig config;
   config.checkpoint.save = testing::TempDir();
   config.rollout.rollout_batch_size = 4;
+  config.batch.use_dynamic_batch_size = true;
   config.batch.max_tokens_per_gpu = 1000;
   return config;
 }
@@ -25,6 +26,12 @@ TEST(TrainingPlan, CountsBytesOfEveryParameterOnce) {
   const ModelConfig& config = model.config();
   EXPECT_EQ(plain.activation_bytes,
             static_cast<uint64_t>(2000 * config.hidden_size * (config.num_hidden_layers + 1)));
+  RlConfig by_count = Config();
+  by_count.batch.use_dynamic_batch_size = false;
+  by_count.batch.micro_batch_size = 2;
+  EXPECT_EQ(PlanTraining(by_count, model, QatMode::kBf16).activation_bytes,
+            static_cast<uint64_t>(4 * config.max_position_embeddings * config.hidden_size *
+                                  (config.num_hidden_layers + 1)));
   // A second table, and its export.
   const TrainingPlan mixed = PlanTraining(Config(), model, QatMode::kBf16TrainInt4Rollout);
   EXPECT_GT(mixed.weight_bytes, plain.weight_bytes);

@@ -60,7 +60,7 @@ class Program : public testing::Test {
            "--apply-chat-template --rollout-shuffle --rollout-batch-size 4 --n-samples-per-prompt "
            "4 " +
            "--rollout-max-response-len 96 --rollout-temperature 1.0 --lr 1e-4 --use-tis "
-           "--num-rollout " +
+           "--use-dynamic-batch-size --num-rollout " +
            std::to_string(num_rollout) + " ";
   }
 
@@ -135,6 +135,93 @@ TEST_F(Program, ACalibratedStartIsTheCalibratedCheckpointBitForBit) {
   EXPECT_GT(row.at("train/code_flip_rate").get<double>(), 0.0);
   EXPECT_EQ(row.at("train/scale_change_rate").get<double>(), 0.0);
   EXPECT_EQ(Run("inspect " + Path("moving/iter_0000002/int4")).status, 0);
+}
+
+TEST_F(Program, PartialRolloutsAreResumedFromTheCheckpointBitForBit) {
+  const std::string flags =
+      "--rollout-temperature 1.3 --over-sampling-batch-size 7 --partial-rollout "
+      "--mask-offpolicy-in-partial-rollout --use-rollout-routing-replay "
+      "--dynamic-sampling-filter-path miles.rollout.filter_hub.check_reward_nonzero_std ";
+  ASSERT_EQ(Run(TrainArguments("whole", 4) + flags, kQat).status, 0);
+  const std::vector<Json> rows = Rows(Path("whole/metrics.jsonl"));
+  ASSERT_EQ(rows.size(), 4u);
+  double offpolicy = 0;
+  for (const Json& row : rows) {
+    offpolicy += row.at("rollout/offpolicy_tokens").get<double>();
+    EXPECT_EQ(row.at("rollout/zero_std/count_0").get<int>(), 0);
+    EXPECT_EQ(row.at("rollout/zero_std/count_1").get<int>(), 0);
+  }
+  EXPECT_GT(offpolicy, 0.0);
+  ASSERT_TRUE(fs::exists(Path("whole/iter_0000004/state/partial_rollouts.cbor")));
+  EXPECT_EQ(Run(TrainArguments("parts", 4) + flags + "--debug-exit-after-rollout 2", kQat).status,
+            130);
+  const Outcome resumed =
+      Run(TrainArguments("parts", 4) + flags + "--threads 1 --load " + Path("parts"), kQat);
+  ASSERT_EQ(resumed.status, 0) << resumed.text;
+  for (const char* file : {"state/model.safetensors", "state/partial_rollouts.cbor"}) {
+    ExpectSameFile(Path("whole/iter_0000004/") + file, Path("parts/iter_0000004/") + file);
+  }
+}
+
+TEST_F(Program, TheGradientDoesNotDependOnHowAStepIsCut) {
+  const std::string whole = TrainArguments("dynamic", 1);
+  ASSERT_EQ(Run(whole, kQat).status, 0);
+  const auto norm = [&](const std::string& save) {
+    return Rows(Path(save + "/metrics.jsonl")).at(0).at("train/grad_norm").get<double>();
+  };
+  const double expected = norm("dynamic");
+  EXPECT_GT(expected, 0.0);
+  const std::pair<const char*, const char*> cuts[] = {
+      {"small", "--use-dynamic-batch-size --max-tokens-per-gpu 250 "},
+      {"single", ""},
+      {"triple", "--micro-batch-size 3 "}};
+  for (const auto& [save, flags] : cuts) {
+    const std::string arguments =
+        Replace(TrainArguments(save, 1), "--use-dynamic-batch-size ", flags);
+    const Outcome outcome = Run(arguments, kQat);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    EXPECT_NEAR(norm(save), expected, 1e-5 * expected) << save;
+  }
+  // Scoring is exact: how it is cut changes no bit.
+  const std::string scored =
+      TrainArguments("scored", 1) + "--balance-data --log-probs-max-tokens-per-gpu 200 ";
+  const Outcome outcome = Run(scored, kQat);
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_NE(outcome.text.find("--balance-data: one rank"), std::string::npos);
+  ExpectSameFile(Path("dynamic/iter_0000001/state/model.safetensors"),
+                 Path("scored/iter_0000001/state/model.safetensors"));
+}
+
+TEST_F(Program, AConfigFileGivesTheSameRunAsItsFlags) {
+  ASSERT_EQ(Run(TrainArguments("flags", 1), kQat).status, 0);
+  WriteFileAtomic(Path("run.toml"),
+                  "lr = 1e-4\nuse-tis = true\nsequence-parallel = true\nnum-rollout = 9\n");
+  const std::string arguments =
+      Replace(Replace(TrainArguments("file", 1), "--lr 1e-4 ", ""), "--use-tis ", "") + "--config ";
+  const Outcome outcome = Run(arguments + Path("run.toml"), kQat + "OMP_NUM_THREADS=1 ");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  for (const char* part : {"--sequence-parallel: no effect here",
+                           "OPEN_TRAINING_INT4_GROUP_SIZE=32", "OMP_NUM_THREADS=1 is not heeded"}) {
+    EXPECT_NE(outcome.text.find(part), std::string::npos) << part << outcome.text;
+  }
+  ExpectSameFile(Path("flags/iter_0000001/state/model.safetensors"),
+                 Path("file/iter_0000001/state/model.safetensors"));
+  const Json config = ParseJson(ReadFile(Path("file/config.json")), "config.json");
+  EXPECT_EQ(config.at("lr"), "1e-4");
+  EXPECT_EQ(config.at("num-rollout"), "1") << "the command line wins";
+}
+
+TEST_F(Program, TheTinyRecipeRunsAsItStands) {
+  const std::string command = "SUBMIT= NUM_ROLLOUT=1 RUN_DIR=" + Path("recipe") +
+                              " QUATRAIN=" + QT_CLI + " " + kSource +
+                              "/examples/run-tiny-qwen3-moe-int4.sh > " + Path("log") + " 2>&1";
+  const int status = std::system(command.c_str());
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0) << ReadFile(Path("log"));
+  EXPECT_NE(ReadFile(Path("log")).find("--sglang-cuda-graph-bs: no effect here"),
+            std::string::npos);
+  const Json row = Rows(Path("recipe/train/metrics.jsonl")).back();
+  EXPECT_EQ(row.at("train/train_rollout_logprob_abs_diff").get<double>(), 0.0);
 }
 
 TEST_F(Program, AReferenceThatFollowsThePolicyIsPartOfTheCheckpoint) {
@@ -317,6 +404,7 @@ TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
   const std::string train = TrainArguments("wrong", 1);
   const std::string prompts = kSource + "/examples/data/arithmetic/train.jsonl";
   WriteFileAtomic(Path("empty.jsonl"), "");
+  WriteFileAtomic(Path("broken.jsonl"), "{\"prompt\": \"1 + 1\", \"label\": 2}\n{\"prompt\": ");
   WriteFileAtomic(Path("long.jsonl"),
                   Json{{"prompt", std::string(100000, 'x')}, {"label", "1"}}.dump());
   fs::create_directories(Path("megatron/iter_0000001"));
@@ -341,6 +429,14 @@ TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
       {train, "OPEN_TRAINING_INT4_FAKE_QAT=1", "OPEN_TRAINING_INT4_FAKE_QAT_FLAG"},
       {train, "OPEN_TRAINING_INT4_FAKE_QAT_FLAG=yes", "0 or 1"},
       {train + "--no-such-flag", kQat, "--no-such-flag"},
+      {train + "--rollout-temperatur 1", kQat, "Did you mean --rollout-temperature?"},
+      {train + "--custom-rm-path my.reward", kQat, "--rm-url"},
+      {train + "--rm-type remote_rm", kQat, "--rm-url"},
+      {train + "--over-sampling-batch-size 3", kQat, "at least --rollout-batch-size 4"},
+      {train + "--dynamic-sampling-filter-path my.filter", kQat, "check_reward_nonzero_std"},
+      {Replace(train, prompts, Path("broken.jsonl")), kQat, "broken.jsonl"},
+      {Replace(train, prompts, Path("broken.jsonl")) + "--max-malformed-fraction 0.1", kQat,
+       "1 of 2 lines"},
       {Replace(train, "--label-key label", "--label-key answer"), kQat, "answer"},
       {train + "--global-batch-size 7", kQat, "divisor"},
       {Replace(train, "arithmetic/train.jsonl", "arithmetic/none.jsonl"), kQat, "none.jsonl"},
