@@ -3,6 +3,7 @@
 #include <cstring>
 #include <set>
 
+#include "base/log.h"
 #include "quant/compressed_tensors.h"
 
 namespace quatrain {
@@ -76,6 +77,23 @@ std::vector<T> Elements(const TensorView& tensor, DType dtype) {
   return elements;
 }
 
+// The two values of weight_shape, as I64 or (older files) I32.
+void CheckWeightShape(const TensorView& tensor, const std::vector<int64_t>& expected) {
+  CheckShape(tensor, {2});
+  std::vector<int64_t> values;
+  if (tensor.dtype == DType::kI32) {
+    for (const int32_t value : Elements<int32_t>(tensor, DType::kI32)) values.push_back(value);
+  } else {
+    values = Elements<int64_t>(tensor, DType::kI64);
+  }
+  if (values == expected) return;
+  throw Error(ErrorCode::kShape, {.where = tensor.where(),
+                                  .what = "its values do not fit config.json",
+                                  .expected = ShapeText(expected),
+                                  .found = ShapeText(values),
+                                  .todo = "Convert the BF16 original again"});
+}
+
 }  // namespace
 
 Checkpoint::Checkpoint(const std::filesystem::path& directory)
@@ -121,6 +139,7 @@ Weight Checkpoint::LoadQuantized(const WeightSpec& spec) const {
   const TensorView& scale = repo_.tensors().Get(module + std::string(kScaleSuffix));
   CheckShape(packed, {rows, PackedWords(columns, scheme_->num_bits)});
   CheckShape(scale, {rows, columns / group_size});
+  CheckWeightShape(repo_.tensors().Get(module + std::string(kShapeSuffix)), spec.shape);
   const TensorView* zero_point = repo_.tensors().Find(module + std::string(kZeroPointSuffix));
   const TensorView* group_index = repo_.tensors().Find(module + std::string(kGroupIndexSuffix));
   if (zero_point != nullptr || group_index != nullptr) {
@@ -177,6 +196,13 @@ std::vector<std::string> Checkpoint::UnknownTensors() const {
 }
 
 ModelWeights LoadWeights(const Checkpoint& checkpoint, at::ScalarType dense_type) {
+  // A layer or bias that config.json does not speak of would be missed in silence otherwise.
+  if (const std::vector<std::string> unread = checkpoint.UnknownTensors(); !unread.empty()) {
+    Log().warn(
+        "{}: {} tensors have no place in the model that config.json describes and are not "
+        "read (the first: '{}')",
+        checkpoint.name(), unread.size(), unread.front());
+  }
   std::vector<Weight> weights;
   for (const WeightSpec& spec : WeightTableOf(checkpoint.config())) {
     weights.push_back(checkpoint.Load(spec, dense_type));

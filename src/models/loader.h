@@ -57,6 +57,7 @@ class Checkpoint {
   std::optional<QuantScheme> scheme_;
 };
 
+// All weights of the table; warns of tensors that no row reads. Errors of Checkpoint::Load.
 ModelWeights LoadWeights(const Checkpoint& checkpoint, at::ScalarType dense_type);
 
 // A table of the same model in another format, memory allocated and zeroed: quantised where

@@ -10,6 +10,11 @@
 namespace quatrain {
 namespace {
 
+// More than any model has; a larger number is a damaged file, and the tables of angles and layers
+// that it asked for would take all memory.
+constexpr int64_t kMaxLayers = 10000;
+constexpr int64_t kMaxPositions = int64_t{1} << 24;
+
 // One config.json object with errors that name file and field.
 class Fields {
  public:
@@ -35,6 +40,19 @@ class Fields {
   }
   double NumberOr(const char* name, double fallback) const {
     return Has(name) ? Number(name) : fallback;
+  }
+  double Positive(const char* name) const {
+    const double number = Number(name);
+    if (!(number > 0.0)) Fail(name, "a number above 0", json_[name].dump());
+    return number;
+  }
+  double PositiveOr(const char* name, double fallback) const {
+    return Has(name) ? Positive(name) : fallback;
+  }
+  int64_t IntUpTo(const char* name, int64_t most) const {
+    const int64_t number = Int(name);
+    if (number > most) Fail(name, fmt::format("at most {}", most), fmt::format("{}", number));
+    return number;
   }
 
   bool BoolOr(const char* name, bool fallback) const {
@@ -68,15 +86,23 @@ class Fields {
   std::string where_;
 };
 
+// Angles for a part of each head only are another model.
+void RefusePartialRope(const Fields& fields) {
+  const double share = fields.NumberOr("partial_rotary_factor", 1.0);
+  if (share != 1.0) fields.Fail("partial_rotary_factor", "1", fmt::format("{:g}", share));
+}
+
 // rope_parameters (transformers 5) or rope_theta + rope_scaling (before).
 RopeConfig ParseRope(const Json& config, const Fields& fields, const std::string& where) {
   RopeConfig rope;
-  rope.theta = fields.NumberOr("rope_theta", 10000.0);
+  rope.theta = fields.PositiveOr("rope_theta", 10000.0);
+  RefusePartialRope(fields);
   const char* name = fields.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (!fields.Has(name)) return rope;
   if (!config[name].is_object()) fields.Fail(name, "an object", config[name].dump());
   const Fields inner(config[name], where + ": " + name);
-  rope.theta = inner.NumberOr("rope_theta", rope.theta);
+  rope.theta = inner.PositiveOr("rope_theta", rope.theta);
+  RefusePartialRope(inner);
   const std::string type = inner.StringOr("rope_type", inner.StringOr("type", "default"));
   if (type == "default") return rope;
   rope.factor = inner.Number("factor");
@@ -85,9 +111,14 @@ RopeConfig ParseRope(const Json& config, const Fields& fields, const std::string
     rope.type = RopeConfig::Type::kLinear;
   } else if (type == "llama3") {
     rope.type = RopeConfig::Type::kLlama3;
-    rope.low_freq_factor = inner.Number("low_freq_factor");
-    rope.high_freq_factor = inner.Number("high_freq_factor");
-    rope.original_max_position_embeddings = inner.Number("original_max_position_embeddings");
+    rope.low_freq_factor = inner.Positive("low_freq_factor");
+    rope.high_freq_factor = inner.Positive("high_freq_factor");
+    rope.original_max_position_embeddings = inner.Positive("original_max_position_embeddings");
+    if (rope.high_freq_factor <= rope.low_freq_factor) {
+      inner.Fail("high_freq_factor",
+                 fmt::format("more than low_freq_factor = {:g}", rope.low_freq_factor),
+                 fmt::format("{:g}", rope.high_freq_factor));
+    }
   } else {
     inner.Fail("rope_type", "default, linear or llama3", "'" + type + "'");
   }
@@ -164,7 +195,7 @@ ModelConfig ParseModelConfig(const Json& root, const std::string& where) {
   out.vocab_size = fields.Int("vocab_size");
   out.hidden_size = fields.Int("hidden_size");
   out.intermediate_size = fields.Int("intermediate_size");
-  out.num_hidden_layers = fields.Int("num_hidden_layers");
+  out.num_hidden_layers = fields.IntUpTo("num_hidden_layers", kMaxLayers);
   out.num_attention_heads = fields.Int("num_attention_heads");
   out.num_key_value_heads = fields.IntOr("num_key_value_heads", out.num_attention_heads);
   if (!fields.Has("head_dim") && out.hidden_size % out.num_attention_heads != 0) {
@@ -172,8 +203,8 @@ ModelConfig ParseModelConfig(const Json& root, const std::string& where) {
                 fmt::format("{}", out.hidden_size));
   }
   out.head_dim = fields.IntOr("head_dim", out.hidden_size / out.num_attention_heads);
-  out.max_position_embeddings = fields.Int("max_position_embeddings");
-  out.rms_norm_eps = fields.NumberOr("rms_norm_eps", 1e-6);
+  out.max_position_embeddings = fields.IntUpTo("max_position_embeddings", kMaxPositions);
+  out.rms_norm_eps = fields.PositiveOr("rms_norm_eps", 1e-6);
   out.tie_word_embeddings = fields.BoolOr("tie_word_embeddings", false);
   out.rope = ParseRope(config, fields, where);
   out.is_moe_layer.assign(static_cast<size_t>(out.num_hidden_layers), false);
