@@ -12,6 +12,7 @@
 #include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/rollout_metrics.h"
+#include "rl/run_folder.h"
 #include "text/generation_config.h"
 #include "train/checkpoint.h"
 
@@ -114,7 +115,7 @@ Run::Run(const RlConfig& config, const Json& flags)
   MakeSampler();
   // Nothing is written before all of the above has been found sound.
   const std::filesystem::path save = config_.checkpoint.save;
-  std::filesystem::create_directories(save);
+  PrepareRunFolder(save, config_.checkpoint.load);
   OpenLogFile(save / "train.log");
   Resume();
   WriteFileAtomic(save / "config.json", flags.dump(2) + "\n");

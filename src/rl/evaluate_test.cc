@@ -1,0 +1,131 @@
+#include "rl/evaluate.h"
+
+#include <cmath>
+
+#include "models/test_support.h"
+
+namespace quatrain {
+namespace {
+
+// Rewards by label alone, so that the expected numbers are known whatever is sampled: "1" is always
+// right, "0" never, "h" for even calls.
+class LabelReward : public Reward {
+ public:
+  RewardResult Score(const std::string&, const std::string& label) const override {
+    const bool is_right = label == "1" || (label == "h" && num_calls_++ % 2 == 0);
+    return {is_right ? 1.0 : 0.0, is_right ? RewardVerdict::kCorrect : RewardVerdict::kWrong, ""};
+  }
+
+ private:
+  mutable int num_calls_ = 0;
+};
+
+class Evaluation : public FolderTest {
+ protected:
+  Evaluation()
+      : directory_(std::string(QT_SOURCE_DIR) + "/examples/models/tiny-llama"),
+        checkpoint_(directory_),
+        weights_(LoadWeights(checkpoint_, at::kBFloat16)),
+        decoder_(checkpoint_.config(), weights_),
+        tokenizer_(Tokenizer::Load(directory_)) {}
+
+  static EvalSet SetOf(const std::vector<std::string>& labels) {
+    EvalSet set{"set", {}};
+    for (const std::string& label : labels) {
+      Prompt prompt;
+      prompt.id = static_cast<int64_t>(set.prompts.size());
+      prompt.messages = fmt::format("What is {} + 1?", set.prompts.size());
+      prompt.label = label;
+      set.prompts.push_back(std::move(prompt));
+    }
+    return set;
+  }
+  static RolloutOptions Options(int64_t n) {
+    RolloutOptions options;
+    options.sampling.temperature = 1.0f;
+    options.sampling.max_new_tokens = 3;
+    options.n_samples_per_prompt = n;
+    return options;
+  }
+  EvalResult Run(const EvalSet& set, const RolloutOptions& options, int num_threads = 1) const {
+    ThreadPool pool(num_threads);
+    Engine engine({pool}, decoder_, {});
+    return Evaluate(engine, {tokenizer_, nullptr}, LabelReward(), set, options, nullptr);
+  }
+
+  std::string directory_;
+  Checkpoint checkpoint_;
+  ModelWeights weights_;
+  Decoder decoder_;
+  Tokenizer tokenizer_;
+};
+
+TEST_F(Evaluation, AccuracyAndItsErrorAreOverPrompts) {
+  const EvalResult result = Run(SetOf({"1", "0", "1", "1"}), Options(2));
+  EXPECT_EQ(result.num_prompts, 4);
+  EXPECT_EQ(result.num_samples, 8);
+  EXPECT_DOUBLE_EQ(result.accuracy, 0.75);
+  // Variance of {1, 0, 1, 1} is 0.25; two samples of one prompt are no two prompts.
+  EXPECT_DOUBLE_EQ(result.standard_error, std::sqrt(0.25 / 4.0));
+  EXPECT_DOUBLE_EQ(result.truncated_ratio, 1.0) << "no answer ends within three tokens";
+  EXPECT_DOUBLE_EQ(result.response_len_mean, 3.0);
+}
+
+TEST_F(Evaluation, OnePromptHasNoError) {
+  EXPECT_EQ(Run(SetOf({"1"}), Options(1)).standard_error, 0.0);
+}
+
+TEST_F(Evaluation, SamplesDependOnSeedAndStreamAlone) {
+  ThreadPool pool(2);
+  const RolloutText text{tokenizer_, nullptr};
+  const LabelReward reward;
+  const auto sample = [&](uint64_t seed, int64_t stream, ThreadPool& threads) {
+    Engine engine({threads}, decoder_, {});
+    RolloutOptions options = Options(3);
+    options.seed = seed;
+    options.sampling.temperature = 8.0f;  // the model is sure of its words
+    std::vector<std::vector<int32_t>> ids;
+    for (const Sample& one :
+         GenerateSamples(engine, text, reward, SetOf({"1", "0"}).prompts, options, stream, nullptr))
+      ids.push_back(one.completion.token_ids);
+    return ids;
+  };
+  ThreadPool one(1);
+  const auto ids = sample(7, 0, pool);
+  ASSERT_EQ(ids.size(), 6u);
+  EXPECT_EQ(ids, sample(7, 0, one));
+  EXPECT_NE(ids, sample(8, 0, one));
+  EXPECT_NE(ids, sample(7, 1, one));
+  EXPECT_NE(ids[0], ids[1]) << "samples of a group differ";
+}
+
+TEST_F(Evaluation, AListOfMessagesNeedsTheTemplate) {
+  Prompt prompt;
+  prompt.messages = Json::array({{{"role", "user"}, {"content", "x"}}});
+  EXPECT_TRUE(Contains(MessageOf([&] {
+                         PromptIds({tokenizer_, nullptr}, prompt, {});
+                       }),
+                       "--apply-chat-template"));
+  prompt.messages = "x";
+  EXPECT_EQ(PromptIds({tokenizer_, nullptr}, prompt, {}), tokenizer_.Encode("x"));
+  const ChatTemplate chat_template = ChatTemplate::Load(directory_);
+  RolloutOptions options;
+  options.apply_chat_template = true;
+  EXPECT_GT(PromptIds({tokenizer_, &chat_template}, prompt, options).size(), 1u);
+}
+
+TEST_F(Evaluation, SetsComeAsOnePathOrInPairs) {
+  const std::string path = Put("a.jsonl", "{\"prompt\": \"x\", \"label\": \"1\"}\n").string();
+  EXPECT_EQ(ReadEvalSets({path}, "prompt", "label")[0].name, "a");
+  const auto sets = ReadEvalSets({"one", path, "two", path}, "prompt", "label");
+  ASSERT_EQ(sets.size(), 2u);
+  EXPECT_EQ(sets[1].name, "two");
+  EXPECT_TRUE(ReadEvalSets({}, "prompt", "label").empty());
+  EXPECT_TRUE(Contains(MessageOf([&] {
+                         ReadEvalSets({"one", path, "two"}, "prompt", "label");
+                       }),
+                       "pair"));
+}
+
+}  // namespace
+}  // namespace quatrain
