@@ -5,6 +5,7 @@
 #include <jinja/runtime.h>
 #include <jinja/value.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/file.h"
@@ -87,11 +88,26 @@ std::string TemplateField(const Json& config) {
   return "";
 }
 
+// The engine draws the place in several lines; a message is one paragraph.
+std::string OneLine(const std::string& text) {
+  std::string line;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const size_t first = text.find_first_not_of(" \t", begin);
+    const std::string part = first < end ? text.substr(first, end - first) : "";
+    begin = end + 1;
+    if (part.find_first_not_of("-^") == std::string::npos) continue;  // a rule or a pointer
+    line += (line.empty() ? "" : " ") + part;
+  }
+  return line;
+}
+
 [[noreturn]] void ThrowTemplateError(const std::string& name, const std::string& what,
                                      const std::string& found) {
   throw Error(ErrorCode::kData, {.where = name,
                                  .what = what,
-                                 .found = found,
+                                 .found = OneLine(found),
                                  .todo = "Correct the template, or pass another one."});
 }
 

@@ -37,6 +37,21 @@ TEST(ChatTemplate, RendersTheModelsTemplateAsTransformersDoes) {
   }
 }
 
+TEST(ChatTemplate, AFailureIsToldInOneLine) {
+  const Json messages = Json::array({{{"role", "user"}, {"content", "x"}}});
+  for (const char* source : {"{{ messages[5].content }}", "{{ 1 / 0 }}", "a\n{{ x.y.z }}\nb"}) {
+    try {
+      ChatTemplate::FromSource(source, "t.jinja", Json::object()).Render(messages, {});
+      ADD_FAILURE() << source;
+    } catch (const Error& error) {
+      const std::string text = error.what();
+      EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+      EXPECT_NE(text.find("t.jinja"), std::string::npos);
+      EXPECT_NE(text.find("line "), std::string::npos) << text;
+    }
+  }
+}
+
 TEST(ChatTemplate, RendersLargerTemplatesAsTransformersDoes) {
   const std::vector<Json> cases = ReadCases("templates.jsonl");
   ASSERT_EQ(cases.size(), 82u);
