@@ -142,6 +142,25 @@ void WriteFileAtomic(const fs::path& path, std::string_view content) {
   SyncPath(ParentFolder(path));
 }
 
+void CheckCanWrite(const fs::path& path) {
+  const fs::path folder = ParentFolder(path);
+  std::error_code ignored;
+  ErrorParts problem{.where = path.string(), .todo = "Choose another place."};
+  if (fs::is_directory(path, ignored)) {
+    problem.expected = "the name of a file";
+    problem.found = "a folder";
+  } else if (!fs::is_directory(folder, ignored)) {
+    problem.what = "its folder does not exist";
+    problem.expected = "a folder " + folder.string();
+    problem.todo = "Create it, or choose another place.";
+  } else if (access(folder.c_str(), W_OK | X_OK) != 0) {
+    problem.what = "its folder cannot be written";
+  } else {
+    return;
+  }
+  throw Error(ErrorCode::kIo, problem);
+}
+
 FileWriter::FileWriter(const fs::path& path)
     : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
   if (fd_ < 0) ThrowErrno(path, "cannot create the file");

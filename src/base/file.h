@@ -35,6 +35,10 @@ std::string ReadFile(const std::filesystem::path& path);
 // as such); the old file then stands untouched.
 void WriteFileAtomic(const std::filesystem::path& path, std::string_view content);
 
+// Error kIo if `path` cannot be written: it is a folder, or its folder is missing or closed to us.
+// Asked before long work whose result goes there.
+void CheckCanWrite(const std::filesystem::path& path);
+
 // A writer with errors checked on every call; nothing is visible under the final name
 // before the folder that holds it is published.
 class FileWriter {

@@ -274,6 +274,20 @@ TEST_F(AtomicFolderTest, ALinkToAFolderIsFollowed) {
   EXPECT_EQ(ReadFile(folder_ / "real" / "a"), "1");
 }
 
+TEST_F(FileTest, WhatCannotBeWrittenIsFoundBeforehand) {
+  EXPECT_NO_THROW(CheckCanWrite(folder_ / "new"));
+  EXPECT_NO_THROW(CheckCanWrite("bare_name")) << "the folder is the current one";
+  EXPECT_THROW(CheckCanWrite(folder_), Error);
+  try {
+    CheckCanWrite(folder_ / "missing" / "file");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kIo);
+    EXPECT_NE(std::string(error.what()).find((folder_ / "missing").string()), std::string::npos);
+  }
+  EXPECT_EQ(Listing(), "") << "nothing was written";
+}
+
 TEST(Resources, FreeSpaceIsAskedOfTheNearestParentThatExists) {
   EXPECT_GT(FreeDiskBytes("."), 0u);
   EXPECT_GT(FreeDiskBytes(fs::path(testing::TempDir()) / "no" / "such" / "folder"), 0u);

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/log.h"
+#include "cli/option_checks.h"
 
 namespace quatrain {
 namespace {
@@ -35,7 +36,7 @@ void AddPolicyOptions(CLI::App& command, AlgorithmFlags* flags, AlgorithmArgs* a
   command.add_flag("--normalize-advantages", args->normalize_advantages,
                    "whiten advantages over the tokens of a rollout");
   command.add_option("--gamma", args->gamma, "discount of reinforce_plus_plus")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   command.add_option("--eps-clip", flags->eps_clip, "lower clip of the ratio")
       ->capture_default_str();
@@ -61,7 +62,7 @@ void AddKlOptions(CLI::App& command, AlgorithmFlags* flags, AlgorithmArgs* args)
   command
       .add_option("--ref-update-interval", args->ref_update_interval,
                   "rollouts after which the reference becomes the policy; default: never")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
 }
 
 void AddCorrectionOptions(CLI::App& command, AlgorithmFlags* flags) {

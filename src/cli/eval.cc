@@ -9,6 +9,7 @@
 #include "base/metrics.h"
 #include "base/progress.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 #include "cli/reward_options.h"
 #include "rl/evaluate.h"
 
@@ -107,6 +108,13 @@ void PrintTable(const EvalCommandArgs& args, const std::vector<Json>& rows) {
 }
 
 void RunEval(const EvalCommandArgs& args) {
+  if (!args.output.empty()) CheckCanWrite(args.output);
+  if (args.label_key.empty()) {
+    throw Error(ErrorCode::kUsage, {.where = "--label-key",
+                                    .what = "accuracy needs the right answers",
+                                    .expected = "the key of the label in --prompt-data",
+                                    .found = "none"});
+  }
   PromptDatasetOptions data;
   data.input_key = args.input_key;
   data.label_key = args.label_key;
@@ -147,16 +155,16 @@ void AddEvalCommand(CLI::App& app) {
                    "render prompts by the model's template")
       ->capture_default_str();
   command->add_option("--temperature", args->temperature, "of the sampled column")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command->add_option("--top-p", args->top_p, "of the sampled column")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(Between(1e-6, 1.0))
       ->capture_default_str();
   command->add_option("--n-samples", args->n_samples, "samples a prompt; 0: greedy only")
-      ->check(CLI::NonNegativeNumber)
+      ->check(Between(0, 4096))
       ->capture_default_str();
   command->add_option("--max-response-len", args->max_response_len, "tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command->add_option("--seed", args->seed, "of the draws")->capture_default_str();
   command->add_option("--output", args->output, "also write the rows as JSON");

@@ -1,6 +1,7 @@
 #include "cli/generate.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -10,9 +11,13 @@
 #include "base/random.h"
 #include "cli/json_lines.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 
 namespace quatrain {
 namespace {
+
+// All completions of a call are kept until they are written.
+constexpr int64_t kMaxCompletions = 1 << 20;
 
 struct GenerateArgs {
   std::string model;
@@ -36,21 +41,28 @@ struct PromptReader {
                                      .expected = "{\"prompt\": text, messages or ids}"});
     }
     const Json& prompt = row["prompt"];
-    const bool is_ids = prompt.is_array() && !prompt.empty() && prompt[0].is_number_integer();
-    if (is_ids) return prompt.get<std::vector<int32_t>>();
+    const bool is_ids = prompt.is_array() && !prompt.empty() && prompt[0].is_number();
+    if (is_ids) return TokenIdsOf(prompt, model.checkpoint.config().vocab_size, "prompt");
     if (prompt.is_string() && !apply_chat_template)
-      return model.tokenizer.Encode(prompt.get<std::string>());
-    if (!prompt.is_string() && !prompt.is_array()) {
-      throw Error(ErrorCode::kData, {.where = "prompt",
-                                     .what = "cannot be read",
-                                     .expected = "a string, a list of messages or of ids",
-                                     .found = prompt.type_name()});
+      return EncodeFor(model, prompt.get<std::string>());
+    if (!prompt.is_string() && (!prompt.is_array() || prompt.empty())) {
+      throw Error(ErrorCode::kData,
+                  {.where = "prompt",
+                   .what = "cannot be read",
+                   .expected = "a string, a list of messages or of ids",
+                   .found = prompt.is_array() ? "an empty list" : prompt.type_name()});
     }
     if (!chat_template) chat_template.emplace(ChatTemplate::Load(model.checkpoint.name()));
     const Json messages =
         prompt.is_array() ? prompt : Json::array({{{"role", "user"}, {"content", prompt}}});
     const Json tools = row.contains("tools") ? row["tools"] : Json();
-    return model.tokenizer.Encode(chat_template->Render(messages, {tools, nullptr, true}));
+    if (!tools.is_null() && !tools.is_array()) {
+      throw Error(ErrorCode::kData, {.where = "tools",
+                                     .what = "cannot be read",
+                                     .expected = "a list or null",
+                                     .found = tools.type_name()});
+    }
+    return EncodeFor(model, chat_template->Render(messages, {tools, nullptr, true}));
   }
 };
 
@@ -90,11 +102,24 @@ std::vector<Json> QueueLines(const GenerateArgs& args, const LoadedModel& model,
   return records;
 }
 
+void CheckNumberOfCompletions(const GenerateArgs& args, size_t num_lines) {
+  const int64_t most = kMaxCompletions / std::max<int64_t>(1, static_cast<int64_t>(num_lines));
+  if (args.n <= most) return;
+  throw Error(ErrorCode::kUsage,
+              {.where = "--n",
+               .what = fmt::format("too many completions for {} lines", num_lines),
+               .expected = fmt::format("at most {} a line", most),
+               .found = fmt::format("{}", args.n),
+               .todo = "Split the input, or call several times with another --seed"});
+}
+
 void Generate(const GenerateArgs& args) {
+  CheckOutput(args.files.output);
   const LoadedModel model(args.model, args.dtype);
   ThreadPool pool(args.threads);
   Engine engine({pool}, model.decoder, {});
   const std::vector<JsonLine> lines = ReadJsonLines(args.files.input);
+  CheckNumberOfCompletions(args, lines.size());
   GenerateArgs with_stops = args;
   with_stops.sampling.stop_token_ids = model.stop_token_ids;
   std::vector<Json> records = QueueLines(with_stops, model, lines, &engine);
@@ -112,7 +137,7 @@ void Generate(const GenerateArgs& args) {
   WriteJsonLines(args.files.output, records);
   const int64_t num_bad = static_cast<int64_t>(records.size()) - num_done;
   if (num_bad > 0) {
-    throw Error(ErrorCode::kData, {.where = args.files.input,
+    throw Error(ErrorCode::kData, {.where = InputName(args.files.input),
                                    .what = fmt::format("{} completions could not be made", num_bad),
                                    .todo = "Their records say why"});
   }
@@ -138,18 +163,20 @@ void AddGenerateCommand(CLI::App& app) {
   command->add_flag("--apply-chat-template", args->apply_chat_template,
                     "a string prompt is one user message");
   command->add_option("--temperature", args->sampling.temperature, "0 is greedy")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NonNegative())
       ->capture_default_str();
   command->add_option("--top-p", args->sampling.top_p, "nucleus")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(Between(1e-6, 1.0))
       ->capture_default_str();
-  command->add_option("--top-k", args->sampling.top_k, "0: off")->capture_default_str();
+  command->add_option("--top-k", args->sampling.top_k, "0: off")
+      ->check(NonNegative())
+      ->capture_default_str();
   command->add_option("--n", args->n, "completions a prompt")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command->add_option("--seed", args->sampling.seed, "of the draws")->capture_default_str();
   command->add_option("--max-new-tokens", args->sampling.max_new_tokens, "length limit")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   AddDtypeOption(*command, &args->dtype);
   AddThreadsOption(*command, &args->threads);

@@ -45,7 +45,7 @@ void AddInspectCommand(CLI::App& app) {
       "inspect",
       "What a model directory holds: scheme, sizes, what is quantised, where tensor parallelism "
       "breaks. Fails if it is inconsistent.");
-  command->footer("Example: quatrain inspect int4-model --against bf16-model");
+  command->footer("Example: quatrain inspect runs/int4 --against examples/models/tiny-qwen3-moe");
   command->add_option("directory", flags->directory, "Hugging Face directory")->required();
   command->add_option("--against", flags->against,
                       "BF16 directory of the same model: adds the error of every weight");

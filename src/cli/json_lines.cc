@@ -1,17 +1,36 @@
 #include "cli/json_lines.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <iostream>
 #include <iterator>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/interrupt.h"
 #include "base/log.h"
 
 namespace quatrain {
 
+namespace {
+
+std::string ReadStandardInput() {
+  if (fcntl(STDIN_FILENO, F_GETFD) < 0) {
+    throw Error(ErrorCode::kIo, {.where = "standard input",
+                                 .what = "it is closed",
+                                 .todo = "Pipe JSON lines into it, or name a file with --input"});
+  }
+  return std::string(std::istreambuf_iterator<char>(std::cin), {});
+}
+
+}  // namespace
+
+std::string InputName(const std::string& input) { return input == "-" ? "standard input" : input; }
+
 std::vector<JsonLine> ReadJsonLines(const std::string& input) {
-  const std::string text =
-      input == "-" ? std::string(std::istreambuf_iterator<char>(std::cin), {}) : ReadFile(input);
+  const std::string text = input == "-" ? ReadStandardInput() : ReadFile(input);
   std::vector<JsonLine> lines;
   size_t begin = 0;
   for (int64_t number = 1; begin < text.size(); ++number) {
@@ -22,13 +41,18 @@ std::vector<JsonLine> ReadJsonLines(const std::string& input) {
     JsonLine parsed;
     parsed.number = number;
     try {
-      parsed.value = ParseJson(line, fmt::format("line {}", number));
+      parsed.value = ParseJson(line, InputName(input), static_cast<size_t>(number));
     } catch (const Error& error) {
-      parsed.error = error.what();
+      parsed.error = std::string(error.what()).substr(InputName(input).size() + 2);
     }
     lines.push_back(std::move(parsed));
   }
+  if (lines.empty()) Log().warn("{}: there is no line to answer", InputName(input));
   return lines;
+}
+
+void CheckOutput(const std::string& output) {
+  if (output != "-") CheckCanWrite(output);
 }
 
 void WriteJsonLines(const std::string& output, const std::vector<Json>& records) {
@@ -43,9 +67,12 @@ void WriteJsonLines(const std::string& output, const std::vector<Json>& records)
 }
 
 void AnswerJsonLines(const JsonLinesFiles& files, const std::function<Json(const Json&)>& handle) {
+  CheckOutput(files.output);
   std::vector<Json> records;
   int64_t num_bad = 0;
   for (const JsonLine& line : ReadJsonLines(files.input)) {
+    if (InterruptRequested())
+      throw Error(ErrorCode::kInterrupted, "interrupted; nothing was written");
     std::string problem = line.error;
     if (problem.empty()) {
       try {
@@ -62,7 +89,7 @@ void AnswerJsonLines(const JsonLinesFiles& files, const std::function<Json(const
   }
   WriteJsonLines(files.output, records);
   if (num_bad > 0) {
-    throw Error(ErrorCode::kData, {.where = files.input == "-" ? "standard input" : files.input,
+    throw Error(ErrorCode::kData, {.where = InputName(files.input),
                                    .what = fmt::format("{} of {} lines could not be answered",
                                                        num_bad, records.size()),
                                    .todo = "Their records say why"});

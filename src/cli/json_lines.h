@@ -20,8 +20,15 @@ struct JsonLine {
   Json value;
   std::string error;
 };
-// All lines that are not blank. Error kIo.
+// How messages call the input: its path, or "standard input".
+std::string InputName(const std::string& input);
+
+// All lines that are not blank; warns if there is none. Error kIo, also if standard input is
+// closed.
 std::vector<JsonLine> ReadJsonLines(const std::string& input);
+
+// Error kIo if `output` is a file that cannot be written. Asked before the work begins.
+void CheckOutput(const std::string& output);
 
 // Writes one compact ASCII line per record. Error kIo.
 void WriteJsonLines(const std::string& output, const std::vector<Json>& records);
@@ -29,7 +36,7 @@ void WriteJsonLines(const std::string& output, const std::vector<Json>& records)
 // Answers every line with handle(value), in order. A line that is not JSON, or on which handle
 // throws an Error of the user's data, is answered by {"error": "line N: ..."} and a logged warning,
 // so that outputs stay aligned with inputs; after all are written Error kData tells how many
-// failed.
+// failed. Error kInterrupted between two lines; nothing is written then.
 void AnswerJsonLines(const JsonLinesFiles& files, const std::function<Json(const Json&)>& handle);
 
 }  // namespace quatrain

@@ -27,6 +27,12 @@ struct LoadedModel {
   std::vector<int32_t> stop_token_ids;
 };
 
+// The token ids of a JSON list. Error kData naming `where`: no list, something in it that is no
+// integer, or an id outside the vocabulary.
+std::vector<int32_t> TokenIdsOf(const Json& list, int64_t vocab_size, const std::string& where);
+// The ids of a text; Error kData if the tokenizer knows a token that the model does not.
+std::vector<int32_t> EncodeFor(const LoadedModel& model, const std::string& text);
+
 // --dtype, checked by CLI11.
 void AddDtypeOption(CLI::App& command, std::string* dtype);
 // --threads; 0: all CPUs of this process.

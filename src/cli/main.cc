@@ -1,9 +1,12 @@
 // The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error
 // and an exit status (2: the user can mend it, 130: interrupted, 1: our bug).
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 
 #include "base/error.h"
@@ -27,6 +30,14 @@ int Fail(const std::string& message, int status) {
   return status;
 }
 
+std::vector<std::string> CommandNames(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  return names;
+}
+
 int Run(int argc, char** argv) {
   CLI::App app{"Quatrain: INT4 quantisation-aware RL. Convert, train, evaluate and report.",
                "quatrain"};
@@ -40,6 +51,14 @@ int Run(int argc, char** argv) {
   AddScoreCommand(app);
   AddGenerateCommand(app);
   AddTokenizeCommand(app);
+  // An unknown command would be told as a missing one.
+  const std::vector<std::string> commands = CommandNames(app);
+  if (argc > 1 && argv[1][0] != '-' &&
+      std::find(commands.begin(), commands.end(), argv[1]) == commands.end()) {
+    return Fail(
+        fmt::format("'{}' is no command; expected one of {}", argv[1], fmt::join(commands, ", ")),
+        2);
+  }
   try {
     std::vector<std::string> arguments(argv + 1, argv + argc);
     if (!arguments.empty() && arguments[0] == "train")
@@ -68,6 +87,8 @@ int main(int argc, char** argv) {
     return quatrain::Fail(
         "out of memory. Use fewer or shorter sequences, a smaller KV cache, or a larger machine.",
         2);
+  } catch (const std::filesystem::filesystem_error& error) {
+    return quatrain::Fail(fmt::format("{}: {}", error.path1().string(), error.code().message()), 2);
   } catch (const std::exception& error) {
     return quatrain::Fail(error.what(), 1);
   }

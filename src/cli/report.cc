@@ -44,7 +44,7 @@ void AddReportCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "report",
       "One self-contained HTML file about a run: curves, accuracy, samples, configuration.");
-  command->footer("Example: quatrain report --run runs/qat --run runs/bf16 --output compare.html");
+  command->footer("Example: quatrain report --run runs/qat");
   command
       ->add_option("--run,RUN", flags->runs,
                    "Folder that quatrain train was given as --save; several are drawn into the "

@@ -2,6 +2,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/option_checks.h"
+
 namespace quatrain {
 
 void AddRewardOptions(CLI::App& command, RewardOptions* options) {
@@ -14,14 +16,14 @@ void AddRewardOptions(CLI::App& command, RewardOptions* options) {
                      "which number of a reward counts: score or acc of dapo, a key of remote_rm");
   command.add_option("--rm-url", options->rm_url, "server of --rm-type remote_rm");
   command.add_option("--rm-timeout", options->rm_timeout, "seconds it may take to answer")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command.add_option("--rm-max-attempts", options->rm_max_attempts, "requests for one reward")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command
       .add_option("--rm-backoff", options->rm_backoff, "seconds before the second, then doubled")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NonNegative())
       ->capture_default_str();
 }
 

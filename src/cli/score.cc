@@ -21,20 +21,10 @@ struct ScoreArgs {
 
 std::vector<int32_t> IdsOf(const Json& row, const LoadedModel& model) {
   std::vector<int32_t> ids;
-  if (row.is_object() && row.contains("ids") && row["ids"].is_array()) {
-    for (const Json& id : row["ids"]) {
-      const int64_t vocab_size = model.checkpoint.config().vocab_size;
-      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
-        throw Error(ErrorCode::kData,
-                    {.where = "ids",
-                     .what = "not a token id",
-                     .expected = fmt::format("integers from 0 to {}", vocab_size - 1),
-                     .found = id.dump()});
-      }
-      ids.push_back(id.get<int32_t>());
-    }
+  if (row.is_object() && row.contains("ids")) {
+    ids = TokenIdsOf(row["ids"], model.checkpoint.config().vocab_size, "ids");
   } else if (row.is_object() && row.contains("text") && row["text"].is_string()) {
-    ids = model.tokenizer.Encode(row["text"].get<std::string>());
+    ids = EncodeFor(model, row["text"].get<std::string>());
   } else {
     throw Error(ErrorCode::kData, {.where = "ids, text",
                                    .what = "nothing to score",
@@ -104,6 +94,7 @@ void AddScoreCommand(CLI::App& app) {
   AddDtypeOption(*command, &args->dtype);
   AddThreadsOption(*command, &args->threads);
   command->callback([args] {
+    CheckOutput(args->files.output);
     const LoadedModel model(args->model, args->dtype);
     if (args->routed_experts && model.checkpoint.config().num_experts == 0) {
       throw Error(ErrorCode::kUsage,

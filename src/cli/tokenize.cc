@@ -108,6 +108,7 @@ void AddTokenizeCommand(CLI::App& app) {
   command->add_option("--chat-template", args->chat_template,
                       "Jinja file that replaces the model's own template");
   command->callback([args] {
+    CheckOutput(args->files.output);
     RowTokenizer tokenize(*args);
     AnswerJsonLines(args->files, [&](const Json& row) { return tokenize(row); });
   });

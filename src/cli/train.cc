@@ -9,6 +9,7 @@
 #include "cli/algorithm_options.h"
 #include "cli/environment.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 #include "cli/reward_options.h"
 #include "cli/train_arguments.h"
 #include "rl/rl_loop.h"
@@ -38,7 +39,7 @@ void AddCheckpointOptions(CLI::App& command, CheckpointArgs& args) {
   command
       .add_option("--save-interval", args.save_interval,
                   "rollouts between checkpoints; 0: only the last")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NonNegative());
 }
 
 void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
@@ -52,7 +53,7 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   command
       .add_option("--max-malformed-fraction", args.max_malformed_fraction,
                   "share of a file's lines that may be no JSON and are skipped")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   command.add_flag("--apply-chat-template", args.apply_chat_template,
                    "render prompts by the model's template");
@@ -60,31 +61,31 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   AddRewardOptions(command, &args.reward);
   command.add_option("--eval-reward-key", args.eval_reward_key,
                      "--reward-key of evaluations; default: the same");
-  command.add_option("--num-rollout", args.num_rollout, "rollouts")->check(CLI::PositiveNumber);
+  command.add_option("--num-rollout", args.num_rollout, "rollouts")->check(Positive());
   command.add_option("--num-epoch", args.num_epoch, "epochs, instead of --num-rollout")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_option("--rollout-batch-size", args.rollout_batch_size, "prompts a rollout")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_option("--n-samples-per-prompt", args.n_samples_per_prompt, "samples a prompt")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command
       .add_option("--over-sampling-batch-size", args.over_sampling_batch_size,
                   "prompts submitted at a time; default: --rollout-batch-size")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_flag("--partial-rollout", args.partial_rollout,
                    "unfinished samples go on in the next rollout");
   command.add_flag("--mask-offpolicy-in-partial-rollout", args.mask_offpolicy_in_partial_rollout,
                    "do not train on tokens drawn before the rollout that finished them");
   command.add_option("--rollout-max-response-len", args.rollout_max_response_len, "tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command.add_option("--rollout-temperature", args.rollout_temperature, "sampling temperature")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command.add_option("--rollout-top-p", args.rollout_top_p, "nucleus")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(Between(1e-6, 1.0))
       ->capture_default_str();
   command.add_option("--rollout-top-k", args.rollout_top_k, "-1: off")->capture_default_str();
   command.add_option("--rollout-seed", args.rollout_seed, "of prompts' order and draws")
@@ -95,22 +96,22 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
 
 void AddEvalOptions(CLI::App& command, EvalArgs& args) {
   command.add_option("--eval-interval", args.eval_interval, "rollouts between evaluations")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_option("--eval-prompt-data", args.eval_prompt_data, "PATH, or NAME PATH pairs");
   command
       .add_option("--n-samples-per-eval-prompt", args.n_samples_per_eval_prompt, "samples a prompt")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command
       .add_option("--eval-temperature", args.eval_temperature,
                   "0 is greedy; default: the rollout's")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NonNegative());
   command.add_option("--eval-top-p", args.eval_top_p, "default: the rollout's")
-      ->check(CLI::Range(1e-6, 1.0));
+      ->check(Between(1e-6, 1.0));
   command.add_option("--eval-top-k", args.eval_top_k, "default: the rollout's");
   command
       .add_option("--eval-max-response-len", args.eval_max_response_len, "default: the rollout's")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_flag("--skip-eval-before-train", args.skip_eval_before_train,
                    "no evaluation of the start");
 }
@@ -120,27 +121,27 @@ void AddBatchOptions(CLI::App& command, TrainArgs& args) {
   command
       .add_option("--global-batch-size", batch.global_batch_size,
                   "samples an optimizer step; default: the whole rollout")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command
       .add_option("--num-steps-per-rollout", batch.num_steps_per_rollout,
                   "instead of --global-batch-size")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command
       .add_option("--micro-batch-size", batch.micro_batch_size,
                   "samples a micro-batch, without --use-dynamic-batch-size")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command.add_flag("--use-dynamic-batch-size", batch.use_dynamic_batch_size,
                    "fill micro-batches to a token budget, balanced");
   command
       .add_option("--max-tokens-per-gpu", batch.max_tokens_per_gpu,
                   "token budget of a micro-batch, with --use-dynamic-batch-size")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->capture_default_str();
   command
       .add_option("--log-probs-max-tokens-per-gpu", batch.log_probs_max_tokens_per_gpu,
                   "the same for batches that are only scored; default: --max-tokens-per-gpu")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_flag("--balance-data", args.balance_data,
                    "spread samples evenly over ranks: there is one");
   command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss,
@@ -155,32 +156,30 @@ void AddOptimizerOptions(CLI::App& command, TrainArgs& args) {
       ->check(CLI::IsMember({"adam"}))
       ->capture_default_str();
   command.add_option("--lr", optimizer.lr, "learning rate")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NonNegative())
       ->capture_default_str();
   command.add_option("--lr-decay-style", args.lr_decay_style, "constant")
       ->check(CLI::IsMember({"constant"}))
       ->capture_default_str();
   command.add_option("--weight-decay", optimizer.weight_decay, "of matrices")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NonNegative())
       ->capture_default_str();
   command.add_option("--adam-beta1", optimizer.adam_beta1)
-      ->check(CLI::Range(0.0, 0.999999))
+      ->check(Between(0.0, 0.999999))
       ->capture_default_str();
   command.add_option("--adam-beta2", optimizer.adam_beta2)
-      ->check(CLI::Range(0.0, 0.999999))
+      ->check(Between(0.0, 0.999999))
       ->capture_default_str();
-  command.add_option("--adam-eps", optimizer.adam_eps)
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  command.add_option("--adam-eps", optimizer.adam_eps)->check(Positive())->capture_default_str();
   command.add_option("--clip-grad", optimizer.clip_grad, "global norm; 0: off")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NonNegative())
       ->capture_default_str();
   command.add_option("--seed", args.config.seed, "recorded with every checkpoint")
       ->capture_default_str();
   command
       .add_option("--debug-exit-after-rollout", args.config.exit_after_rollout,
                   "stop cleanly after that many rollouts")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
 }
 
 void AddQatOptions(CLI::App& command, QatArgs& args) {
@@ -203,13 +202,13 @@ void AddQatOptions(CLI::App& command, QatArgs& args) {
   command
       .add_option("--requantise-group-size", args.requantise_group_size,
                   "another group size than the INT4 checkpoint's")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command
       .add_option("--rollout-weights", args.rollout_weights,
                   "bf16: train INT4, roll out BF16 (a mismatched case)")
       ->check(CLI::IsMember({"bf16"}));
   command.add_option("--quant-group-size", args.quant_group_size, "with --rollout-weights bf16")
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command.add_option("--scope", args.scope, "with --rollout-weights bf16")
       ->check(CLI::IsMember({"experts", "all-linear"}));
 }
@@ -256,6 +255,17 @@ void NoteBatching(const TrainArgs& args, const BatchArgs& batch, bool has_token_
   }
 }
 
+// A rollout lives in memory until it has been trained on.
+void CheckRolloutSize(const RolloutArgs& rollout) {
+  constexpr int64_t kMostSamples = int64_t{1} << 20;
+  if (rollout.rollout_batch_size <= kMostSamples / rollout.n_samples_per_prompt) return;
+  throw Error(ErrorCode::kUsage, {.where = "--rollout-batch-size, --n-samples-per-prompt",
+                                  .what = "a rollout of so many samples cannot be kept in memory",
+                                  .expected = fmt::format("a product of at most {}", kMostSamples),
+                                  .found = fmt::format("{} x {}", rollout.rollout_batch_size,
+                                                       rollout.n_samples_per_prompt)});
+}
+
 // Flags that only act together become the loss and batch configuration; ignored ones warn.
 void Finish(TrainArgs& args, bool has_token_budget) {
   RlConfig& config = args.config;
@@ -275,6 +285,7 @@ void Finish(TrainArgs& args, bool has_token_budget) {
                                     .expected = "the key of the label in --prompt-data",
                                     .found = "none"});
   }
+  CheckRolloutSize(config.rollout);
   BatchArgs& batch = config.batch;
   const int64_t samples = config.rollout.rollout_batch_size * config.rollout.n_samples_per_prompt;
   const int64_t from_steps =
