@@ -1,0 +1,126 @@
+#include "train/trainer.h"
+
+#include "models/test_support.h"
+
+namespace quatrain {
+namespace {
+
+class TrainerTest : public ModelFolderTest {
+ protected:
+  void SetUp() override {
+    ModelFolderTest::SetUp();
+    checkpoint_.emplace(PutSmallMoe("model"));
+    start_.emplace(LoadWeights(*checkpoint_, at::kBFloat16));
+  }
+  void TearDown() override {
+    start_.reset();
+    checkpoint_.reset();
+    ModelFolderTest::TearDown();
+  }
+
+  // Sequences [begin, end) of a step of six in one micro-batch.
+  static TrainBatch Batch(int64_t begin, int64_t end) {
+    TrainBatch batch;
+    batch.cu_seqlens.push_back(0);
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t prompt = 2 + s % 3, length = prompt + 3 + s % 4;
+      for (int64_t t = 0; t < length; ++t) {
+        batch.token_ids_T.push_back(static_cast<int32_t>((s * 13 + t * 7 + t * t) % 48));
+        batch.positions_T.push_back(static_cast<int32_t>(t));
+        const bool is_trained = t >= prompt;
+        batch.loss_mask_T.push_back(is_trained);
+        batch.advantages_T.push_back(is_trained ? static_cast<float>(s % 2 == 0 ? 1.0 : -0.7)
+                                                : 0.0f);
+        batch.rollout_logprobs_T.push_back(is_trained ? -3.5f : 0.0f);
+      }
+      batch.cu_seqlens.push_back(batch.num_tokens());
+      batch.loss_weights_S.push_back(1.0 / static_cast<double>((length - prompt) * 6));
+      batch.sample_ids_S.push_back(s);
+    }
+    return batch;
+  }
+
+  struct Outcome {
+    TrainStepResult result;
+    std::vector<at::Tensor> moments;  // (1 - beta1) times the gradient
+  };
+  Outcome StepOver(std::vector<TrainBatch> batches) const {
+    ThreadPool pool(1);
+    const OpContext ctx{pool};
+    ModelWeights trained = AllocateLike(*start_, 0);
+    OptimizerConfig config;
+    config.clip_grad = 0.0;
+    Parameters parameters(ctx, *start_, &trained, nullptr, config);
+    const Decoder decoder(checkpoint_->config(), trained);
+    Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
+    trainer.ScoreOld(batches);
+    Outcome outcome;
+    size_t num_calls = 0;
+    outcome.result =
+        trainer.Step(batches, 1e-3, [&](size_t done) { EXPECT_EQ(done, num_calls++); });
+    EXPECT_EQ(num_calls, batches.size());
+    for (size_t i = 0; i < parameters.size(); ++i)
+      outcome.moments.push_back(parameters.exp_avg(i).clone());
+    return outcome;
+  }
+
+  std::optional<Checkpoint> checkpoint_;
+  std::optional<ModelWeights> start_;
+};
+
+TEST_F(TrainerTest, TheCutIntoMicroBatchesChangesGradientsByRoundingOnly) {
+  const Outcome whole = StepOver({Batch(0, 6)});
+  const Outcome cut = StepOver({Batch(0, 1), Batch(1, 4), Batch(4, 6)});
+  ASSERT_GT(whole.result.grad_norm, 0.0);
+  EXPECT_NEAR(whole.result.grad_norm, cut.result.grad_norm, 1e-6 * whole.result.grad_norm);
+  for (size_t i = 0; i < whole.moments.size(); ++i) {
+    const double norm = whole.moments[i].norm().item<double>();
+    // Sums over rows in another order: some 1e-7 of FP32 a term.
+    EXPECT_LE((whole.moments[i] - cut.moments[i]).norm().item<double>(), 1e-5 * norm)
+        << (*start_)[i].spec.name;
+  }
+}
+
+TEST_F(TrainerTest, OldScoresOfTheSameWeightsGiveNoKlAndNoClip) {
+  const Json row = [&] {
+    Json numbers;
+    StepOver({Batch(0, 3), Batch(3, 6)}).result.loss.AppendTo(numbers);
+    return numbers;
+  }();
+  EXPECT_EQ(row.at("train/ppo_kl").get<double>(), 0.0);
+  EXPECT_EQ(row.at("train/pg_clipfrac").get<double>(), 0.0);
+  EXPECT_GT(row.at("train/train_rollout_logprob_abs_diff").get<double>(), 0.0)
+      << "the rollout's numbers were made up";
+}
+
+TEST_F(TrainerTest, ScoresDoNotDependOnTheBatch) {
+  ThreadPool pool(1);
+  const OpContext ctx{pool};
+  const Decoder decoder(checkpoint_->config(), *start_);
+  const auto together = ScoreBatch(ctx, decoder, Batch(0, 6), 0.8f, Entropy::kCompute);
+  std::vector<float> logprobs, entropy;
+  for (int64_t s = 0; s < 6; ++s) {
+    const auto one = ScoreBatch(ctx, decoder, Batch(s, s + 1), 0.8f, Entropy::kCompute);
+    logprobs.insert(logprobs.end(), one.logprobs_T.begin(), one.logprobs_T.end());
+    entropy.insert(entropy.end(), one.entropy_T.begin(), one.entropy_T.end());
+  }
+  EXPECT_EQ(together.logprobs_T, logprobs);
+  EXPECT_EQ(together.entropy_T, entropy);
+  const TrainBatch batch = Batch(0, 6);
+  for (size_t t = 0; t < logprobs.size(); ++t)
+    EXPECT_EQ(logprobs[t] != 0.0f, batch.loss_mask_T[t] != 0) << t;
+}
+
+TEST_F(TrainerTest, ALossThatMeansNothingIsRefused) {
+  ThreadPool pool(1);
+  ModelWeights trained = AllocateLike(*start_, 0);
+  Parameters parameters({pool}, *start_, &trained, nullptr, {});
+  const Decoder decoder(checkpoint_->config(), trained);
+  TrainerConfig config;
+  config.loss.clip_eps_low = -1.0;
+  EXPECT_TRUE(
+      Contains(MessageOf([&] { Trainer({pool}, decoder, parameters, config); }), "--eps-clip"));
+}
+
+}  // namespace
+}  // namespace quatrain
