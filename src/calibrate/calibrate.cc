@@ -50,6 +50,7 @@ GptqOptions GptqOptionsOf(const QuantScheme& scheme, const CalibrateOptions& opt
   gptq.group_size = scheme.GroupSizeFor(in_features);
   gptq.scale_rule = scheme.scale_rule;
   gptq.dampening_frac = options.dampening_frac;
+  gptq.actorder = options.actorder;
   return gptq;
 }
 

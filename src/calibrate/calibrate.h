@@ -27,6 +27,7 @@ enum class CalibrateMethod {
 struct CalibrateOptions {
   CalibrateMethod method = CalibrateMethod::kGptq;
   double dampening_frac = 0.01;
+  ActOrder actorder = ActOrder::kStatic;
 };
 
 // What became of one weight. Errors are ||X (W - W')|| / ||X W|| over the inputs X it was

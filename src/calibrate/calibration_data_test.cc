@@ -93,6 +93,53 @@ TEST(CalibrationData, MissingColumnNamesThoseThatExist) {
   EXPECT_NE(message.find("text"), std::string::npos) << message;
 }
 
+TEST(CalibrationData, AsStoredTakesTheFirstRows) {
+  const CalibrationData data =
+      Load({.source = kText, .num_samples = 5, .order = CalibrationOrder::kAsStored});
+  EXPECT_EQ(data.rows, (std::vector<int64_t>{0, 1, 2, 3, 4}));
+}
+
+TEST(CalibrationData, HeldOutRowsFollowTheSamplesAndChangeNoneOfThem) {
+  CalibrationRequest request{.source = kText, .num_samples = 5, .seed = 3};
+  const CalibrationData without = Load(request);
+  request.num_heldout_samples = 2;
+  const CalibrationData with = Load(request);
+  EXPECT_EQ(with.samples, without.samples);
+  ASSERT_EQ(with.heldout.size(), 2u);
+  EXPECT_NE(with.fingerprint, without.fingerprint);
+  request.num_samples = 7;
+  const CalibrationData more = Load(request);
+  EXPECT_EQ(more.samples[5], with.heldout[0]);
+  EXPECT_EQ(more.samples[6], with.heldout[1]);
+}
+
+TEST(CalibrationData, SourceUsedUpBySamplesHoldsNothingOut) {
+  const TemporaryFile file("few.txt", "one\ntwo\n");
+  const CalibrationData data =
+      Load({.source = file.path(), .num_samples = 2, .num_heldout_samples = 4});
+  EXPECT_EQ(data.samples.size(), 2u);
+  EXPECT_TRUE(data.heldout.empty());
+}
+
+TEST(CalibrationData, ConversationsGoThroughTheChatTemplate) {
+  const TemporaryFile file("chat.jsonl",
+                           "{\"messages\": [{\"role\": \"user\", \"content\": \"What is 2 + 2?\"},"
+                           " {\"role\": \"assistant\", \"content\": \"4\"}]}\n");
+  const CalibrationData data =
+      Load({.source = file.path(), .text_column = "messages", .chat_template = kModel});
+  ASSERT_EQ(data.samples.size(), 1u);
+  const std::string text = TheTokenizer().Decode(data.samples[0]);
+  EXPECT_NE(text.find("<|im_start|>user"), std::string::npos) << text;
+  EXPECT_NE(text.find("What is 2 + 2?"), std::string::npos) << text;
+}
+
+TEST(CalibrationData, ValueThatIsNeitherTextNorConversationIsRefusedByItsRow) {
+  const TemporaryFile file("numbers.jsonl", "{\"text\": \"one\"}\n{\"text\": 17}\n");
+  const std::string message = MessageOf({.source = file.path(), .num_samples = 10});
+  EXPECT_NE(message.find("row 2"), std::string::npos) << message;
+  EXPECT_NE(message.find("17"), std::string::npos) << message;
+}
+
 TEST(CalibrationData, TokenBeyondTheVocabularyIsRefused) {
   EXPECT_THROW(LoadCalibrationData({.source = kText}, TheTokenizer(), 10), Error);
 }

@@ -53,7 +53,7 @@ void ExpectIgnoreListIsExact(const std::vector<WeightSpec>& table, const QuantPl
 }
 
 std::string MessageOf(const std::vector<WeightSpec>& table, const QuantScheme& scheme,
-                      QuantScope scope) {
+                      const QuantScope& scope) {
   try {
     MakeQuantPlan(table, scheme, scope, Indivisible::kRefuse);
   } catch (const Error& error) {
@@ -113,6 +113,32 @@ TEST(QuantPlan, NothingToQuantiseIsRefused) {
             std::string::npos);
   EXPECT_THROW(MakeQuantPlan(SmallTable(96), Scheme(64), QuantScope::kExperts, Indivisible::kKeep),
                Error);
+}
+
+TEST(QuantPlan, ListOfModulesIsAScope) {
+  const std::vector<WeightSpec> table = SmallTable(96);
+  const QuantPlan plan = MakeQuantPlan(
+      table, Scheme(32), ParseQuantScope({"re:.*self_attn", "model.layers.0.mlp.down_proj"}),
+      Indivisible::kRefuse);
+  EXPECT_EQ(plan.num_quantized, 2 * 4 + 1);
+  ExpectIgnoreListIsExact(table, plan);
+  // What stays is told by few expressions, not by the name of every expert.
+  EXPECT_LT(plan.scheme.ignore.size(), 8u);
+}
+
+TEST(QuantPlan, EntryThatMeansNoLinearIsRefused) {
+  for (const char* entry : {"self_attn", "re:.*w1$", "lm_head"}) {
+    const std::string message = MessageOf(SmallTable(96), Scheme(32), ParseQuantScope({entry}));
+    EXPECT_NE(message.find(entry), std::string::npos) << message;
+    EXPECT_NE(message.find("no linear"), std::string::npos) << message;
+  }
+}
+
+TEST(QuantPlan, ScopeThatCutsWhatEnginesFuseIsRefused) {
+  const std::string message =
+      MessageOf(SmallTable(96), Scheme(32), ParseQuantScope({"re:.*q_proj"}));
+  EXPECT_NE(message.find("engines fuse"), std::string::npos) << message;
+  EXPECT_NE(message.find("q_proj"), std::string::npos) << message;
 }
 
 }  // namespace

@@ -147,7 +147,7 @@ Json ReportJson(const ConversionConfig& config, const ConversionSummary& summary
   Json report = {{"made_by", "quatrain convert"},
                  {"method", CalibrateMethodName(config.calibrate.method)},
                  {"source", config.input_dir.filename().string()},
-                 {"scope", config.scope == QuantScope::kExperts ? "experts" : "all-linear"},
+                 {"scope", config.scope.Name()},
                  {"quantized_weights", summary.num_quantized},
                  {"kept_in_bf16", summary.kept},
                  {"copied_tensors", summary.copied},

@@ -24,14 +24,16 @@ struct ConvertFlags {
   std::string quant_type = "W4A16";
   std::string group_size = "32";
   std::string method = "gptq";
-  std::string scope;       // empty: by the model
-  std::string scale_rule;  // empty: by the method
+  std::vector<std::string> scope;  // empty: by the model
+  std::string scale_rule;          // empty: by the method
   std::string text_column = "text";
+  std::string actorder = "static";
   int64_t num_calibration_samples = 256;
   int64_t max_sequence_length = 2048;
   double dampening_frac = 0.01;
   uint64_t seed = 0;
   int num_threads = 0;
+  bool no_shuffle = false;
   bool trust_remote_code = false;
   bool keep_indivisible = false;
   bool overwrite = false;
@@ -61,8 +63,7 @@ ScaleRule ScaleRuleOf(const ConvertFlags& flags) {
 
 // Routed experts only where there are some.
 QuantScope ScopeOf(const ConvertFlags& flags) {
-  if (flags.scope == "experts") return QuantScope::kExperts;
-  if (flags.scope == "all-linear") return QuantScope::kAllLinear;
+  if (!flags.scope.empty()) return ParseQuantScope(flags.scope);
   const HfRepo repo(flags.input_dir);
   const ModelConfig model = ParseModelConfig(repo.config(), flags.input_dir + "/config.json");
   return model.num_moe_layers() > 0 ? QuantScope::kExperts : QuantScope::kAllLinear;
@@ -84,11 +85,16 @@ ConversionConfig ConfigOf(const ConvertFlags& flags) {
                .text_column = flags.text_column,
                .num_samples = flags.num_calibration_samples,
                .max_sequence_length = flags.max_sequence_length,
-               .seed = flags.seed},
+               .seed = flags.seed,
+               .chat_template = flags.input_dir,
+               .order =
+                   flags.no_shuffle ? CalibrationOrder::kAsStored : CalibrationOrder::kShuffled},
       .scheme = {.num_bits = flags.quant_type == "W8A16" ? 8 : 4,
                  .group_size = GroupSizeOf(flags),
                  .scale_rule = ScaleRuleOf(flags)},
-      .calibrate = {.method = method, .dampening_frac = flags.dampening_frac},
+      .calibrate = {.method = method,
+                    .dampening_frac = flags.dampening_frac,
+                    .actorder = flags.actorder == "none" ? ActOrder::kNone : ActOrder::kStatic},
       .indivisible = flags.keep_indivisible ? Indivisible::kKeep : Indivisible::kRefuse,
       .existing_output = flags.overwrite ? ExistingOutput::kOverwrite : ExistingOutput::kRefuse,
       .seed = flags.seed};
@@ -168,7 +174,10 @@ void RunConvert(const ConvertFlags& flags) {
 void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
   command.add_option("--data-dir", flags->data_dir,
                      "calibration text: a Parquet, JSON Lines or text file, or a folder of them");
-  command.add_option("--text-column", flags->text_column, "its column of text")
+  command
+      .add_option("--text-column", flags->text_column,
+                  "its column of text, or of conversations (lists of messages), which go through "
+                  "the model's chat template")
       ->capture_default_str();
   command
       .add_option("--num-calibration-samples", flags->num_calibration_samples, "rows that are used")
@@ -184,6 +193,15 @@ void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
                   "share of the mean diagonal that is added to the Hessian's diagonal")
       ->check(CLI::Range(0.0, 10.0))
       ->capture_default_str();
+  command
+      .add_option(
+          "--actorder", flags->actorder,
+          "order in which columns are quantised: static (by the Hessian's diagonal, nothing "
+          "about it is stored) or none")
+      ->check(CLI::IsMember({"static", "none"}))
+      ->capture_default_str();
+  command.add_flag("--no-shuffle-calibration-samples", flags->no_shuffle,
+                   "take the first rows instead of a seeded choice");
   command.add_option("--seed", flags->seed, "which rows are drawn")->capture_default_str();
 }
 
@@ -204,8 +222,9 @@ void AddSchemeOptions(CLI::App& command, ConvertFlags* flags) {
       ->capture_default_str();
   command
       .add_option("--scope", flags->scope,
-                  "what is quantised; default: experts if the model has some, else all-linear")
-      ->check(CLI::IsMember({"experts", "all-linear"}));
+                  "experts, all-linear, or names of modules and re:expressions, separated by "
+                  "commas; default: experts if the model has some, else all-linear")
+      ->delimiter(',');
   command
       .add_option("--scale-rule", flags->scale_rule,
                   "default: searched for gptq, absmax/7.5 for reference, absmax/7 for rtn")

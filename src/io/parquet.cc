@@ -218,20 +218,25 @@ Json ValueAt(const arrow::Array& array, int64_t i, const std::string& where) {
   }
 }
 
+// Error kData, listing the columns that exist, if there is none of that name.
+std::shared_ptr<arrow::Field> FieldOf(const Reader& reader, const fs::path& path,
+                                      const std::string& column) {
+  auto field = reader.schema().GetFieldByName(column);
+  if (field != nullptr) return field;
+  throw Error(
+      ErrorCode::kData,
+      {.where = path.string(),
+       .what = fmt::format("no column '{}'", column),
+       .expected = fmt::format("one of: {}", fmt::join(reader.schema().field_names(), ", "))});
+}
+
 }  // namespace
 
 void AppendParquetTexts(const fs::path& path, const std::string& column,
                         std::vector<std::optional<std::string>>& rows) {
   WithArrowErrors(path, [&] {
     Reader reader(path);
-    const auto field = reader.schema().GetFieldByName(column);
-    if (field == nullptr) {
-      throw Error(
-          ErrorCode::kData,
-          {.where = path.string(),
-           .what = fmt::format("no column '{}'", column),
-           .expected = fmt::format("one of: {}", fmt::join(reader.schema().field_names(), ", "))});
-    }
+    const auto field = FieldOf(reader, path, column);
     reader.ForEachBatch(reader.LeavesOf(column), [&](const arrow::Table& table) {
       for (const auto& chunk : table.column(0)->chunks()) {
         for (int64_t i = 0; i < chunk->length(); ++i) {
@@ -243,6 +248,22 @@ void AppendParquetTexts(const fs::path& path, const std::string& column,
                                            .found = field->type()->ToString()});
           }
           rows.push_back(text ? std::optional(std::string(*text)) : std::nullopt);
+        }
+      }
+    });
+  });
+}
+
+void AppendParquetColumn(const fs::path& path, const std::string& column, std::vector<Json>& rows) {
+  WithArrowErrors(path, [&] {
+    Reader reader(path);
+    FieldOf(reader, path, column);
+    int64_t row = 0;
+    reader.ForEachBatch(reader.LeavesOf(column), [&](const arrow::Table& table) {
+      for (const auto& chunk : table.column(0)->chunks()) {
+        for (int64_t i = 0; i < chunk->length(); ++i) {
+          rows.push_back(ValueAt(
+              *chunk, i, fmt::format("{}: row {}, column '{}'", path.string(), ++row, column)));
         }
       }
     });

@@ -15,6 +15,11 @@ namespace quatrain {
 void AppendParquetTexts(const std::filesystem::path& path, const std::string& column,
                         std::vector<std::optional<std::string>>& rows);
 
+// The same for a column of any type: a string, a list of structs, null; see io/rows.h for the
+// conversion.
+void AppendParquetColumn(const std::filesystem::path& path, const std::string& column,
+                         std::vector<Json>& rows);
+
 // Appends one object a row; see io/rows.h for the conversion. Error kData as above, also for a type
 // that JSON cannot hold (names column and type).
 void AppendParquetRows(const std::filesystem::path& path, std::vector<Json>& rows);

@@ -189,6 +189,16 @@ void ForEachJsonRow(const fs::path& path, Leniency& leniency, const Body& body) 
   });
 }
 
+const Json& ValueOf(const Json& row, const std::string& column, const std::string& where) {
+  const auto value = row.find(column);
+  if (value != row.end()) return *value;
+  std::string keys;
+  for (const auto& item : row.items()) keys += (keys.empty() ? "" : ", ") + item.key();
+  throw Error(ErrorCode::kData, {.where = where,
+                                 .what = fmt::format("no column '{}'", column),
+                                 .expected = "one of: " + keys});
+}
+
 std::optional<std::string> TextOf(const Json& row, const std::string& column,
                                   const std::string& where) {
   const auto value = row.find(column);
@@ -222,6 +232,29 @@ std::vector<std::optional<std::string>> ReadTextColumn(const fs::path& given,
       case Kind::kJsonLines:
         ForEachJsonRow(file, leniency, [&](const Json& row, const std::string& where) {
           rows.push_back(TextOf(row, column, where));
+        });
+        break;
+      case Kind::kText:
+        ForEachLine(ReadFile(file),
+                    [&](std::string_view line, size_t) { rows.emplace_back(line); });
+        break;
+    }
+  }
+  return Slice(std::move(rows), source);
+}
+
+std::vector<Json> ReadColumn(const fs::path& given, const std::string& column) {
+  const Source source = ParseSource(given);
+  Leniency leniency(0.0);
+  std::vector<Json> rows;
+  for (const fs::path& file : FilesOf(source.path)) {
+    switch (*KindOf(file)) {
+      case Kind::kParquet:
+        AppendParquetColumn(file, column, rows);
+        break;
+      case Kind::kJsonLines:
+        ForEachJsonRow(file, leniency, [&](const Json& row, const std::string& where) {
+          rows.push_back(ValueOf(row, column, where));
         });
         break;
       case Kind::kText:

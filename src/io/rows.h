@@ -22,6 +22,10 @@ namespace quatrain {
 std::vector<std::optional<std::string>> ReadTextColumn(const std::filesystem::path& source,
                                                        const std::string& column);
 
+// One column of any type, a value a row: a string, null, or a list of messages. Errors as above,
+// but for the type.
+std::vector<Json> ReadColumn(const std::filesystem::path& source, const std::string& column);
+
 // Whole rows as JSON objects, keys in the order of the file. Parquet: lists become arrays, structs
 // and maps objects, dates, times and decimals their text, nulls null. A row of plain text is
 // {"text": line}. Error kData, kIo.

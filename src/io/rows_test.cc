@@ -49,6 +49,25 @@ TEST_F(RowsTest, NestedParquetColumnsBecomeJson) {
   for (size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(rows[i], expected[i]) << "row " << i + 1;
 }
 
+TEST_F(RowsTest, ColumnOfAnyTypeIsTheSameInEveryRow) {
+  const Json expected = Golden("nested.json");
+  for (const auto& item : expected[0].items()) {
+    const std::vector<Json> values = ReadColumn(kGoldens / "nested.parquet", item.key());
+    ASSERT_EQ(values.size(), expected.size());
+    for (size_t i = 0; i < values.size(); ++i) {
+      EXPECT_EQ(values[i], expected[i][item.key()]) << item.key() << ", row " << i + 1;
+    }
+  }
+  EXPECT_TRUE(Contains(MessageOf([&] { ReadColumn(kGoldens / "nested.parquet", "absent"); }),
+                       "no column 'absent'"));
+  const fs::path lines =
+      Put("chat.jsonl", "{\"messages\": [{\"role\": \"user\"}]}\n{\"messages\": null}\n");
+  const std::vector<Json> values = ReadColumn(lines, "messages");
+  ASSERT_EQ(values.size(), 2u);
+  EXPECT_EQ(values[0][0]["role"], "user");
+  EXPECT_TRUE(values[1].is_null());
+}
+
 TEST_F(RowsTest, StringsOfEveryEncodingAreText) {
   const fs::path path = kGoldens / "nested.parquet";
   EXPECT_EQ(ReadTextColumn(path, "source"), (Texts{"math", std::nullopt, "code"}));
