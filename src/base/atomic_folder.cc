@@ -23,6 +23,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kTemporaryMark = ".tmp-";
 constexpr std::string_view kAsideMark = ".old-";
+constexpr std::string_view kPartialMark = ".partial";
 
 fs::path WithMark(const fs::path& target, std::string_view mark) {
   return fmt::format("{}{}{}", target.string(), mark, getpid());
@@ -124,28 +125,37 @@ fs::path Replace(const fs::path& temporary, const fs::path& target) {
   ThrowErrno(target, "cannot give the folder its name");
 }
 
-}  // namespace
-
-AtomicFolder::AtomicFolder(const fs::path& target)
-    : target_(Resolve(target)), temporary_(WithMark(target_, kTemporaryMark)) {
+// Creates the parent of a folder to be, whose name must not be that of a file.
+void PrepareTarget(const fs::path& resolved, const fs::path& target) {
   std::error_code error;
-  fs::create_directories(ParentFolder(target_), error);
+  fs::create_directories(ParentFolder(resolved), error);
   if (error) {
     throw Error(ErrorCode::kIo, {.where = target.string(),
                                  .what = "cannot create the folder (" + error.message() + ")"});
   }
-  if (fs::exists(target_, error) && !fs::is_directory(target_, error)) {
+  if (fs::exists(resolved, error) && !fs::is_directory(resolved, error)) {
     throw Error(ErrorCode::kIo, {.where = target.string(),
                                  .expected = "the name of a folder",
                                  .found = "a file",
                                  .todo = "Choose another name."});
   }
+}
+
+[[noreturn]] void ThrowBusy(const fs::path& target) {
+  throw Error(ErrorCode::kIo, {.where = target.string(),
+                               .what = "another program is writing this folder",
+                               .todo = "Wait until it ends, or choose another name."});
+}
+
+}  // namespace
+
+AtomicFolder::AtomicFolder(const fs::path& target)
+    : target_(Resolve(target)), temporary_(WithMark(target_, kTemporaryMark)) {
+  PrepareTarget(target_, target);
   ClearLeftOvers(target_);
   if (mkdir(temporary_.c_str(), 0777) != 0) {
     if (errno != EEXIST) ThrowErrno(target, "cannot create a folder beside it");
-    throw Error(ErrorCode::kIo, {.where = target.string(),
-                                 .what = "another program is writing this folder",
-                                 .todo = "Wait until it ends, or choose another name."});
+    ThrowBusy(target);
   }
   lock_fd_ = TryLock(temporary_, getpid());
 }
@@ -163,6 +173,48 @@ void AtomicFolder::Commit() {
   temporary_.clear();
   SyncPath(ParentFolder(target_));
   std::error_code ignored;  // what cannot be removed is a left-over, not a failure of this folder
+  if (!older.empty()) fs::remove_all(older, ignored);
+}
+
+fs::path WorkFolder::PathFor(const fs::path& target) {
+  return Resolve(target).string() + std::string(kPartialMark);
+}
+
+WorkFolder::WorkFolder(const fs::path& target) : target_(Resolve(target)), path_(PathFor(target)) {
+  PrepareTarget(target_, target);
+  if (mkdir(path_.c_str(), 0777) != 0 && errno != EEXIST) {
+    ThrowErrno(path_, "cannot create the work folder");
+  }
+  lock_fd_ = TryLock(path_, getpid());
+  if (lock_fd_ < 0) ThrowBusy(target);
+  std::error_code ignored;
+  fs::create_directory(output(), ignored);
+}
+
+WorkFolder::~WorkFolder() {
+  std::error_code ignored;
+  if (!is_kept_ && lock_fd_ >= 0) fs::remove_all(path_, ignored);
+  if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+void WorkFolder::Clear() {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(path_)) {
+    fs::remove_all(entry.path(), error);
+    if (error) {
+      throw Error(ErrorCode::kIo, {.where = entry.path().string(), .what = error.message()});
+    }
+  }
+  fs::create_directory(output());
+  is_kept_ = false;
+}
+
+void WorkFolder::Publish() {
+  SyncTree(output());
+  const fs::path older = Replace(output(), target_);
+  SyncPath(ParentFolder(target_));
+  is_kept_ = false;  // the rest of it, and an older folder that was exchanged, go with this object
+  std::error_code ignored;
   if (!older.empty()) fs::remove_all(older, ignored);
 }
 

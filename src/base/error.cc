@@ -6,6 +6,8 @@ int ExitStatus(ErrorCode code) {
   switch (code) {
     case ErrorCode::kInternal:
       return 1;
+    case ErrorCode::kQuality:
+      return 3;
     case ErrorCode::kInterrupted:
       return 130;
     default:

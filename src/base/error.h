@@ -23,10 +23,11 @@ enum class ErrorCode {
   kResource,     // not enough memory or disk for the plan
   kInternal,     // our bug (CHECK)
   kInterrupted,  // SIGINT or SIGTERM, after a clean stop
+  kQuality,      // the result is written, but misses a threshold that was asked for
 };
 
-// Exit status of the command line for an error: 2 for what a user can mend, 130 interrupted, 1 our
-// bug.
+// Exit status of the command line for an error: 2 for what a user can mend, 3 for a result that
+// misses a threshold, 130 interrupted, 1 our bug.
 int ExitStatus(ErrorCode code);
 
 // The parts of a message; empty parts are left out. Printed as one paragraph:

@@ -22,6 +22,7 @@ TEST(Error, JoinsItsPartsToOneParagraphAndLeavesOutEmptyOnes) {
 TEST(Error, ExitStatusTellsWhoCanMendIt) {
   EXPECT_EQ(ExitStatus(ErrorCode::kInternal), 1);
   EXPECT_EQ(ExitStatus(ErrorCode::kInterrupted), 130);
+  EXPECT_EQ(ExitStatus(ErrorCode::kQuality), 3);
   for (const auto code : {ErrorCode::kUsage, ErrorCode::kData, ErrorCode::kShape, ErrorCode::kIo,
                           ErrorCode::kResource}) {
     EXPECT_EQ(ExitStatus(code), 2);

@@ -161,9 +161,51 @@ void CheckCanWrite(const fs::path& path) {
   throw Error(ErrorCode::kIo, problem);
 }
 
-FileWriter::FileWriter(const fs::path& path)
-    : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+void ReleasePages(std::span<const std::byte> bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  // A hint: where it fails nothing is lost but memory that the system can take back by itself.
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+FileWriter::FileWriter(const fs::path& path, ExistingFile existing)
+    : path_(path),
+      fd_(open(path.c_str(),
+               O_WRONLY | O_CREAT | O_CLOEXEC | (existing == ExistingFile::kTruncate ? O_TRUNC : 0),
+               0666)) {
   if (fd_ < 0) ThrowErrno(path, "cannot create the file");
+}
+
+FileReader::FileReader(const fs::path& path)
+    : path_(path), fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (fd_ < 0) ThrowErrno(path, "cannot open the file");
+}
+
+FileReader::~FileReader() { close(fd_); }
+
+void FileReader::ReadAt(uint64_t offset, std::span<std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t count = pread(fd_, bytes.data(), std::min(bytes.size(), kWriteChunkBytes),
+                                static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) ThrowErrno(path_, "cannot read the file");
+    if (count == 0) {
+      throw Error(ErrorCode::kIo, {.where = path_.string(), .what = "the file ends too early"});
+    }
+    offset += static_cast<uint64_t>(count);
+    bytes = bytes.subspan(static_cast<size_t>(count));
+  }
+}
+
+void FileWriter::Resize(uint64_t size) {
+  QT_CHECK(fd_ >= 0, "{} is closed", path_.string());
+  if (ftruncate(fd_, static_cast<off_t>(size)) != 0) ThrowErrno(path_, "cannot size the file");
+}
+
+void FileWriter::Sync() {
+  QT_CHECK(fd_ >= 0, "{} is closed", path_.string());
+  SyncFd(fd_, path_);
 }
 
 FileWriter::~FileWriter() {

@@ -288,6 +288,51 @@ TEST_F(FileTest, WhatCannotBeWrittenIsFoundBeforehand) {
   EXPECT_EQ(Listing(), "") << "nothing was written";
 }
 
+TEST_F(AtomicFolderTest, AWorkFolderIsTakenUpWhereItWasLeftAndPublishedAtOnce) {
+  const fs::path target = folder_ / "out";
+  {
+    WorkFolder work(target);
+    EXPECT_EQ(work.path(), WorkFolder::PathFor(target));
+    Put(work.path() / "state", "1");
+    Put(work.output() / "a", "1");
+    work.Keep();
+    EXPECT_TRUE(Contains(MessageOf([&] { WorkFolder second(target); }), "another program"));
+  }
+  EXPECT_EQ(Listing(), "out.partial");
+  {
+    WorkFolder work(target);
+    EXPECT_EQ(ReadFile(work.path() / "state"), "1");
+    work.Keep();
+    work.Publish();
+  }
+  EXPECT_EQ(Listing(), "out");
+  EXPECT_EQ(ReadFile(target / "a"), "1");
+  {
+    WorkFolder work(target);
+    Put(work.output() / "b", "2");
+    work.Publish();
+  }
+  EXPECT_EQ(Listing(), "out");
+  EXPECT_FALSE(fs::exists(target / "a"));
+  EXPECT_EQ(ReadFile(target / "b"), "2");
+}
+
+TEST_F(AtomicFolderTest, AWorkFolderWithNothingToKeepLeavesNothing) {
+  {
+    WorkFolder work(folder_ / "out");
+    Put(work.path() / "state", "1");
+  }
+  EXPECT_EQ(Listing(), "");
+  {
+    WorkFolder work(folder_ / "out");
+    Put(work.path() / "state", "1");
+    work.Keep();
+    work.Clear();
+    EXPECT_FALSE(fs::exists(work.path() / "state"));
+  }
+  EXPECT_EQ(Listing(), "");
+}
+
 TEST(Resources, FreeSpaceIsAskedOfTheNearestParentThatExists) {
   EXPECT_GT(FreeDiskBytes("."), 0u);
   EXPECT_GT(FreeDiskBytes(fs::path(testing::TempDir()) / "no" / "such" / "folder"), 0u);

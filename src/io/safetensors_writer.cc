@@ -1,6 +1,9 @@
 #include "io/safetensors_writer.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -12,6 +15,13 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kHeaderAlignment = 8;
+constexpr uint64_t kAnyBytes = std::numeric_limits<uint64_t>::max();
+
+// What a file takes on disk, 0 if there is none; holes take nothing.
+uint64_t AllocatedBytes(const fs::path& path) {
+  struct stat status = {};
+  return stat(path.c_str(), &status) == 0 ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
+}
 
 std::span<const std::byte> AsBytes(const std::string& text) {
   return std::as_bytes(std::span(text));
@@ -82,7 +92,9 @@ void SafetensorsWriter::Shard::LayOut(std::unordered_map<std::string, Place>& pl
 
 SafetensorsWriter::SafetensorsWriter(const fs::path& folder, const std::vector<TensorPlan>& plan,
                                      const SafetensorsWriterOptions& options)
-    : folder_(folder) {
+    : folder_(folder),
+      existing_file_(options.shard_files == ShardFiles::kFresh ? ExistingFile::kTruncate
+                                                               : ExistingFile::kKeep) {
   QT_CHECK(!plan.empty());
   CutIntoShards(plan, options.max_shard_bytes);
   has_index_ = shards_.size() > 1 || options.index_rule == IndexRule::kAlways;
@@ -120,7 +132,11 @@ void SafetensorsWriter::CutIntoShards(const std::vector<TensorPlan>& plan,
 
 void SafetensorsWriter::CheckDiskSpace() const {
   uint64_t needed = has_index_ ? IndexText().size() : 0;
-  for (const Shard& shard : shards_) needed += shard.file_bytes();
+  for (const Shard& shard : shards_) {
+    const uint64_t held =
+        existing_file_ == ExistingFile::kKeep ? AllocatedBytes(folder_ / shard.file_name) : 0;
+    needed += shard.file_bytes() - std::min(held, shard.file_bytes());
+  }
   const uint64_t free = FreeDiskBytes(folder_);
   if (needed <= free) return;
   throw Error(ErrorCode::kResource,
@@ -128,27 +144,52 @@ void SafetensorsWriter::CheckDiskSpace() const {
                .what = fmt::format("the disk lacks {} bytes for the tensors", needed - free),
                .expected = fmt::format("{} bytes free", needed),
                .found = fmt::format("{}", free),
-               .todo = "Free some space, or choose another place. Nothing was written."});
+               .todo = existing_file_ == ExistingFile::kTruncate
+                           ? "Free some space, or choose another place. Nothing was written."
+                           : "Free some space; what was written before is kept."});
 }
 
-void SafetensorsWriter::Write(std::string_view name, std::span<const std::byte> bytes) {
+// Counts a tensor as written; its shard, and where in it the bytes go.
+SafetensorsWriter::Shard& SafetensorsWriter::TakePlace(std::string_view name, uint64_t* offset,
+                                                       uint64_t bytes) {
   const auto found = places_.find(std::string(name));
   QT_CHECK(found != places_.end(), "tensor '{}' was not planned", name);
   Place& place = found->second;
   QT_CHECK(!place.is_written, "tensor '{}' is written twice", name);
-  QT_CHECK(bytes.size() == place.bytes, "tensor '{}' has {} bytes, planned were {}", name,
-           bytes.size(), place.bytes);
-  Shard& shard = shards_[place.shard];
+  QT_CHECK(bytes == kAnyBytes || bytes == place.bytes, "tensor '{}' has {} bytes, planned were {}",
+           name, bytes, place.bytes);
+  place.is_written = true;
+  *offset = place.offset;
+  ++num_written_;
+  return shards_[place.shard];
+}
+
+void SafetensorsWriter::CloseIfWhole(Shard& shard) {
+  if (--shard.num_unwritten != 0 || shard.writer == nullptr) return;
+  shard.writer->Close();
+  shard.writer.reset();
+}
+
+void SafetensorsWriter::Write(std::string_view name, std::span<const std::byte> bytes) {
+  uint64_t offset = 0;
+  Shard& shard = TakePlace(name, &offset, bytes.size());
   if (shard.writer == nullptr) {
-    shard.writer = std::make_unique<FileWriter>(folder_ / shard.file_name);
+    shard.writer = std::make_unique<FileWriter>(folder_ / shard.file_name, existing_file_);
     shard.writer->WriteAt(0, AsBytes(shard.header));
   }
-  shard.writer->WriteAt(place.offset, bytes);
-  place.is_written = true;
-  ++num_written_;
-  if (--shard.num_unwritten == 0) {
-    shard.writer->Close();
-    shard.writer.reset();
+  shard.writer->WriteAt(offset, bytes);
+  CloseIfWhole(shard);
+}
+
+void SafetensorsWriter::MarkWritten(std::string_view name) {
+  QT_CHECK(existing_file_ == ExistingFile::kKeep, "nothing is resumed");
+  uint64_t offset = 0;
+  CloseIfWhole(TakePlace(name, &offset, kAnyBytes));
+}
+
+void SafetensorsWriter::Sync() {
+  for (Shard& shard : shards_) {
+    if (shard.writer != nullptr) shard.writer->Sync();
   }
 }
 

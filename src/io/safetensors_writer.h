@@ -33,10 +33,16 @@ enum class IndexRule {
   kAlways,     // one file too is model-00001-of-00001.safetensors with an index
 };
 
+enum class ShardFiles {
+  kFresh,    // an older file of a shard's name is emptied
+  kResumed,  // a file of a shard's name holds what an earlier writer of the same plan put there
+};
+
 struct SafetensorsWriterOptions {
   uint64_t max_shard_bytes =
       5'000'000'000;  // of tensor data; a larger tensor gets a shard of its own
   IndexRule index_rule = IndexRule::kIfSharded;
+  ShardFiles shard_files = ShardFiles::kFresh;
 };
 
 // Not thread-safe.
@@ -56,6 +62,12 @@ class SafetensorsWriter {
   // planned is our bug (kInternal).
   void Write(std::string_view name, std::span<const std::byte> bytes);
 
+  // A planned tensor that an earlier writer wrote, in a plan that is resumed: its bytes stay.
+  void MarkWritten(std::string_view name);
+
+  // Forces what was written to disk.
+  void Sync();
+
   // Writes the index, if one is due. It is our bug if a planned tensor was not written.
   void Finish();
 
@@ -68,11 +80,14 @@ class SafetensorsWriter {
   struct Shard;
   struct Place;
 
+  Shard& TakePlace(std::string_view name, uint64_t* offset, uint64_t bytes);
+  void CloseIfWhole(Shard& shard);
   void CutIntoShards(const std::vector<TensorPlan>& plan, uint64_t max_shard_bytes);
   void CheckDiskSpace() const;
   std::string IndexText() const;
 
   std::filesystem::path folder_;
+  ExistingFile existing_file_;
   bool has_index_ = false;
   uint64_t total_bytes_ = 0;
   std::vector<Shard> shards_;

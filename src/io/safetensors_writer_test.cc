@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
 
 #include "base/json.h"
 #include "io/tensor_set.h"
@@ -199,6 +201,42 @@ TEST_F(SafetensorsWriterTest, AWriteThatFailsHalfWayLeavesTheOlderModelAndNothin
   EXPECT_TRUE(Contains(message, "model.safetensors: cannot write the file"));
   EXPECT_EQ(FilesIn(folder_), std::vector<fs::path>{"out"});
   EXPECT_TRUE(Equal(TensorSet(target).Get("a").bytes, Pattern(100000, 1)));
+}
+
+TEST_F(SafetensorsWriterTest, AWriterThatWasKilledIsGoneOnWithAfterAnyTensor) {
+  std::vector<TensorPlan> plan;
+  for (int i = 0; i < 6; ++i) {
+    plan.push_back({.name = fmt::format("t{}", i), .dtype = DType::kF32, .shape = {8 + i}});
+  }
+  const SafetensorsWriterOptions options = {.max_shard_bytes = 100,
+                                            .shard_files = ShardFiles::kResumed};
+  const auto write = [&](SafetensorsWriter& writer, size_t i) {
+    writer.Write(plan[i].name, Pattern(*BytesOf(plan[i].dtype, plan[i].shape), i));
+  };
+  const auto content = [](const fs::path& folder) {
+    std::map<std::string, std::string> files;
+    for (const fs::path& file : FilesIn(folder)) files[file.string()] = ReadFile(folder / file);
+    return files;
+  };
+  std::optional<std::map<std::string, std::string>> whole;
+  for (size_t cut = 0; cut <= plan.size(); ++cut) {
+    const fs::path folder = folder_ / fmt::format("cut{}", cut);
+    fs::create_directories(folder);
+    {
+      SafetensorsWriter writer(folder, plan, options);
+      for (size_t i = 0; i < cut; ++i) write(writer, i);
+      // What was in the middle of being written when it was killed.
+      if (cut < plan.size()) writer.Write(plan[cut].name, Pattern(32 + 4 * cut, 99));
+      writer.Sync();
+    }
+    SafetensorsWriter writer(folder, plan, options);
+    for (size_t i = 0; i < cut; ++i) writer.MarkWritten(plan[i].name);
+    for (size_t i = cut; i < plan.size(); ++i) write(writer, i);
+    writer.Finish();
+    if (!whole) whole = content(folder);
+    EXPECT_EQ(content(folder), *whole) << "cut after " << cut;
+  }
+  EXPECT_EQ(whole->size(), 4u);  // three shards and their index
 }
 
 }  // namespace
