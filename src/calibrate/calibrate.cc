@@ -2,10 +2,10 @@
 
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "calibrate/layer_inputs.h"
 #include "calibrate/scale_search.h"
-#include "models/decoder.h"
 #include "quant/quantized_weight.h"
 
 namespace quatrain {
@@ -13,11 +13,10 @@ namespace {
 
 constexpr int64_t kBatchTokens = 4096;  // samples that run together: results do not depend on it
 
-// Samples that run together, and their hidden states between layers.
+// Samples that run together.
 struct SampleBatch {
   ForwardBatch batch;
   std::string where;  // for errors
-  at::Tensor x_TD;
 };
 
 std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
@@ -32,9 +31,8 @@ std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
     }
     const std::vector<int64_t> rows(data.rows.begin() + static_cast<int64_t>(first),
                                     data.rows.begin() + static_cast<int64_t>(end));
-    batches.push_back({MakeVarlenBatch(sequences),
-                       fmt::format("the samples of rows {}", fmt::join(rows, ", ")),
-                       {}});
+    batches.push_back(
+        {MakeVarlenBatch(sequences), fmt::format("the samples of rows {}", fmt::join(rows, ", "))});
     first = end;
   }
   return batches;
@@ -94,52 +92,58 @@ double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight, Q
   return Sum(OutputError(pool, hessian, error.data(), matrix.out_features));
 }
 
+}  // namespace
+
 // One run over all layers.
-class Calibration {
- public:
-  Calibration(const OpContext& ctx, const ModelConfig& config, const QuantPlan& plan,
-              const CalibrateOptions& options, const CalibrationData& data, ModelWeights& weights,
-              const CalibrateProgress& progress)
-      : ctx_(ctx),
-        plan_(plan),
-        options_(options),
-        data_(data),
-        weights_(weights),
-        progress_(progress),
-        decoder_(config, weights),
-        batches_(MakeBatches(data)) {
-    const int64_t passes = 2 * config.num_hidden_layers * static_cast<int64_t>(batches_.size());
-    total_steps_ = passes + plan.num_quantized;
-  }
+struct Calibration::Parts {
+  const OpContext& ctx_;
+  const QuantPlan& plan_;
+  const CalibrateOptions& options_;
+  const CalibrationData& data_;
+  ModelWeights& weights_;
+  const Decoder& decoder_;
+  HiddenStates& states_;
+  const CalibrateProgress& progress_;
+  std::vector<SampleBatch> batches_;
+  std::vector<ModuleReport> reports_;  // of the layer at hand
+  std::string layer_note_;
+  int64_t done_steps_ = 0, total_steps_ = 0;
 
-  std::vector<ModuleReport> Run() {
-    for (SampleBatch& batch : batches_) batch.x_TD = decoder_.Embed(ctx_, batch.batch);
-    const int64_t num_layers = decoder_.config().num_hidden_layers;
-    for (int64_t layer = 0; layer < num_layers; ++layer) {
-      layer_note_ = fmt::format("layer {} of {}", layer + 1, num_layers);
-      RunLayer(layer);
+  int64_t StepsOf(int64_t layer) const {
+    int64_t steps = 2 * static_cast<int64_t>(batches_.size());
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      steps += weights_[i].spec.layer == layer && plan_.is_quantized[i];
     }
-    return std::move(reports_);
+    return steps;
   }
 
- private:
+  void Embed() {
+    for (size_t i = 0; i < batches_.size(); ++i) {
+      states_.Write(i, decoder_.Embed(ctx_, batches_[i].batch));
+    }
+  }
+
   void RunLayer(int64_t layer) {
+    const int64_t num_layers = decoder_.config().num_hidden_layers;
+    layer_note_ = fmt::format("layer {} of {}", layer + 1, num_layers);
     const ExpertTokens expert_tokens =
         options_.method == CalibrateMethod::kReference ? ExpertTokens::kAll : ExpertTokens::kRouted;
     LayerInputs inputs(ctx_, weights_, plan_.is_quantized, layer, expert_tokens, data_.num_tokens);
     if (inputs.empty()) {
       done_steps_ += static_cast<int64_t>(batches_.size());
     } else {
-      for (const SampleBatch& batch : batches_) {
-        const LinearObserver observer = inputs.Observer(batch.where);
-        decoder_.ForwardLayer(ctx_, layer, batch.x_TD, batch.batch, &observer);
+      for (size_t i = 0; i < batches_.size(); ++i) {
+        const LinearObserver observer = inputs.Observer(batches_[i].where);
+        decoder_.ForwardLayer(ctx_, layer, states_.Read(i), batches_[i].batch, &observer);
         Step(", observing");
       }
       for (const LayerInput& input : inputs.Finish()) QuantizeInput(input);
     }
-    for (SampleBatch& batch : batches_) {
-      const bool is_last = layer + 1 == decoder_.config().num_hidden_layers;
-      if (!is_last) batch.x_TD = decoder_.ForwardLayer(ctx_, layer, batch.x_TD, batch.batch);
+    const bool is_last = layer + 1 == num_layers;  // nothing reads what it leaves
+    for (size_t i = 0; i < batches_.size(); ++i) {
+      if (!is_last) {
+        states_.Write(i, decoder_.ForwardLayer(ctx_, layer, states_.Read(i), batches_[i].batch));
+      }
       Step(", next inputs");
     }
   }
@@ -176,21 +180,43 @@ class Calibration {
   }
 
   void Step(const char* what) { progress_(++done_steps_, total_steps_, layer_note_ + what); }
-
-  const OpContext& ctx_;
-  const QuantPlan& plan_;
-  const CalibrateOptions& options_;
-  const CalibrationData& data_;
-  ModelWeights& weights_;
-  const CalibrateProgress& progress_;
-  Decoder decoder_;
-  std::vector<SampleBatch> batches_;
-  std::vector<ModuleReport> reports_;
-  std::string layer_note_;
-  int64_t done_steps_ = 0, total_steps_ = 0;
 };
 
-}  // namespace
+std::vector<int64_t> Calibration::BatchTokens(const CalibrationData& data) {
+  std::vector<int64_t> tokens;
+  for (const SampleBatch& batch : MakeBatches(data)) tokens.push_back(batch.batch.num_tokens());
+  return tokens;
+}
+
+Calibration::Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
+                         HiddenStates& states, const CalibrateProgress& progress)
+    : parts_(new Parts{ctx,
+                       task.plan,
+                       task.options,
+                       task.data,
+                       task.weights,
+                       decoder,
+                       states,
+                       progress,
+                       MakeBatches(task.data),
+                       {},
+                       {}}) {
+  QT_CHECK(task.options.method != CalibrateMethod::kRtn, "RoundWeight needs no data");
+  for (int64_t layer = 0; layer < task.config.num_hidden_layers; ++layer) {
+    parts_->total_steps_ += parts_->StepsOf(layer);
+  }
+}
+
+Calibration::~Calibration() = default;
+
+void Calibration::Embed() { parts_->Embed(); }
+
+std::vector<ModuleReport> Calibration::RunLayer(int64_t layer) {
+  parts_->RunLayer(layer);
+  return std::exchange(parts_->reports_, {});
+}
+
+void Calibration::SkipLayer(int64_t layer) { parts_->total_steps_ -= parts_->StepsOf(layer); }
 
 Json ModuleReport::ToJson() const {
   Json json = {{"module", module},
@@ -202,32 +228,40 @@ Json ModuleReport::ToJson() const {
   return json;
 }
 
-std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const ModelConfig& config,
-                                         const QuantPlan& plan, const CalibrateOptions& options,
-                                         const CalibrationData& data, ModelWeights& weights,
-                                         const CalibrateProgress& progress) {
-  QT_CHECK(options.method != CalibrateMethod::kRtn, "RoundModel needs no data");
-  return Calibration(ctx, config, plan, options, data, weights, progress).Run();
+ModuleReport ModuleReport::FromJson(const Json& json) {
+  return {.module = json.at("module").get<std::string>(),
+          .num_tokens = json.at("tokens").get<int64_t>(),
+          .relative_error = json.at("relative_error").get<double>(),
+          .rtn_relative_error = json.at("rtn_relative_error").get<double>(),
+          .dampening_frac = json.at("dampening_frac").get<double>(),
+          .fallback = json.value("fallback", std::string())};
 }
 
-void RoundModel(const OpContext& ctx, const QuantPlan& plan, ModelWeights& weights,
-                const CalibrateProgress& progress) {
-  int64_t done = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (!plan.is_quantized[i]) continue;
-    Weight& weight = weights[i];
-    const NamedMatrix matrix = NamedMatrixOf(weight);
-    if (plan.scheme.scale_rule == ScaleRule::kSearched) {
-      CheckQuantizable(matrix, plan.scheme);
-      const std::vector<float> importance_I(static_cast<size_t>(matrix.in_features), 1.0f);
-      const std::vector<BFloat16> scale_OG = ChooseScales(
-          ctx.pool, MatrixOf(weight), plan.scheme.SpecFor(matrix.in_features), importance_I);
-      ReplaceByCodes(weight, QuantizeWithScales(ctx.pool, matrix, plan.scheme, scale_OG));
-    } else {
-      ReplaceByCodes(weight, Quantize(ctx.pool, matrix, plan.scheme));
-    }
-    progress(++done, plan.num_quantized, "rounding to nearest");
+std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const CalibrationTask& task,
+                                         const CalibrateProgress& progress) {
+  const Decoder decoder(task.config, task.weights);
+  HiddenStates states(Calibration::BatchTokens(task.data), task.config.hidden_size, std::nullopt);
+  Calibration calibration(ctx, task, decoder, states, progress);
+  calibration.Embed();
+  std::vector<ModuleReport> reports;
+  for (int64_t layer = 0; layer < task.config.num_hidden_layers; ++layer) {
+    states.Advance();
+    for (ModuleReport& report : calibration.RunLayer(layer)) reports.push_back(std::move(report));
   }
+  return reports;
+}
+
+void RoundWeight(const OpContext& ctx, const QuantScheme& scheme, Weight& weight) {
+  const NamedMatrix matrix = NamedMatrixOf(weight);
+  if (scheme.scale_rule != ScaleRule::kSearched) {
+    ReplaceByCodes(weight, Quantize(ctx.pool, matrix, scheme));
+    return;
+  }
+  CheckQuantizable(matrix, scheme);
+  const std::vector<float> importance_I(static_cast<size_t>(matrix.in_features), 1.0f);
+  const std::vector<BFloat16> scale_OG =
+      ChooseScales(ctx.pool, MatrixOf(weight), scheme.SpecFor(matrix.in_features), importance_I);
+  ReplaceByCodes(weight, QuantizeWithScales(ctx.pool, matrix, scheme, scale_OG));
 }
 
 }  // namespace quatrain

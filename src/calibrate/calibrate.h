@@ -1,16 +1,20 @@
 // Quantises a model in place, layer by layer: run a layer over all samples, calibrate its weights
 // on the inputs they saw, run it again with the quantised weights to make the next layer's inputs.
+// Only the weights of the layer at hand must be in memory.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/json.h"
 #include "calibrate/calibration_data.h"
 #include "calibrate/gptq.h"
+#include "calibrate/hidden_states.h"
 #include "calibrate/quant_plan.h"
+#include "models/decoder.h"
 #include "models/model_config.h"
 #include "models/weights.h"
 #include "ops/tensor.h"
@@ -41,22 +45,57 @@ struct ModuleReport {
   std::string fallback;  // why it was rounded to nearest; empty if it was not
 
   Json ToJson() const;
+  static ModuleReport FromJson(const Json& json);
 };
 
 // Called after every step with a short text about the next one; may throw to stop.
 using CalibrateProgress = std::function<void(int64_t done, int64_t total, const std::string& note)>;
 
-// Replaces the weights that `plan` quantises, which must be BF16, by codes. Same bits for any
-// thread count. Errors: kData naming a module whose inputs, Hessian or weight are not finite, with
-// the samples; whatever `progress` throws, the weights then being partly quantised.
-std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const ModelConfig& config,
-                                         const QuantPlan& plan, const CalibrateOptions& options,
-                                         const CalibrationData& data, ModelWeights& weights,
+// What a calibration works on; all of it is borrowed.
+struct CalibrationTask {
+  const ModelConfig& config;
+  const QuantPlan& plan;
+  const CalibrateOptions& options;
+  const CalibrationData& data;
+  ModelWeights& weights;
+};
+
+// A calibration that its caller takes from layer to layer, so that weights can come and go between:
+//   Calibration calibration(ctx, task, decoder, states, progress);
+//   calibration.Embed();                    // with the embedding in memory
+//   states.Advance();
+//   for each layer: calibration.RunLayer(layer), states.Advance();
+class Calibration {
+ public:
+  // Tokens of each batch of samples: the first entries of the hidden states, in this order.
+  static std::vector<int64_t> BatchTokens(const CalibrationData& data);
+
+  // `decoder` runs task.weights. `states` has an entry for each batch, and maybe more behind them.
+  Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
+              HiddenStates& states, const CalibrateProgress& progress);
+  ~Calibration();
+
+  void Embed();
+  // Replaces the layer's weights that the plan quantises, which must be BF16, by codes, and leaves
+  // the next layer's inputs. Errors of CalibrateModel.
+  std::vector<ModuleReport> RunLayer(int64_t layer);
+  // For progress: what an earlier process did counts as no step.
+  void SkipLayer(int64_t layer);
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+// The whole model, whose weights must be in memory: replaces those that the plan quantises, which
+// must be BF16, by codes. Same bits for any thread count. Errors: kData naming a module whose
+// inputs, Hessian or weight are not finite, with the samples; whatever `progress` throws, the
+// weights then being partly quantised.
+std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const CalibrationTask& task,
                                          const CalibrateProgress& progress);
 
-// The same by round-to-nearest, from the weights alone: scales by the plan's rule (kSearched: least
-// squared error).
-void RoundModel(const OpContext& ctx, const QuantPlan& plan, ModelWeights& weights,
-                const CalibrateProgress& progress);
+// One weight by round-to-nearest, from its values alone: scales by the scheme's rule (kSearched:
+// least squared error).
+void RoundWeight(const OpContext& ctx, const QuantScheme& scheme, Weight& weight);
 
 }  // namespace quatrain

@@ -2,95 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <filesystem>
-#include <functional>
 
-#include "base/error.h"
-#include "base/file.h"
+#include "cli/conversion_report.h"
+#include "cli/conversion_test_support.h"
 #include "io/safetensors_writer.h"
-#include "models/loader.h"
 #include "quant/metadata.h"
-#include "quant/quantized_weight.h"
 
 namespace quatrain {
 namespace {
-
-namespace fs = std::filesystem;
-
-const fs::path kExamples = fs::path(QT_SOURCE_DIR) / "examples";
-
-class ConversionTest : public testing::Test {
- protected:
-  ConversionTest()
-      : root_(fs::path(testing::TempDir()) /
-              testing::UnitTest::GetInstance()->current_test_info()->name()) {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~ConversionTest() override { fs::remove_all(root_); }
-
-  ConversionConfig Config(const std::string& model, CalibrateMethod method) const {
-    ConversionConfig config{.input_dir = kExamples / "models" / model,
-                            .output_dir = root_ / "int4",
-                            .data = {.source = kExamples / "data/calibration",
-                                     .num_samples = 8,
-                                     .max_sequence_length = 64},
-                            .calibrate = {.method = method}};
-    if (method == CalibrateMethod::kGptq) config.scheme.scale_rule = ScaleRule::kSearched;
-    return config;
-  }
-
-  ConversionSummary Run(const ConversionConfig& config) {
-    ThreadPool pool(2);
-    return Convert(pool, config, [](int64_t, int64_t, const std::string&) {});
-  }
-
-  // The message of the refusal, after which nothing may be left behind.
-  std::string Refusal(const ConversionConfig& config, ErrorCode code) {
-    const auto entries = [&] {
-      return std::distance(fs::directory_iterator(root_), fs::directory_iterator());
-    };
-    const auto before = entries();
-    try {
-      Run(config);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      EXPECT_EQ(ExitStatus(error.code()), 2);
-      EXPECT_EQ(entries(), before);
-      return error.what();
-    }
-    ADD_FAILURE() << "no error";
-    return {};
-  }
-
-  // Every weight of a converted directory, dequantised, as a BF16 directory.
-  fs::path Dequantised(const fs::path& directory) {
-    const Checkpoint checkpoint(directory);
-    ModelWeights weights = LoadWeights(checkpoint, at::kBFloat16);
-    for (size_t i = 0; i < weights.size(); ++i) {
-      if (!weights[i].is_quantized()) continue;
-      weights[i].dense = weights[i].ToFloat32().to(at::kBFloat16);
-      weights[i].codes = {};
-    }
-    const fs::path folder = root_ / "bf16";
-    fs::create_directories(folder);
-    ExportModel(checkpoint, weights, {}, folder);
-    return folder;
-  }
-
-  fs::path root_;
-};
-
-void ExpectSameTensors(const fs::path& a, const fs::path& b) {
-  const TensorSet first(a), second(b);
-  ASSERT_EQ(first.tensors().size(), second.tensors().size());
-  for (const TensorView& tensor : first.tensors()) {
-    const TensorView& other = second.Get(tensor.name);
-    EXPECT_TRUE(std::equal(tensor.bytes.begin(), tensor.bytes.end(), other.bytes.begin(),
-                           other.bytes.end()))
-        << tensor.name;
-  }
-}
 
 TEST_F(ConversionTest, RoundToNearestOfATrainedExportGivesTheIdenticalCodes) {
   ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kRtn);
@@ -223,15 +144,34 @@ TEST_F(ConversionTest, CalibrationTextThatCannotBeReadIsRefused) {
   EXPECT_NE(Refusal(config, ErrorCode::kData).find("no row has any text"), std::string::npos);
 }
 
-TEST_F(ConversionTest, StopLeavesNothingBehind) {
-  const ConversionConfig config = Config("tiny-llama", CalibrateMethod::kGptq);
-  ThreadPool pool(2);
-  EXPECT_THROW(Convert(pool, config,
-                       [](int64_t, int64_t, const std::string&) {
-                         throw Error(ErrorCode::kInterrupted, "stopped");
-                       }),
-               Error);
-  EXPECT_TRUE(fs::is_empty(root_));
+TEST_F(ConversionTest, ScopesThatAreListsOfModulesReadBack) {
+  ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kGptq);
+  config.scope = ParseQuantScope({"re:.*self_attn", "re:.*layers.1.mlp.experts"});
+  EXPECT_EQ(Run(config).num_quantized, 4 * 4 + 8 * 3);
+}
+
+TEST_F(ConversionTest, ReportTellsWhatTheConversionDid) {
+  ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kGptq);
+  config.data.num_samples = 1;
+  config.data.max_sequence_length = 16;
+  const ConversionSummary summary = Run(config);
+  const Json report = ParseJson(ReadFile(config.output_dir / kConversionReportJson), "report");
+  EXPECT_EQ(report["method"], "gptq");
+  EXPECT_EQ(report["modules"].size(), 96u);
+  EXPECT_LT(report["errors"]["mean_relative_error"].get<double>(),
+            report["errors"]["mean_rtn_relative_error"].get<double>());
+  int64_t codes = 0;
+  for (const Json& count : report["codes"]["counts"]) codes += count.get<int64_t>();
+  EXPECT_EQ(codes, 96 * 128 * 128);
+  EXPECT_EQ(report["expert_tokens"].size(), 4u);
+  EXPECT_EQ(report["expert_tokens"][0]["tokens"].size(), 8u);
+  EXPECT_FALSE(report["cold_modules"].empty());
+  EXPECT_EQ(report["cold_modules"].size(), summary.ColdModules().size());
+  EXPECT_GT(report["heldout"]["mean_kl"].get<double>(), 0.0);
+  EXPECT_GT(report["heldout"]["perplexity"].get<double>(), 1.0);
+  EXPECT_LT(report["bytes_after"].get<int64_t>(), report["bytes_before"].get<int64_t>());
+  EXPECT_FALSE(report["tensor_parallel"].empty());
+  EXPECT_GT(report["peak_memory_bytes"].get<int64_t>(), 0);
 }
 
 }  // namespace

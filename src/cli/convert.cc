@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -13,7 +12,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "cli/conversion.h"
-#include "cli/inspection.h"
+#include "cli/conversion_report.h"
 #include "cli/loaded_model.h"
 
 namespace quatrain {
@@ -30,13 +29,17 @@ struct ConvertFlags {
   std::string actorder = "static";
   int64_t num_calibration_samples = 256;
   int64_t max_sequence_length = 2048;
+  int64_t num_heldout_samples = 16;
   double dampening_frac = 0.01;
+  double max_fallback_fraction = 0.1;
+  uint64_t max_shard_size = 5'000'000'000;
   uint64_t seed = 0;
   int num_threads = 0;
   bool no_shuffle = false;
   bool trust_remote_code = false;
   bool keep_indivisible = false;
   bool overwrite = false;
+  bool restart = false;
 };
 
 CalibrateMethod MethodOf(const ConvertFlags& flags) {
@@ -61,14 +64,6 @@ ScaleRule ScaleRuleOf(const ConvertFlags& flags) {
   }
 }
 
-// Routed experts only where there are some.
-QuantScope ScopeOf(const ConvertFlags& flags) {
-  if (!flags.scope.empty()) return ParseQuantScope(flags.scope);
-  const HfRepo repo(flags.input_dir);
-  const ModelConfig model = ParseModelConfig(repo.config(), flags.input_dir + "/config.json");
-  return model.num_moe_layers() > 0 ? QuantScope::kExperts : QuantScope::kAllLinear;
-}
-
 ConversionConfig ConfigOf(const ConvertFlags& flags) {
   const CalibrateMethod method = MethodOf(flags);
   if (method != CalibrateMethod::kRtn && flags.data_dir.empty()) {
@@ -86,7 +81,7 @@ ConversionConfig ConfigOf(const ConvertFlags& flags) {
                .num_samples = flags.num_calibration_samples,
                .max_sequence_length = flags.max_sequence_length,
                .seed = flags.seed,
-               .chat_template = flags.input_dir,
+               .num_heldout_samples = flags.num_heldout_samples,
                .order =
                    flags.no_shuffle ? CalibrationOrder::kAsStored : CalibrationOrder::kShuffled},
       .scheme = {.num_bits = flags.quant_type == "W8A16" ? 8 : 4,
@@ -97,9 +92,11 @@ ConversionConfig ConfigOf(const ConvertFlags& flags) {
                     .actorder = flags.actorder == "none" ? ActOrder::kNone : ActOrder::kStatic},
       .indivisible = flags.keep_indivisible ? Indivisible::kKeep : Indivisible::kRefuse,
       .existing_output = flags.overwrite ? ExistingOutput::kOverwrite : ExistingOutput::kRefuse,
+      .earlier_work = flags.restart ? EarlierWork::kRestart : EarlierWork::kContinue,
+      .max_shard_bytes = flags.max_shard_size,
       .seed = flags.seed};
   CheckScheme(config.scheme, "--quant-type and --quant-group-size");
-  config.scope = ScopeOf(flags);
+  if (!flags.scope.empty()) config.scope = ParseQuantScope(flags.scope);
   return config;
 }
 
@@ -123,32 +120,50 @@ void PrintErrors(const ConversionSummary& summary) {
   const double count = static_cast<double>(summary.modules.size());
   fmt::print("relative output error: mean {:.4f} (round-to-nearest {:.4f}), largest {:.4f} in {}\n",
              ours / count, rtn / count, worst->relative_error, worst->module);
-  std::vector<std::string> cold, fallbacks;
-  for (const ModuleReport& module : summary.modules) {
-    if (module.num_tokens == 0) cold.push_back(module.module);
+  if (summary.fidelity.has_value()) {
+    const Fidelity& fidelity = *summary.fidelity;
+    fmt::print(
+        "held-out text, {} tokens: perplexity {:.3f} in BF16, {:.3f} quantised; mean KL {:.3g}\n",
+        fidelity.num_positions, fidelity.reference_perplexity(), fidelity.perplexity(),
+        fidelity.mean_kl());
   }
+  std::vector<std::string> fallbacks;
   for (const ModuleReport* module : summary.Fallbacks()) {
     fallbacks.push_back(module->module + ": " + module->fallback);
   }
   PrintList("weights to which no calibration token was routed: calibrated on tokens of their layer",
-            cold);
+            summary.ColdModules());
   PrintList("weights rounded to nearest after all", fallbacks);
 }
 
-void PrintSummary(ThreadPool& pool, const ConversionSummary& summary, double seconds) {
+void PrintSummary(const ConversionSummary& summary) {
   fmt::print("{} of {} linears quantised in {:.1f} s\n", summary.num_quantized, summary.num_weights,
-             seconds);
+             summary.seconds);
   PrintErrors(summary);
   PrintList("weights left in BF16: the group size does not divide them or one they are fused with",
             summary.kept);
   PrintList("tensors copied byte for byte: they have no place in the model", summary.copied);
   PrintList("tensors cast to BF16 first", summary.cast);
-  fmt::print("\n{}\n", InspectionText(InspectModel(pool, summary.output_dir, std::nullopt)));
-  fmt::print("wrote {}\n", summary.output_dir.string());
+  fmt::print("\n{}\n", InspectionText(summary.inspection));
+  fmt::print("wrote {} (its {} and {} have the report)\n", summary.output_dir.string(),
+             kConversionReportJson, kConversionReportHtml);
+  std::fflush(stdout);
+}
+
+// The result is there and usable; the exit status says that it is not what was asked for.
+void CheckFallbacks(const ConvertFlags& flags, const ConversionSummary& summary) {
+  if (summary.FallbackFraction() <= flags.max_fallback_fraction) return;
+  throw Error(ErrorCode::kQuality,
+              {.where = "--max-fallback-fraction",
+               .what = fmt::format("{} of {} weights were rounded to nearest after all",
+                                   summary.Fallbacks().size(), summary.modules.size()),
+               .expected = fmt::format("at most {:.3g} of them", flags.max_fallback_fraction),
+               .found = fmt::format("{:.3g}", summary.FallbackFraction()),
+               .todo = "The output is written. Use more calibration text or a larger "
+                       "--dampening-frac; the report says why each one failed."});
 }
 
 void RunConvert(const ConvertFlags& flags) {
-  const auto start = std::chrono::steady_clock::now();
   const ConversionConfig config = ConfigOf(flags);
   if (flags.trust_remote_code) {
     Log().info(
@@ -159,16 +174,13 @@ void RunConvert(const ConvertFlags& flags) {
   std::optional<Progress> progress;
   const ConversionSummary summary =
       Convert(pool, config, [&](int64_t done, int64_t total, const std::string& note) {
-        if (InterruptRequested()) {
-          throw Error(ErrorCode::kInterrupted, "stopped on request; nothing was written");
-        }
+        if (InterruptRequested()) throw Error(ErrorCode::kInterrupted, "stopped on request.");
         if (!progress.has_value()) progress.emplace("convert", total, "steps");
         progress->Update(done, note);
       });
   progress.reset();
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  PrintSummary(pool, summary, elapsed.count());
-  std::fflush(stdout);
+  PrintSummary(summary);
+  CheckFallbacks(flags, summary);
 }
 
 void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
@@ -187,6 +199,16 @@ void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
       .add_option("--max-sequence-length", flags->max_sequence_length,
                   "tokens of a row that are used")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--num-heldout-samples", flags->num_heldout_samples,
+                  "further rows on which perplexity and KL before and after are measured; 0: none")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--max-fallback-fraction", flags->max_fallback_fraction,
+                  "exit status 3 if more of the weights fall back to round-to-nearest")
+      ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   command
       .add_option("--dampening-frac", flags->dampening_frac,
@@ -248,6 +270,13 @@ void AddConvertCommand(CLI::App& app) {
   AddSchemeOptions(*command, flags.get());
   AddCalibrationOptions(*command, flags.get());
   command->add_flag("--overwrite", flags->overwrite, "replace the result of an earlier conversion");
+  command->add_flag("--restart", flags->restart,
+                    "throw away what an earlier run that did not end has done");
+  command
+      ->add_option("--max-shard-size", flags->max_shard_size,
+                   "largest file of tensors, e.g. 500MB or 5GB")
+      ->transform(CLI::AsSizeValue(true))
+      ->default_str("5GB");
   command->add_flag("--trust-remote-code", flags->trust_remote_code,
                     "accepted for compatibility; no Python is ever run");
   AddThreadsOption(*command, &flags->num_threads);

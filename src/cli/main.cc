@@ -1,5 +1,6 @@
 // The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error
-// and an exit status (2: the user can mend it, 130: interrupted, 1: our bug).
+// and an exit status (2: the user can mend it, 3: written, but a threshold is missed, 130:
+// interrupted, 1: our bug).
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -12,6 +13,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "cli/convert.h"
+#include "cli/dequantize.h"
 #include "cli/eval.h"
 #include "cli/generate.h"
 #include "cli/inspect.h"
@@ -44,6 +46,7 @@ int Run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("quatrain ") + kVersion);
   app.require_subcommand(1);
   AddConvertCommand(app);
+  AddDequantizeCommand(app);
   AddTrainCommand(app);
   AddEvalCommand(app);
   AddReportCommand(app);

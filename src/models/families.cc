@@ -1,5 +1,6 @@
 #include "models/families.h"
 
+#include <algorithm>
 #include <array>
 
 #include "base/error.h"
@@ -99,6 +100,15 @@ const Family& FindFamily(const std::string& model_type, const std::string& where
                .expected = "model_type one of " + known,
                .found = model_type.empty() ? "no model_type" : "'" + model_type + "'",
                .todo = "docs/adding_a_model.md says how a family is added"});
+}
+
+bool IsKnownFamily(const Json& root) {
+  const Json& config =
+      root.contains("text_config") && root["text_config"].is_object() ? root["text_config"] : root;
+  const auto model_type = config.find("model_type");
+  return model_type != config.end() &&
+         std::any_of(kFamilies.begin(), kFamilies.end(),
+                     [&](const Family& family) { return *model_type == family.model_type; });
 }
 
 std::vector<WeightSpec> WeightTableOf(const ModelConfig& config) {

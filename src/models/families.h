@@ -23,6 +23,9 @@ struct Family {
 // Error kData naming `where` and listing the known types.
 const Family& FindFamily(const std::string& model_type, const std::string& where);
 
+// Does FindFamily know the model_type of a config.json, or of its text_config?
+bool IsKnownFamily(const Json& config);
+
 // The part a weight plays; decides what may be quantised and how tensor parallelism would cut it.
 enum class WeightRole {
   kEmbedding,

@@ -3,7 +3,9 @@
 #include <cstring>
 #include <set>
 
+#include "base/file.h"
 #include "base/log.h"
+#include "models/name_table.h"
 #include "quant/compressed_tensors.h"
 
 namespace quatrain {
@@ -96,10 +98,23 @@ void CheckWeightShape(const TensorView& tensor, const std::vector<int64_t>& expe
 
 }  // namespace
 
-Checkpoint::Checkpoint(const std::filesystem::path& directory)
-    : repo_(directory),
-      config_(ParseModelConfig(repo_.config(), (directory / "config.json").string())),
-      scheme_(FindQuantScheme(repo_.config(), (directory / "config.json").string())) {}
+Checkpoint::Checkpoint(const std::filesystem::path& directory, UnknownFamily unknown_family)
+    : repo_(directory) {
+  const std::string where = (directory / "config.json").string();
+  if (unknown_family == UnknownFamily::kRefuse || IsKnownFamily(repo_.config())) {
+    config_ = ParseModelConfig(repo_.config(), where);
+    table_ = WeightTableOf(*config_);
+  } else {
+    table_ = WeightTableFromNames(repo_.tensors(), repo_.config());
+  }
+  block_fp8_ = FindBlockFp8(repo_.config(), where);
+  if (!block_fp8_.has_value()) scheme_ = FindQuantScheme(repo_.config(), where);
+}
+
+const ModelConfig& Checkpoint::config() const {
+  QT_CHECK(config_.has_value(), "{} is of no known family", name());
+  return *config_;
+}
 
 Weight Checkpoint::Load(const WeightSpec& spec, at::ScalarType dense_type) const {
   if (scheme_.has_value() && spec.is_quantisable() &&
@@ -112,6 +127,12 @@ Weight Checkpoint::Load(const WeightSpec& spec, at::ScalarType dense_type) const
 at::Tensor Checkpoint::LoadDense(const WeightSpec& spec, at::ScalarType dense_type) const {
   if (const TensorView* tensor = repo_.tensors().Find(spec.name)) {
     CheckShape(*tensor, spec.shape);
+    if (IsBlockFp8(*tensor)) {
+      const std::vector<BFloat16> weight_OI = DequantizeFp8(*tensor);
+      at::Tensor dense = EmptyTensor(spec.shape, at::kBFloat16);
+      std::memcpy(dense.data_ptr(), weight_OI.data(), weight_OI.size() * sizeof(BFloat16));
+      return dense_type == at::kFloat ? dense.to(at::kFloat) : dense;
+    }
     return DenseFrom(*tensor, tensor->bytes, spec.shape, dense_type);
   }
   const std::optional<FusedSlice> slice = FusedSliceOf(spec);
@@ -120,7 +141,10 @@ at::Tensor Checkpoint::LoadDense(const WeightSpec& spec, at::ScalarType dense_ty
                      dense_type);  // throws: missing
   }
   const TensorView& fused = repo_.tensors().Get(slice->tensor);
-  CheckShape(fused, {config_.num_experts, slice->rows, spec.shape[1]});
+  const int64_t num_experts = config_               ? config_->num_experts
+                              : fused.shape.empty() ? 0
+                                                    : fused.shape[0];
+  CheckShape(fused, {num_experts, slice->rows, spec.shape[1]});
   const size_t row_bytes =
       static_cast<size_t>(spec.shape[1]) * c10::elementSize(FloatTypeOf(fused));
   const size_t begin =
@@ -179,20 +203,76 @@ Weight Checkpoint::LoadForeign(const WeightSpec& spec, const ForeignTensors& ten
   return weight;
 }
 
+bool Checkpoint::IsBlockFp8(const TensorView& tensor) const {
+  return block_fp8_.has_value() && tensor.dtype == DType::kF8E4M3 && tensor.shape.size() == 2 &&
+         tensor.name.ends_with(kWeightSuffix);
+}
+
+std::vector<BFloat16> Checkpoint::DequantizeFp8(const TensorView& tensor) const {
+  const std::string module = tensor.name.substr(0, tensor.name.size() - kWeightSuffix.size());
+  const TensorView& scale = repo_.tensors().Get(module + std::string(kFp8ScaleSuffix));
+  const auto blocks = [](int64_t size, int64_t block) { return (size + block - 1) / block; };
+  CheckShape(scale, {blocks(tensor.shape[0], block_fp8_->block_rows),
+                     blocks(tensor.shape[1], block_fp8_->block_columns)});
+  const at::Tensor factors = DenseFrom(scale, scale.bytes, scale.shape, at::kFloat);
+  return DequantizeBlockFp8(tensor.bytes, tensor.shape[1],
+                            {factors.const_data_ptr<float>(), static_cast<size_t>(factors.numel())},
+                            *block_fp8_);
+}
+
 std::vector<std::string> Checkpoint::UnknownTensors() const {
   std::set<std::string> unknown;
   for (const TensorView& tensor : repo_.tensors().tensors()) unknown.insert(tensor.name);
-  for (const WeightSpec& spec : WeightTableOf(config_)) {
-    unknown.erase(spec.name);
-    for (const std::string_view suffix :
-         {kPackedSuffix, kScaleSuffix, kShapeSuffix, kZeroPointSuffix, kGroupIndexSuffix}) {
-      unknown.erase(spec.module() + std::string(suffix));
+  const auto erase_companions = [&](const std::string& module) {
+    for (const std::string_view suffix : {kPackedSuffix, kScaleSuffix, kShapeSuffix,
+                                          kZeroPointSuffix, kGroupIndexSuffix, kFp8ScaleSuffix}) {
+      unknown.erase(module + std::string(suffix));
     }
+  };
+  for (const TensorView& tensor : repo_.tensors().tensors()) {
+    if (!IsBlockFp8(tensor)) continue;
+    unknown.erase(tensor.name.substr(0, tensor.name.rfind('.')) + std::string(kFp8ScaleSuffix));
+  }
+  for (const WeightSpec& spec : table_) {
+    unknown.erase(spec.name);
+    erase_companions(spec.module());
     if (const auto slice = FusedSliceOf(spec)) unknown.erase(slice->tensor);
   }
   // A tied head stored beside the embedding is the same weight.
-  if (config_.tie_word_embeddings) unknown.erase("lm_head.weight");
+  if (config_ && config_->tie_word_embeddings) unknown.erase("lm_head.weight");
   return {unknown.begin(), unknown.end()};
+}
+
+std::vector<std::string> Checkpoint::CastTensors() const {
+  std::set<std::string> cast;
+  for (const WeightSpec& spec : table_) {
+    const TensorView* tensor = repo_.tensors().Find(spec.name);
+    if (const auto slice = FusedSliceOf(spec); tensor == nullptr && slice.has_value()) {
+      tensor = repo_.tensors().Find(slice->tensor);
+    }
+    if (tensor != nullptr && tensor->dtype != DType::kBF16) cast.insert(tensor->name);
+  }
+  for (const std::string& name : UnknownTensors()) {
+    if (IsBlockFp8(repo_.tensors().Get(name))) cast.insert(name);
+  }
+  return {cast.begin(), cast.end()};
+}
+
+void Checkpoint::Release(const WeightSpec& spec) const {
+  const auto release = [&](const std::string& name) {
+    const TensorView* const tensor = repo_.tensors().Find(name);
+    if (tensor != nullptr) ReleasePages(tensor->bytes);
+  };
+  release(spec.name);
+  release(spec.module() + std::string(kPackedSuffix));
+  release(spec.module() + std::string(kScaleSuffix));
+  if (const auto slice = FusedSliceOf(spec)) release(slice->tensor);
+}
+
+ModelWeights UnloadedWeights(const Checkpoint& checkpoint) {
+  std::vector<Weight> weights;
+  for (const WeightSpec& spec : checkpoint.table()) weights.push_back({spec, {}, {}});
+  return ModelWeights(std::move(weights));
 }
 
 ModelWeights LoadWeights(const Checkpoint& checkpoint, at::ScalarType dense_type) {

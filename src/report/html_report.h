@@ -10,12 +10,10 @@
 #include <span>
 #include <string>
 
+#include "report/html_page.h"
 #include "report/run_data.h"
 
 namespace quatrain {
-
-// Chart.js 3.9 as Debian and Ubuntu's libjs-chart.js installs it; set by the build.
-std::filesystem::path DefaultChartJsPath();
 
 struct HtmlReportOptions {
   std::string title = "Quatrain run report";

@@ -9,6 +9,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "models/exporter.h"
 #include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/rollout_metrics.h"

@@ -1,0 +1,146 @@
+#include "cli/conversion_plan.h"
+
+#include <algorithm>
+#include <map>
+
+#include "base/metrics.h"
+#include "ops/linear_ops.h"
+
+namespace quatrain {
+namespace {
+
+constexpr double kBatchTokens = 4096;  // of calibration; longer samples run alone
+
+double ElementsOf(const WeightSpec& spec) {
+  double count = 1;
+  for (const int64_t size : spec.shape) count *= static_cast<double>(size);
+  return count;
+}
+
+// Multiplications and additions a second of a BF16 linear layer.
+double MeasureRate(ThreadPool& pool) {
+  constexpr int64_t kSize = 512;
+  constexpr double kSeconds = 0.03;
+  const OpContext ctx{pool};
+  const at::Tensor x_TI = ZeroTensor({kSize, kSize}, at::kBFloat16);
+  const at::Tensor weight_OI = ZeroTensor({kSize, kSize}, at::kBFloat16);
+  const WeightView view = {.type = WeightType::kBFloat16,
+                           .out_features = kSize,
+                           .in_features = kSize,
+                           .data = weight_OI.const_data_ptr()};
+  const Timer timer;
+  double operations = 0;
+  while (timer.seconds() < kSeconds) {
+    Linear(ctx, x_TI, view);
+    operations += 2.0 * kSize * kSize * kSize;
+  }
+  return operations / timer.seconds();
+}
+
+// Share of the tokens that an expert sees.
+double TokenShare(const ModelConfig& config, const WeightSpec& spec, bool all_experts) {
+  if (spec.role != WeightRole::kExpert || all_experts) return 1.0;
+  return static_cast<double>(config.num_experts_per_tok) / static_cast<double>(config.num_experts);
+}
+
+// Operations of calibrating on this many tokens: two passes, Hessians, factors and solving.
+double Operations(const Checkpoint& source, const QuantPlan& plan, bool all_experts,
+                  double num_tokens) {
+  double total = 0;
+  const std::vector<WeightSpec>& table = source.table();
+  for (size_t i = 0; i < table.size(); ++i) {
+    const WeightSpec& spec = table[i];
+    if (spec.layer < 0 || spec.shape.size() != 2) continue;
+    const double n = static_cast<double>(spec.shape[0]), k = static_cast<double>(spec.shape[1]);
+    const double tokens = num_tokens * TokenShare(source.config(), spec, all_experts);
+    total += 2 * 2 * n * k * tokens;
+    if (!plan.is_quantized[i]) continue;
+    const std::string module = spec.module();
+    // Of q, k and v, and of gate and up, one input is summed and factored for all.
+    const bool shares =
+        module.ends_with("k_proj") || module.ends_with("v_proj") || module.ends_with("up_proj");
+    if (!shares) total += k * k * tokens + k * k * k / 3;
+    total += 4 * n * k * k;  // the solver, and the losses of the report
+  }
+  return total;
+}
+
+}  // namespace
+
+std::vector<WeightFormat> FormatsOf(const std::vector<WeightSpec>& table, const QuantPlan& plan) {
+  std::vector<WeightFormat> formats(table.size());
+  for (size_t i = 0; i < table.size(); ++i) {
+    if (!plan.is_quantized[i]) continue;
+    formats[i] = {plan.scheme.num_bits, plan.scheme.GroupSizeFor(table[i].shape[1])};
+  }
+  return formats;
+}
+
+uint64_t StoredBytes(const WeightSpec& spec, const WeightFormat& format) {
+  if (format.num_bits == 0) return 2 * static_cast<uint64_t>(ElementsOf(spec));
+  return static_cast<uint64_t>(
+      FileBytes(spec.shape[0], spec.shape[1], format.num_bits, format.group_size));
+}
+
+ConversionPlan PlanConversion(ThreadPool& pool, const Checkpoint& source, const QuantPlan& plan,
+                              const CalibrateOptions& options, const CalibrationData* data) {
+  const std::vector<WeightSpec>& table = source.table();
+  const std::vector<WeightFormat> formats = FormatsOf(table, plan);
+  std::map<int64_t, double> weights, hessians;  // by layer
+  double largest_weight = 0, largest_hessian = 0, widest = 0, output = 0, read = 0;
+  for (size_t i = 0; i < table.size(); ++i) {
+    const WeightSpec& spec = table[i];
+    const double stored = static_cast<double>(StoredBytes(spec, formats[i]));
+    const double bytes = 2 * ElementsOf(spec) + (formats[i].num_bits == 0 ? 0 : stored);
+    output += stored;
+    read += bytes;
+    weights[spec.layer] += bytes;
+    largest_weight = std::max(largest_weight, bytes);
+    if (spec.layer >= 0) widest = std::max(widest, static_cast<double>(spec.shape[0]));
+    if (formats[i].num_bits == 0) continue;
+    const double hessian = 4.0 * static_cast<double>(spec.shape[1] * spec.shape[1]);
+    hessians[spec.layer] += hessian;
+    largest_hessian = std::max(largest_hessian, hessian);
+  }
+  for (const std::string& name : source.UnknownTensors()) {
+    output += static_cast<double>(source.repo().tensors().Get(name).bytes.size());
+  }
+  ConversionPlan result{.output_bytes = static_cast<uint64_t>(output)};
+  constexpr double kDiskRate = 5e8;  // bytes a second, read, rounded and written
+  result.seconds = read / kDiskRate;
+  double memory = largest_weight * 3;  // as stored, in FP32 for its report, and its codes
+  if (data != nullptr) {
+    double largest_layer = 0, largest_hessians = 0;
+    for (const auto& [layer, bytes] : weights) largest_layer = std::max(largest_layer, bytes);
+    for (const auto& [layer, bytes] : hessians)
+      largest_hessians = std::max(largest_hessians, bytes);
+    const double hidden = static_cast<double>(source.config().hidden_size);
+    memory += largest_layer + largest_hessians + 3 * largest_hessian +
+              kBatchTokens * 2 * (8 * hidden + 4 * widest);
+    double heldout_tokens = 0;
+    for (const std::vector<int32_t>& ids : data->heldout) {
+      heldout_tokens += static_cast<double>(ids.size());
+    }
+    const double tokens = static_cast<double>(data->num_tokens);
+    result.cache_bytes = static_cast<uint64_t>(2 * 2 * (tokens + 2 * heldout_tokens) * hidden);
+    result.seconds += Operations(source, plan, options.method == CalibrateMethod::kReference,
+                                 tokens + heldout_tokens) /
+                      MeasureRate(pool);
+  }
+  result.memory_bytes = static_cast<uint64_t>(memory);
+  return result;
+}
+
+std::string SizeText(uint64_t bytes) {
+  const double value = static_cast<double>(bytes);
+  return value >= 1e9 ? fmt::format("{:.2f} GB", value / 1e9)
+                      : fmt::format("{:.1f} MB", value / 1e6);
+}
+
+std::string GuessText(double seconds) {
+  if (seconds < 90) return fmt::format("about {:.0f} s", std::max(1.0, seconds));
+  if (seconds < 5400) return fmt::format("about {:.0f} min", seconds / 60);
+  return fmt::format("about {:.1f} h", seconds / 3600);
+}
+
+}  // namespace quatrain

@@ -1,0 +1,12 @@
+// `quatrain dequantize`.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace quatrain {
+
+void AddDequantizeCommand(CLI::App& app);
+
+}  // namespace quatrain
