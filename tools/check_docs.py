@@ -18,6 +18,8 @@ PATH = re.compile(r"(?<![\w./<>*$-])[\w.*-]+(?:/[\w.*-]+)+/?(?![\w/<{$])|(?<![\w
 DOCS_PAGE = re.compile(r"\bdocs/[\w./-]+?\.md\b")
 GENERATED = source_tree.GENERATED | {"shared"}
 SOURCE_SUFFIXES = source_tree.CPP_SUFFIXES
+# Scripts of Miles and slime that the README's table of equivalents names.
+FOREIGN = {"tools/convert_hf_to_int4.py", "tools/convert_hf_to_int4_direct.py"}
 EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:|#")
 
 
@@ -31,7 +33,7 @@ def is_ours(name, root):
     """Whether a word is meant as a path of this repository."""
     path = pathlib.PurePosixPath(name)
     first = path.parts[0]
-    if first in GENERATED:
+    if first in GENERATED or name in FOREIGN:
         return False
     if len(path.parts) == 1:
         return path.suffix == ".md"
