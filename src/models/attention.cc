@@ -9,6 +9,11 @@ at::Tensor Heads(const at::Tensor& x_TO, int64_t heads, int64_t head_dim) {
   return x_TO.view({x_TO.size(0), heads, head_dim});
 }
 
+// What o_proj reads.
+at::Tensor Merged(const AttentionTrace& trace) {
+  return trace.out_TNH.view({trace.out_TNH.size(0), -1});
+}
+
 // Norm (if the family has it) and RoPE of q or k; `raw` keeps the norm's input for the backward.
 at::Tensor NormAndRotate(const LayerEnv& env, const at::Tensor& projected, int norm,
                          at::Tensor* raw) {
@@ -58,13 +63,14 @@ LinearGradCall LayerEnv::GradCall(const LinearRef& ref, const at::Tensor& x_TI,
           dx_TI, gradients.Of(ref.weight), ref.bias >= 0 ? gradients.Of(ref.bias) : at::Tensor()};
 }
 
-at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace* trace) {
-  const ModelConfig& config = env.config;
-  AttentionTrace local;
-  AttentionTrace& out = trace != nullptr ? *trace : local;
-  out.norm_TD = RmsNorm(env.ctx, x_TD, env.Vector(env.refs.input_norm), config.rms_norm_eps);
+void BeginAttention(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace& out) {
+  out.norm_TD = RmsNorm(env.ctx, x_TD, env.Vector(env.refs.input_norm), env.config.rms_norm_eps);
   for (const LinearRef* ref : {&env.refs.q, &env.refs.k, &env.refs.v})
     env.Observe(*ref, out.norm_TD);
+}
+
+void RunAttention(const LayerEnv& env, AttentionTrace& out) {
+  const ModelConfig& config = env.config;
   const std::array<LinearCall, 3> qkv = {env.Call(env.refs.q, out.norm_TD),
                                          env.Call(env.refs.k, out.norm_TD),
                                          env.Call(env.refs.v, out.norm_TD)};
@@ -75,18 +81,28 @@ at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, Attention
                             env.refs.k_norm, &out.k_raw_TMH);
   out.v_TMH = Heads(qkv[2].y_TO, config.num_key_value_heads, config.head_dim);
   out.out_TNH = Attend(env, out);
-  const at::Tensor merged = out.out_TNH.view({x_TD.size(0), -1});
-  env.Observe(env.refs.o, merged);
-  const LinearCall o_proj = env.Call(env.refs.o, merged);
+  env.Observe(env.refs.o, Merged(out));
+}
+
+at::Tensor FinishAttention(const LayerEnv& env, const AttentionTrace& trace) {
+  const LinearCall o_proj = env.Call(env.refs.o, Merged(trace));
   RunLinear(env.ctx, {&o_proj, 1});
   return o_proj.y_TO;
+}
+
+at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace* trace) {
+  AttentionTrace local;
+  AttentionTrace& out = trace != nullptr ? *trace : local;
+  BeginAttention(env, x_TD, out);
+  RunAttention(env, out);
+  return FinishAttention(env, out);
 }
 
 void AttentionBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD,
                         Gradients& gradients) {
   const AttentionTrace& trace = layer.attention;
   const int64_t num_tokens = dx_TD.size(0);
-  const at::Tensor merged = trace.out_TNH.view({num_tokens, -1});
+  const at::Tensor merged = Merged(trace);
   const at::Tensor dmerged = EmptyTensor(merged.sizes(), at::kFloat);
   const LinearGradCall o_grad = env.GradCall(env.refs.o, merged, dx_TD, dmerged, gradients);
   RunLinearGrad(env.ctx, {&o_grad, 1});

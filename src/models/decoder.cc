@@ -76,9 +76,10 @@ at::ScalarType Decoder::activation_type() const {
   return weights_[static_cast<size_t>(final_norm_)].dense.scalar_type();
 }
 
-LayerEnv Decoder::EnvOf(const OpContext& ctx, const ForwardBatch& batch, int64_t layer) const {
+LayerEnv Decoder::EnvOf(const OpContext& ctx, const ForwardBatch& batch, int64_t layer,
+                        const LinearObserver* observer) const {
   return {ctx,   config_, weights_, layers_[static_cast<size_t>(layer)],
-          batch, rope_,   layer,    nullptr};
+          batch, rope_,   layer,    observer};
 }
 
 void Decoder::CheckBatch(const ForwardBatch& batch) const {
@@ -117,9 +118,7 @@ at::Tensor Decoder::RunLayer(const LayerEnv& env, const at::Tensor& x_TD, LayerT
 
 at::Tensor Decoder::ForwardLayer(const OpContext& ctx, int64_t layer, const at::Tensor& x_TD,
                                  const ForwardBatch& batch, const LinearObserver* observer) const {
-  LayerEnv env{ctx,   config_, weights_, layers_[static_cast<size_t>(layer)],
-               batch, rope_,   layer,    observer};
-  return RunLayer(env, x_TD, nullptr);
+  return RunLayer(EnvOf(ctx, batch, layer, observer), x_TD, nullptr);
 }
 
 at::Tensor Decoder::FinalNorm(const OpContext& ctx, const at::Tensor& x_TD) const {

@@ -48,6 +48,9 @@ class Decoder {
   at::Tensor ForwardLayer(const OpContext& ctx, int64_t layer, const at::Tensor& x_TD,
                           const ForwardBatch& batch,
                           const LinearObserver* observer = nullptr) const;
+  // What the steps of models/layer.h need for one layer; borrows everything.
+  LayerEnv EnvOf(const OpContext& ctx, const ForwardBatch& batch, int64_t layer,
+                 const LinearObserver* observer = nullptr) const;
   at::Tensor FinalNorm(const OpContext& ctx, const at::Tensor& x_TD) const;
   WeightView LmHead() const;  // [V, D]; the embedding when tied
   int lm_head_index() const { return lm_head_; }
@@ -61,7 +64,6 @@ class Decoder {
                 const at::Tensor& dhidden_TD, Gradients& gradients) const;
 
  private:
-  LayerEnv EnvOf(const OpContext& ctx, const ForwardBatch& batch, int64_t layer) const;
   at::Tensor RunLayer(const LayerEnv& env, const at::Tensor& x_TD, LayerTrace* trace) const;
   void CheckBatch(const ForwardBatch& batch) const;
 

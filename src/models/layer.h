@@ -78,6 +78,16 @@ struct LayerTrace {
   MlpTrace mlp;
 };
 
+// The steps of AttentionBlock and MlpBlock, each up to the inputs of the next linears, which it
+// shows to the observer: calibration quantises weights in between. A trace that is passed on holds
+// what the next step reads.
+void BeginAttention(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace& trace);
+void RunAttention(const LayerEnv& env, AttentionTrace& trace);  // q, k, v and attention
+at::Tensor FinishAttention(const LayerEnv& env, const AttentionTrace& trace);  // o: y_TD
+void BeginMlp(const LayerEnv& env, const at::Tensor& x_TD, MlpTrace& trace);   // norm and routing
+void RunMlp(const LayerEnv& env, MlpTrace& trace);           // gate, up and SwiGLU
+at::Tensor FinishMlp(const LayerEnv& env, MlpTrace& trace);  // down: y_TD
+
 // y_TD of attention on x_TD (before the residual).
 at::Tensor AttentionBlock(const LayerEnv& env, const at::Tensor& x_TD, AttentionTrace* trace);
 // dx_TD (FP32) comes in as the gradient of the block's output (with its residual) and leaves as

@@ -43,6 +43,14 @@ at::Tensor RowsOf(const LayerEnv& env, const MlpTrace& trace, size_t i, const at
   return rows.narrow(0, begin[i], begin[i + 1] - begin[i]);
 }
 
+void ObserveProjection(const LayerEnv& env, const MlpTrace& trace, LinearRef MlpRefs::*projection,
+                       const at::Tensor& x) {
+  if (env.observer == nullptr) return;
+  for (size_t i = 0; i < env.refs.mlps.size(); ++i) {
+    env.Observe(env.refs.mlps[i].*projection, RowsOf(env, trace, i, x));
+  }
+}
+
 // One projection of every MLP over its rows, in one parallel region; y_R gets the rows of all.
 void RunProjection(const LayerEnv& env, const MlpTrace& trace, LinearRef MlpRefs::*projection,
                    const at::Tensor& x, const at::Tensor& y) {
@@ -50,7 +58,6 @@ void RunProjection(const LayerEnv& env, const MlpTrace& trace, LinearRef MlpRefs
   for (size_t i = 0; i < env.refs.mlps.size(); ++i) {
     const LinearRef& ref = env.refs.mlps[i].*projection;
     const at::Tensor x_i = RowsOf(env, trace, i, x);
-    env.Observe(ref, x_i);
     if (x_i.size(0) == 0) continue;
     calls.push_back({x_i, env.At(ref.weight).View(),
                      ref.bias >= 0 ? env.Vector(ref.bias) : at::Tensor(),
@@ -86,29 +93,41 @@ void RouteRows(const LayerEnv& env, MlpTrace& trace) {
 
 }  // namespace
 
-at::Tensor MlpBlock(const LayerEnv& env, const at::Tensor& x_TD, MlpTrace* trace) {
-  MlpTrace local;
-  MlpTrace& out = trace != nullptr ? *trace : local;
+void BeginMlp(const LayerEnv& env, const at::Tensor& x_TD, MlpTrace& out) {
   out.norm_TD =
       RmsNorm(env.ctx, x_TD, env.Vector(env.refs.post_attention_norm), env.config.rms_norm_eps);
-  const bool is_moe = env.refs.router >= 0;
-  if (is_moe) {
+  if (env.refs.router >= 0) {
     RouteRows(env, out);
   } else {
     out.rows_RD = out.norm_TD;
   }
-  const int64_t rows = out.rows_RD.size(0);
+  ObserveProjection(env, out, &MlpRefs::gate, out.rows_RD);
+  ObserveProjection(env, out, &MlpRefs::up, out.rows_RD);
+}
+
+void RunMlp(const LayerEnv& env, MlpTrace& out) {
   const int64_t size = env.At(env.refs.mlps[0].gate.weight).spec.shape[0];
-  const at::ScalarType type = x_TD.scalar_type();
-  out.gate_RF = EmptyTensor({rows, size}, type);
-  out.up_RF = EmptyTensor({rows, size}, type);
+  out.gate_RF = EmptyTensor({out.rows_RD.size(0), size}, out.rows_RD.scalar_type());
+  out.up_RF = at::empty_like(out.gate_RF);
   RunProjection(env, out, &MlpRefs::gate, out.rows_RD, out.gate_RF);
   RunProjection(env, out, &MlpRefs::up, out.rows_RD, out.up_RF);
   out.act_RF = SiluMul(env.ctx, out.gate_RF, out.up_RF);
-  out.down_RD = EmptyTensor({rows, env.config.hidden_size}, type);
+  ObserveProjection(env, out, &MlpRefs::down, out.act_RF);
+}
+
+at::Tensor FinishMlp(const LayerEnv& env, MlpTrace& out) {
+  out.down_RD = EmptyTensor({out.act_RF.size(0), env.config.hidden_size}, out.act_RF.scalar_type());
   RunProjection(env, out, &MlpRefs::down, out.act_RF, out.down_RD);
-  if (!is_moe) return out.down_RD;
+  if (env.refs.router < 0) return out.down_RD;
   return Combine(env.ctx, out.down_RD, out.routing.weights_TK, out.permutation);
+}
+
+at::Tensor MlpBlock(const LayerEnv& env, const at::Tensor& x_TD, MlpTrace* trace) {
+  MlpTrace local;
+  MlpTrace& out = trace != nullptr ? *trace : local;
+  BeginMlp(env, x_TD, out);
+  RunMlp(env, out);
+  return FinishMlp(env, out);
 }
 
 void MlpBlockGrad(const LayerEnv& env, const LayerTrace& layer, const at::Tensor& dx_TD,
