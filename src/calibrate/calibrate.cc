@@ -2,9 +2,11 @@
 
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "calibrate/layer_inputs.h"
+#include "calibrate/layer_walk.h"
 #include "calibrate/scale_search.h"
 #include "quant/quantized_weight.h"
 
@@ -12,12 +14,6 @@ namespace quatrain {
 namespace {
 
 constexpr int64_t kBatchTokens = 4096;  // samples that run together: results do not depend on it
-
-// Samples that run together.
-struct SampleBatch {
-  ForwardBatch batch;
-  std::string where;  // for errors
-};
 
 std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
   std::vector<SampleBatch> batches;
@@ -31,8 +27,10 @@ std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
     }
     const std::vector<int64_t> rows(data.rows.begin() + static_cast<int64_t>(first),
                                     data.rows.begin() + static_cast<int64_t>(end));
-    batches.push_back(
-        {MakeVarlenBatch(sequences), fmt::format("the samples of rows {}", fmt::join(rows, ", "))});
+    batches.push_back({MakeVarlenBatch(sequences),
+                       fmt::format("the samples of rows {}", fmt::join(rows, ", ")),
+                       {},
+                       {}});
     first = end;
   }
   return batches;
@@ -73,23 +71,33 @@ double Sum(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
-// tr(E H E^T) of E = w - w', or of w itself.
-double SignalOf(ThreadPool& pool, const Hessian& hessian, const Weight& weight) {
-  const at::Tensor w = weight.dense.to(at::kFloat);
-  return Sum(OutputError(pool, hessian, w.const_data_ptr<float>(), w.size(0)));
+// tr(T H T^T) of what the codes approximate.
+double SignalOf(ThreadPool& pool, const Hessian& hessian, const WeightMatrix& matrix) {
+  std::vector<float> target_OI;
+  for (int64_t row = 0; row < matrix.out_features; ++row) {
+    for (int64_t i = 0; i < matrix.in_features; ++i) target_OI.push_back(matrix.At(row, i));
+  }
+  return Sum(OutputError(pool, hessian, target_OI.data(), matrix.out_features));
 }
 
-double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight, QuantScheme scheme) {
+double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight,
+               const WeightMatrix& matrix, QuantScheme scheme) {
   scheme.scale_rule = ScaleRule::kAbsmax7;
   const std::vector<BFloat16> rounded =
       Dequantize(pool, Quantize(pool, NamedMatrixOf(weight), scheme));
-  const WeightMatrix matrix = MatrixOf(weight);
   std::vector<float> error;
-  error.reserve(rounded.size());
-  for (size_t i = 0; i < rounded.size(); ++i) {
-    error.push_back(ToFloat(matrix.data[i]) - ToFloat(rounded[i]));
+  for (int64_t row = 0; row < matrix.out_features; ++row) {
+    for (int64_t i = 0; i < matrix.in_features; ++i) {
+      error.push_back(matrix.At(row, i) - ToFloat(rounded[error.size()]));
+    }
   }
   return Sum(OutputError(pool, hessian, error.data(), matrix.out_features));
+}
+
+ModelWeights SpecsOf(const ModelWeights& weights) {
+  std::vector<Weight> specs;
+  for (size_t i = 0; i < weights.size(); ++i) specs.push_back({weights[i].spec, {}, {}});
+  return ModelWeights(std::move(specs));
 }
 
 }  // namespace
@@ -105,12 +113,31 @@ struct Calibration::Parts {
   HiddenStates& states_;
   const CalibrateProgress& progress_;
   std::vector<SampleBatch> batches_;
+  ModelWeights reference_weights_;  // dense weights of the layer at hand, before quantisation
+  Decoder reference_decoder_;
   std::vector<ModuleReport> reports_;  // of the layer at hand
   std::string layer_note_;
   int64_t done_steps_ = 0, total_steps_ = 0;
 
+  Parts(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
+        HiddenStates& states, const CalibrateProgress& progress)
+      : ctx_(ctx),
+        plan_(task.plan),
+        options_(task.options),
+        data_(task.data),
+        weights_(task.weights),
+        decoder_(decoder),
+        states_(states),
+        progress_(progress),
+        batches_(MakeBatches(task.data)),
+        reference_weights_(SpecsOf(task.weights)),
+        reference_decoder_(task.config, reference_weights_) {}
+
+  bool is_reference_method() const { return options_.method == CalibrateMethod::kReference; }
+
   int64_t StepsOf(int64_t layer) const {
-    int64_t steps = 2 * static_cast<int64_t>(batches_.size());
+    const auto passes = static_cast<int64_t>(kLayerSteps.size()) + 1;
+    int64_t steps = is_reference_method() ? 2 * static_cast<int64_t>(batches_.size()) : passes;
     for (size_t i = 0; i < weights_.size(); ++i) {
       steps += weights_[i].spec.layer == layer && plan_.is_quantized[i];
     }
@@ -119,16 +146,28 @@ struct Calibration::Parts {
 
   void Embed() {
     for (size_t i = 0; i < batches_.size(); ++i) {
-      states_.Write(i, decoder_.Embed(ctx_, batches_[i].batch));
+      const at::Tensor x_TD = decoder_.Embed(ctx_, batches_[i].batch);
+      states_.Write(i, x_TD);
+      if (!is_reference_method()) states_.Write(batches_.size() + i, x_TD);
     }
   }
 
   void RunLayer(int64_t layer) {
-    const int64_t num_layers = decoder_.config().num_hidden_layers;
-    layer_note_ = fmt::format("layer {} of {}", layer + 1, num_layers);
-    const ExpertTokens expert_tokens =
-        options_.method == CalibrateMethod::kReference ? ExpertTokens::kAll : ExpertTokens::kRouted;
-    LayerInputs inputs(ctx_, weights_, plan_.is_quantized, layer, expert_tokens, data_.num_tokens);
+    layer_note_ = fmt::format("layer {} of {}", layer + 1, decoder_.config().num_hidden_layers);
+    if (is_reference_method()) {
+      RunLayerAtOnce(layer);
+    } else {
+      RunLayerInSteps(layer);
+    }
+  }
+
+  bool IsLast(int64_t layer) const { return layer + 1 == decoder_.config().num_hidden_layers; }
+
+  // As llm-compressor: all weights of the layer on the inputs that they have before any of them is
+  // quantised.
+  void RunLayerAtOnce(int64_t layer) {
+    LayerInputs inputs(ctx_, weights_, plan_.is_quantized, layer, ExpertTokens::kAll,
+                       data_.num_tokens);
     if (inputs.empty()) {
       done_steps_ += static_cast<int64_t>(batches_.size());
     } else {
@@ -139,12 +178,61 @@ struct Calibration::Parts {
       }
       for (const LayerInput& input : inputs.Finish()) QuantizeInput(input);
     }
-    const bool is_last = layer + 1 == num_layers;  // nothing reads what it leaves
     for (size_t i = 0; i < batches_.size(); ++i) {
-      if (!is_last) {
+      if (!IsLast(layer)) {
         states_.Write(i, decoder_.ForwardLayer(ctx_, layer, states_.Read(i), batches_[i].batch));
       }
       Step(", next inputs");
+    }
+  }
+
+  // Our own: each weight on the inputs that it will meet, beside the unquantised model. While a
+  // layer is at work the hidden states of both models are in memory.
+  void RunLayerInSteps(int64_t layer) {
+    ReadStates(layer);
+    SetReference(layer, true);
+    LayerWalk walk(ctx_, decoder_, reference_decoder_, layer, batches_);
+    for (const LayerStep step : kLayerSteps) {
+      std::vector<bool> is_wanted = plan_.is_quantized;
+      for (size_t i = 0; i < is_wanted.size(); ++i) {
+        if (is_wanted[i] && StepOf(weights_[i].spec) != step) is_wanted[i] = false;
+      }
+      LayerInputs inputs(ctx_, weights_, is_wanted, layer, ExpertTokens::kRouted, data_.num_tokens);
+      walk.Run(step, inputs);
+      Step(", observing");
+      for (const LayerInput& input : inputs.Finish()) QuantizeInput(input);
+    }
+    walk.Finish();
+    SetReference(layer, false);
+    WriteStates(layer);
+    Step(", next inputs");
+  }
+
+  void ReadStates(int64_t layer) {
+    for (size_t i = 0; i < batches_.size(); ++i) {
+      SampleBatch& batch = batches_[i];
+      batch.x_TD = states_.Read(i);
+      // Before the first layer the two models are one.
+      batch.reference_TD = layer == 0 ? batch.x_TD : states_.Read(batches_.size() + i);
+    }
+  }
+
+  void WriteStates(int64_t layer) {
+    for (size_t i = 0; i < batches_.size(); ++i) {
+      SampleBatch& batch = batches_[i];
+      if (!IsLast(layer)) {
+        states_.Write(i, batch.x_TD);
+        states_.Write(batches_.size() + i, batch.reference_TD);
+      }
+      batch.x_TD = batch.reference_TD = at::Tensor();
+    }
+  }
+
+  // The reference shares the layer's weights as they are before quantisation, or lets go of them.
+  void SetReference(int64_t layer, bool is_shared) {
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      if (weights_[i].spec.layer != layer) continue;
+      reference_weights_[i].dense = is_shared ? weights_[i].dense : at::Tensor();
     }
   }
 
@@ -153,11 +241,21 @@ struct Calibration::Parts {
     const Weight& first = weights_[static_cast<size_t>(input.weights.front())];
     const GptqOptions gptq = GptqOptionsOf(plan_.scheme, options_, first.spec.shape[1]);
     const HessianFactor factor = FactorHessian(ctx_.pool, input.hessian, gptq, first.spec.module());
+    std::optional<InputCorrection> correction;
+    if (factor.is_usable() && !input.error.empty()) {
+      correction.emplace(ctx_.pool, factor, input.error);
+    }
     for (const int index : input.weights) {
       Weight& weight = weights_[static_cast<size_t>(index)];
-      const GptqResult result = QuantizeWeight(ctx_.pool, MatrixOf(weight), input.hessian, factor,
-                                               gptq, weight.spec.module());
-      Report(input, factor, weight, result);
+      WeightMatrix matrix = MatrixOf(weight);
+      std::vector<float> target_OI;
+      if (correction.has_value()) {
+        target_OI = correction->Apply(ctx_.pool, matrix);
+        matrix.target = target_OI.data();
+      }
+      const GptqResult result =
+          QuantizeWeight(ctx_.pool, matrix, input.hessian, factor, gptq, weight.spec.module());
+      Report(input, factor, weight, matrix, result);
       ReplaceByCodes(weight, PackWeight(result.codes_OI, result.scale_OG, weight.spec.shape[0],
                                         weight.spec.shape[1], plan_.scheme.num_bits));
       Step(", quantising");
@@ -165,9 +263,9 @@ struct Calibration::Parts {
   }
 
   void Report(const LayerInput& input, const HessianFactor& factor, const Weight& weight,
-              const GptqResult& result) {
-    const double signal = SignalOf(ctx_.pool, input.hessian, weight);
-    const double rtn_loss = RtnLoss(ctx_.pool, input.hessian, weight, plan_.scheme);
+              const WeightMatrix& matrix, const GptqResult& result) {
+    const double signal = SignalOf(ctx_.pool, input.hessian, matrix);
+    const double rtn_loss = RtnLoss(ctx_.pool, input.hessian, weight, matrix, plan_.scheme);
     const auto relative = [&](double loss) {
       return signal > 0.0 ? std::sqrt(std::max(loss, 0.0) / signal) : 0.0;
     };
@@ -182,25 +280,19 @@ struct Calibration::Parts {
   void Step(const char* what) { progress_(++done_steps_, total_steps_, layer_note_ + what); }
 };
 
-std::vector<int64_t> Calibration::BatchTokens(const CalibrationData& data) {
+std::vector<int64_t> Calibration::EntryTokens(const CalibrationData& data,
+                                              CalibrateMethod method) {
   std::vector<int64_t> tokens;
-  for (const SampleBatch& batch : MakeBatches(data)) tokens.push_back(batch.batch.num_tokens());
+  const int num_models = method == CalibrateMethod::kReference ? 1 : 2;
+  for (int model = 0; model < num_models; ++model) {
+    for (const SampleBatch& batch : MakeBatches(data)) tokens.push_back(batch.batch.num_tokens());
+  }
   return tokens;
 }
 
 Calibration::Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
                          HiddenStates& states, const CalibrateProgress& progress)
-    : parts_(new Parts{ctx,
-                       task.plan,
-                       task.options,
-                       task.data,
-                       task.weights,
-                       decoder,
-                       states,
-                       progress,
-                       MakeBatches(task.data),
-                       {},
-                       {}}) {
+    : parts_(new Parts(ctx, task, decoder, states, progress)) {
   QT_CHECK(task.options.method != CalibrateMethod::kRtn, "RoundWeight needs no data");
   for (int64_t layer = 0; layer < task.config.num_hidden_layers; ++layer) {
     parts_->total_steps_ += parts_->StepsOf(layer);
@@ -240,7 +332,7 @@ ModuleReport ModuleReport::FromJson(const Json& json) {
 std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const CalibrationTask& task,
                                          const CalibrateProgress& progress) {
   const Decoder decoder(task.config, task.weights);
-  HiddenStates states(Calibration::BatchTokens(task.data), task.config.hidden_size, std::nullopt);
+  HiddenStates states(Calibration::EntryTokens(task.data, task.options.method), task.config.hidden_size, std::nullopt);
   Calibration calibration(ctx, task, decoder, states, progress);
   calibration.Embed();
   std::vector<ModuleReport> reports;

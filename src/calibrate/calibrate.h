@@ -1,6 +1,7 @@
 // Quantises a model in place, layer by layer: run a layer over all samples, calibrate its weights
-// on the inputs they saw, run it again with the quantised weights to make the next layer's inputs.
-// Only the weights of the layer at hand must be in memory.
+// on the inputs they saw, go on with the quantised weights to make the next layer's inputs. Our
+// default does so step by step within a layer, beside the unquantised model (layer_walk.h). Only
+// the weights of the layer at hand must be in memory.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@
 namespace quatrain {
 
 enum class CalibrateMethod {
-  kGptq,       // our default: routed tokens blended with the layer's, dead columns kept, dampening
+  kGptq,       // our default: weights in the order in which they run, corrected for the errors of
+               // their inputs; routed tokens blended with the layer's, dead columns kept, dampening
                // ladder
   kReference,  // llm-compressor 0.14: every expert sees every token
   kRtn,        // round-to-nearest: needs no data
@@ -34,13 +36,14 @@ struct CalibrateOptions {
   ActOrder actorder = ActOrder::kStatic;
 };
 
-// What became of one weight. Errors are ||X (W - W')|| / ||X W|| over the inputs X it was
-// calibrated on.
+// What became of one weight. Errors are ||X (T - W')|| / ||X T|| over the inputs X it was
+// calibrated on; T is what the codes approximate: W, corrected for the errors of its inputs
+// (kGptq).
 struct ModuleReport {
   std::string module;
   int64_t num_tokens = 0;  // that reached it
   double relative_error = 0.0;
-  double rtn_relative_error = 0.0;  // of round-to-nearest with absmax/7 on the same inputs
+  double rtn_relative_error = 0.0;  // W by round-to-nearest, absmax/7, against the same T
   double dampening_frac = 0.0;
   std::string fallback;  // why it was rounded to nearest; empty if it was not
 
@@ -67,10 +70,11 @@ struct CalibrationTask {
 //   for each layer: calibration.RunLayer(layer), states.Advance();
 class Calibration {
  public:
-  // Tokens of each batch of samples: the first entries of the hidden states, in this order.
-  static std::vector<int64_t> BatchTokens(const CalibrationData& data);
+  // Tokens of the first entries of the hidden states: one for each batch of samples, and under
+  // kGptq as many again for the unquantised model.
+  static std::vector<int64_t> EntryTokens(const CalibrationData& data, CalibrateMethod method);
 
-  // `decoder` runs task.weights. `states` has an entry for each batch, and maybe more behind them.
+  // `decoder` runs task.weights. `states` has the entries of EntryTokens, and maybe more behind.
   Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
               HiddenStates& states, const CalibrateProgress& progress);
   ~Calibration();

@@ -71,24 +71,32 @@ HWY_INLINE void QuantizeLanes(Tag d, BlockOfPanel& block, int64_t j, int64_t r, 
   hn::StoreU(Fma(hn::Mul(added, error), error, added_loss), d, block.added_loss + r);
 }
 
+// All rows of the panel at once: as many chains as it has vectors, which hides their latency.
 void QuantizeBlock(BlockOfPanel& block) {
   const Tag d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(Tag()));
+  constexpr int64_t kVectors = std::min<int64_t>(kPanelColumns / kLanes, 8);
+  constexpr int64_t kStep = kVectors * kLanes;
   const int64_t n = block.factor->in_features;
-  for (int64_t r = 0; r < kPanelColumns; r += 2 * lanes) {
-    for (int64_t j = 0; j < block.size; ++j) {
-      const float* feedback_row =
-          block.factor->feedback_II.data() + (block.first + j) * n + block.first;
-      auto feedback0 = hn::Zero(d);
-      auto feedback1 = hn::Zero(d);
+  for (int64_t j = 0; j < block.size; ++j) {
+    const float* feedback_row =
+        block.factor->feedback_II.data() + (block.first + j) * n + block.first;
+    for (int64_t r = 0; r < kPanelColumns; r += kStep) {
+      Floats feedback[kVectors];
+      QUATRAIN_UNROLL
+      for (int64_t v = 0; v < kVectors; ++v) feedback[v] = hn::Zero(d);
       for (int64_t i = 0; i < j; ++i) {
         const auto factor = hn::Set(d, feedback_row[i]);
         const float* errors = block.weight + i * kPanelColumns + r;
-        feedback0 = Fma(factor, hn::LoadU(d, errors), feedback0);
-        feedback1 = Fma(factor, hn::LoadU(d, errors + lanes), feedback1);
+        QUATRAIN_UNROLL
+        for (int64_t v = 0; v < kVectors; ++v) {
+          feedback[v] = Fma(factor, hn::LoadU(d, errors + v * kLanes), feedback[v]);
+        }
       }
-      QuantizeLanes(d, block, j, r, feedback0);
-      QuantizeLanes(d, block, j, r + lanes, feedback1);
+      QUATRAIN_UNROLL
+      for (int64_t v = 0; v < kVectors; ++v) {
+        QuantizeLanes(d, block, j, r + v * kLanes, feedback[v]);
+      }
     }
   }
 }
@@ -147,11 +155,11 @@ class PanelQuantizer {
     std::fill(weight_panel_.begin(), weight_panel_.end(), 0.0f);
     scale_panel_.assign(static_cast<size_t>(num_groups * kPanelColumns), 1.0f);
     for (int64_t r = 0; r < rows; ++r) {
-      const BFloat16* from = weight_.data + (first_row + r) * n;
       for (int64_t j = 0; j < n; ++j) {
         const size_t column = static_cast<size_t>(factor_.order_I[static_cast<size_t>(j)]);
         if (options_.dead_columns == DeadColumns::kZero && factor_.is_dead_I[column] != 0) continue;
-        weight_panel_[static_cast<size_t>(j * kPanelColumns + r)] = ToFloat(from[column]);
+        weight_panel_[static_cast<size_t>(j * kPanelColumns + r)] =
+            weight_.At(first_row + r, static_cast<int64_t>(column));
       }
       for (int64_t group = 0; group < num_groups; ++group) {
         scale_panel_[static_cast<size_t>(group * kPanelColumns + r)] =
@@ -230,7 +238,7 @@ std::vector<float> ErrorOf(ThreadPool& pool, const WeightMatrix& weight, const G
     for (int64_t i = 0; i < n; ++i) {
       const size_t at = static_cast<size_t>(row * n + i);
       const size_t scale_at = static_cast<size_t>(row * (n / group_size) + i / group_size);
-      error_OI[at] = ToFloat(weight.data[at]) -
+      error_OI[at] = weight.At(row, i) -
                      ToFloat(DequantizeCode(result.codes_OI[at], result.scale_OG[scale_at]));
     }
   });

@@ -376,6 +376,27 @@ TEST(Gptq, IndefiniteHessianEndsInRoundToNearest) {
   EXPECT_NE(result.fallback_reason.find("not positive definite"), std::string::npos);
 }
 
+TEST(Gptq, ATargetIsQuantisedInPlaceOfTheWeight) {
+  Problem problem = SmallProblem();
+  const GptqResult expected = Quantize(problem, {.group_size = 4});
+  std::vector<float> target;
+  for (BFloat16& value : problem.weight) {
+    target.push_back(ToFloat(value));
+    value = ToBFloat16(1.0f);
+  }
+  ThreadPool pool(1);
+  WeightMatrix weight = problem.Weight();
+  weight.target = target.data();
+  const HessianFactor factor = FactorHessian(pool, problem.hessian, {.group_size = 4}, "w");
+  const GptqResult result =
+      QuantizeWeight(pool, weight, problem.hessian, factor, {.group_size = 4}, "w");
+  EXPECT_EQ(result.codes_OI, expected.codes_OI);
+  for (size_t at = 0; at < expected.scale_OG.size(); ++at) {
+    EXPECT_EQ(result.scale_OG[at].bits, expected.scale_OG[at].bits);
+  }
+  EXPECT_EQ(result.loss, expected.loss);
+}
+
 TEST(Gptq, OneFactorServesEveryWeightOfAnInput) {
   const Problem problem = RandomProblem(40, 64, 200);
   ThreadPool pool(2);

@@ -38,7 +38,33 @@ void Accumulate(const OpContext& ctx, const at::Tensor& x_TI, Hessian& hessian) 
   });
 }
 
-void CheckFinite(const at::Tensor& x_TI, const std::string& module, const std::string& where) {
+// Of the one weight that reads the input where that is cheaper than what all could share.
+int64_t OutputsOfError(const LayerInput& input, const WeightSpec& spec) {
+  const bool is_alone = input.weights.size() == 1 && spec.role != WeightRole::kExpert;
+  return is_alone && 2 * spec.shape[0] < spec.shape[1] ? spec.shape[0] : 0;
+}
+
+void AccumulateError(const OpContext& ctx, const Weight& weight, const at::Tensor& x_TI,
+                     const at::Tensor& reference_TI, LayerInput& input) {
+  if (!reference_TI.defined()) return;
+  InputError& error = input.error;
+  error.in_features = x_TI.size(1);
+  error.num_outputs = OutputsOfError(input, weight.spec);
+  DispatchActivation(x_TI.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    if (error.num_outputs == 0) {
+      AccumulateInputError(ctx.pool, DataOf<T>(x_TI), DataOf<T>(reference_TI), x_TI.size(0), error);
+      return;
+    }
+    const at::Tensor difference_TI = reference_TI.to(at::kFloat).sub_(x_TI);
+    const at::Tensor error_TO = LinearLogits(ctx, difference_TI, weight.View());
+    AccumulateOutputError(ctx.pool, DataOf<T>(x_TI), DataOf<float>(error_TO), x_TI.size(0), error);
+  });
+}
+
+}  // namespace
+
+void CheckFiniteInput(const at::Tensor& x_TI, const std::string& module, const std::string& where) {
   std::optional<BadInput> bad;
   DispatchActivation(x_TI.scalar_type(), [&](auto type) {
     bad = FindBadInput(DataOf<decltype(type)>(x_TI), x_TI.size(0), x_TI.size(1));
@@ -53,8 +79,6 @@ void CheckFinite(const at::Tensor& x_TI, const std::string& module, const std::s
                .todo = "The weights of this layer or of one before it overflow on that text; check "
                        "that the source model works."});
 }
-
-}  // namespace
 
 LayerInputs::LayerInputs(const OpContext& ctx, const ModelWeights& weights,
                          const std::vector<bool>& is_quantized, int64_t layer,
@@ -90,8 +114,15 @@ void LayerInputs::AddInput(int weight_index) {
 
 LinearObserver LayerInputs::Observer(std::string where) {
   return [this, where = std::move(where)](const Weight& weight, const at::Tensor& x_TI) {
-    Observe(weight, x_TI, where);
+    Observe(weight, x_TI, where, nullptr);
   };
+}
+
+LinearObserver LayerInputs::Observer(std::string where, const ReferenceInputs& reference) {
+  return
+      [this, where = std::move(where), &reference](const Weight& weight, const at::Tensor& x_TI) {
+        Observe(weight, x_TI, where, &reference);
+      };
 }
 
 LayerInput* LayerInputs::InputOf(int weight_index) {
@@ -101,19 +132,23 @@ LayerInput* LayerInputs::InputOf(int weight_index) {
   return nullptr;
 }
 
-void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where) {
+void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where,
+                          const ReferenceInputs* reference) {
   if (weight.spec.role == WeightRole::kRouter) {
     if (experts_.empty()) return;
-    CheckFinite(x_TI, weight.spec.module(), where);
+    CheckFiniteInput(x_TI, weight.spec.module(), where);
     ObserveRouter(x_TI);
     return;
   }
   LayerInput* input = InputOf(weights_.Find(weight.spec.name));
   if (input == nullptr) return;
   if (weight.spec.role == WeightRole::kExpert && expert_tokens_ == ExpertTokens::kAll) return;
-  CheckFinite(x_TI, weight.spec.module(), where);
+  CheckFiniteInput(x_TI, weight.spec.module(), where);
   Accumulate(ctx_, x_TI, input->hessian);
   input->num_tokens += x_TI.size(0);
+  if (reference != nullptr) {
+    AccumulateError(ctx_, weight, x_TI, reference->RowsFor(weight, x_TI), *input);
+  }
 }
 
 void LayerInputs::ObserveRouter(const at::Tensor& x_TD) {
@@ -156,28 +191,46 @@ at::Tensor LayerInputs::ExpertActivation(int64_t expert, const at::Tensor& x_TD)
 }
 
 std::vector<LayerInput> LayerInputs::Finish() {
-  if (expert_tokens_ == ExpertTokens::kAll || experts_.empty()) return std::move(inputs_);
-  const at::Tensor probe_TD = at::cat(probe_);
-  Hessian all_tokens;  // of gate and up: every token counts once for each expert that it went to
+  if (expert_tokens_ == ExpertTokens::kAll) return std::move(inputs_);
+  BlendGateUp();
+  BlendDown();
+  return std::move(inputs_);
+}
+
+void LayerInputs::BlendGateUp() {
+  Hessian all_tokens;  // every token counts once for each expert that it went to
+  InputError all_errors;
+  const auto is_gate_up = [&](const LayerInput& input) {
+    return input.expert >= 0 && !IsDown(weights_[static_cast<size_t>(input.weights.front())].spec);
+  };
   for (const LayerInput& input : inputs_) {
-    const WeightSpec& spec = weights_[static_cast<size_t>(input.weights.front())].spec;
-    if (input.expert < 0 || IsDown(spec)) continue;
-    if (all_tokens.in_features == 0) all_tokens = Hessian(spec.shape[1]);
+    if (!is_gate_up(input)) continue;
+    if (all_tokens.in_features == 0) all_tokens = Hessian(input.hessian.in_features);
+    all_errors.in_features = all_tokens.in_features;
     MergeHessian(ctx_.pool, input.hessian, all_tokens);
+    MergeInputError(input.error, 1.0, all_errors);
   }
+  const auto prior_tokens = static_cast<double>(all_tokens.in_features);
+  const double layer_tokens = static_cast<double>(std::max<int64_t>(all_tokens.num_tokens, 1));
   for (LayerInput& input : inputs_) {
-    if (input.expert < 0) continue;
+    if (!is_gate_up(input)) continue;
+    input.hessian = BlendHessian(ctx_.pool, input.hessian, all_tokens, prior_tokens);
+    input.error.in_features = all_tokens.in_features;
+    MergeInputError(all_errors, prior_tokens / layer_tokens, input.error);
+  }
+}
+
+void LayerInputs::BlendDown() {
+  if (experts_.empty()) return;
+  const at::Tensor probe_TD = at::cat(probe_);
+  for (LayerInput& input : inputs_) {
     const WeightSpec& spec = weights_[static_cast<size_t>(input.weights.front())].spec;
-    const double prior_tokens = static_cast<double>(spec.shape[1]);
-    if (!IsDown(spec)) {
-      input.hessian = BlendHessian(ctx_.pool, input.hessian, all_tokens, prior_tokens);
-      continue;
-    }
+    if (input.expert < 0 || !IsDown(spec)) continue;
     Hessian probed(spec.shape[1]);
     Accumulate(ctx_, ExpertActivation(input.expert, probe_TD), probed);
-    input.hessian = BlendHessian(ctx_.pool, input.hessian, probed, prior_tokens);
+    input.hessian =
+        BlendHessian(ctx_.pool, input.hessian, probed, static_cast<double>(spec.shape[1]));
   }
-  return std::move(inputs_);
 }
 
 }  // namespace quatrain

@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "calibrate/hessian.h"
+#include "calibrate/input_error.h"
+#include "calibrate/reference_inputs.h"
 #include "models/layer.h"
 #include "models/weights.h"
 
@@ -23,11 +25,15 @@ namespace quatrain {
 struct LayerInput {
   std::vector<int> weights;  // indices into ModelWeights; the first is observed for all of them
   Hessian hessian;           // after Finish: what the weights are calibrated with
+  InputError error;          // against the unquantised model's inputs; empty without one
   int64_t expert = -1;       // -1 but for one expert's own input
   int64_t num_tokens = 0;    // that reached it by routing
 };
 
 enum class ExpertTokens { kRouted, kAll };
+
+// Error kData on a NaN or Inf in the input of a linear, naming `module` and `where`.
+void CheckFiniteInput(const at::Tensor& x_TI, const std::string& module, const std::string& where);
 
 class LayerInputs {
  public:
@@ -42,17 +48,22 @@ class LayerInputs {
   // For ForwardLayer; valid as long as this object. `where` names the samples of the batch in
   // errors: kData on a NaN or Inf, naming module and samples.
   LinearObserver Observer(std::string where);
+  // The same, comparing with what the unquantised model reads. Borrows `reference`.
+  LinearObserver Observer(std::string where, const ReferenceInputs& reference);
 
   // Shrinks the experts' Hessians; call once, after the last batch.
   std::vector<LayerInput> Finish();
 
  private:
   void AddInput(int weight_index);
-  void Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where);
+  void Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where,
+               const ReferenceInputs* reference);
   void ObserveRouter(const at::Tensor& x_TD);
   void KeepProbeTokens(const at::Tensor& x_TD);
   at::Tensor ExpertActivation(int64_t expert, const at::Tensor& x_TD) const;
   LayerInput* InputOf(int weight_index);
+  void BlendGateUp();
+  void BlendDown();
   int ExpertWeight(int64_t expert, const char* projection) const;
 
   const OpContext& ctx_;

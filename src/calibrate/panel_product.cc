@@ -1,6 +1,7 @@
 #include "calibrate/panel_product.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/simd_targets.h"
 
@@ -18,9 +19,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 using calibrate::Fma, calibrate::Floats, calibrate::Tag;
 
 // At most 16 lanes, so that a panel is a whole number of vector pairs on every instruction set.
-// Rows of a register tile, two vectors wide: 16 accumulators where there are 32 registers, else 8
-// or 12.
-constexpr int64_t kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
+// Rows of a register tile, two vectors wide: 16 accumulators where there are 32 registers, else 12.
+constexpr bool kHas32Registers = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;
+constexpr int64_t kTileRows = kHas32Registers ? 8 : 6;
+
+template <int64_t kRows>
+using Rows = std::integral_constant<int64_t, kRows>;
 
 // Chains of kRows x 2 vectors over `depth` (at most kChainDepth), then into C; `columns` counts
 // what C has.
@@ -30,11 +34,13 @@ HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, i
   const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   Floats acc0[kRows], acc1[kRows];
+  QUATRAIN_UNROLL
   for (int64_t r = 0; r < kRows; ++r) acc0[r] = acc1[r] = hn::Zero(d);
   for (int64_t k = 0; k < depth; ++k) {
     const auto b0 = hn::LoadU(d, b + k * kPanelColumns);
     const auto b1 = hn::LoadU(d, b + k * kPanelColumns + lanes);
     const float* a_k = a + k * p.a_depth_stride;
+    QUATRAIN_UNROLL
     for (int64_t r = 0; r < kRows; ++r) {
       const auto broadcast = hn::Set(d, a_k[r * p.a_row_stride]);
       acc0[r] = Fma(broadcast, b0, acc0[r]);
@@ -42,6 +48,7 @@ HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, i
     }
   }
   const auto scale = hn::Set(d, p.scale);
+  QUATRAIN_UNROLL
   for (int64_t r = 0; r < kRows; ++r) {
     float* c_row = c + r * p.c_row_stride;
     if (columns >= 2 * lanes) {
@@ -66,14 +73,16 @@ void AddPanelProduct(const PanelProduct& p) {
       const float* a = p.a + k * p.a_depth_stride;
       float* c = p.c + column;
       const int64_t columns = std::min(step, p.columns - column);
+      const auto add = [&](auto rows, int64_t row) {
+        AddTile<decltype(rows)::value>(p, a + row * p.a_row_stride, b, depth,
+                                       c + row * p.c_row_stride, columns);
+        return row + decltype(rows)::value;
+      };
       int64_t row = 0;
-      for (; row + kTileRows <= p.rows; row += kTileRows) {
-        AddTile<kTileRows>(p, a + row * p.a_row_stride, b, depth, c + row * p.c_row_stride,
-                           columns);
-      }
-      for (; row < p.rows; ++row) {
-        AddTile<1>(p, a + row * p.a_row_stride, b, depth, c + row * p.c_row_stride, columns);
-      }
+      while (p.rows - row >= kTileRows) row = add(Rows<kTileRows>(), row);
+      if (p.rows - row >= 4) row = add(Rows<4>(), row);
+      if (p.rows - row >= 2) row = add(Rows<2>(), row);
+      if (p.rows - row >= 1) row = add(Rows<1>(), row);
     }
   }
 }
@@ -101,36 +110,55 @@ namespace {
 
 constexpr int64_t kGramTile = 4 * kPanelColumns;  // both operands of a tile stay in the L2 cache
 
-// Columns [row, row + kGramTile) times columns [column, column + kGramTile) of the panels.
-void AddGramTile(const ColumnPanels& panels, float scale, float* c, int64_t c_row_stride,
-                 int64_t row, int64_t column) {
-  const int64_t row_end = std::min(row + kGramTile, panels.columns);
-  const int64_t column_end = std::min(column + kGramTile, panels.columns);
-  for (int64_t j = column; j < column_end; j += kPanelColumns) {
-    for (int64_t i = row; i < row_end && i <= j; i += kPanelColumns) {
-      AddPanelProduct({.rows = std::min(kPanelColumns, panels.columns - i),
-                       .columns = std::min(kPanelColumns, panels.columns - j),
-                       .depth = panels.depth,
-                       .a = panels.Panel(i / kPanelColumns),
-                       .a_row_stride = 1,
-                       .a_depth_stride = kPanelColumns,
-                       .b = panels.Panel(j / kPanelColumns),
-                       .c = c + i * c_row_stride + j,
-                       .c_row_stride = c_row_stride,
-                       .scale = scale});
+// C += scale * A^T B for columns [row, row + kGramTile) of A and [column, column + kGramTile) of B.
+struct PanelsProduct {
+  const ColumnPanels& a;
+  const ColumnPanels& b;
+  float scale;
+  float* c;
+  int64_t c_row_stride;
+  bool is_upper;  // panels below the diagonal are left out
+
+  void AddTile(int64_t row, int64_t column) const {
+    const int64_t row_end = std::min(row + kGramTile, a.columns);
+    const int64_t column_end = std::min(column + kGramTile, b.columns);
+    for (int64_t j = column; j < column_end; j += kPanelColumns) {
+      for (int64_t i = row; i < row_end && !(is_upper && i > j); i += kPanelColumns) {
+        AddPanelProduct({.rows = std::min(kPanelColumns, a.columns - i),
+                         .columns = std::min(kPanelColumns, b.columns - j),
+                         .depth = a.depth,
+                         .a = a.Panel(i / kPanelColumns),
+                         .a_row_stride = 1,
+                         .a_depth_stride = kPanelColumns,
+                         .b = b.Panel(j / kPanelColumns),
+                         .c = c + i * c_row_stride + j,
+                         .c_row_stride = c_row_stride,
+                         .scale = scale});
+      }
     }
   }
-}
+};
 
 }  // namespace
 
 void AddGram(ThreadPool& pool, const ColumnPanels& panels, float scale, float* c,
              int64_t c_row_stride) {
+  const PanelsProduct product{panels, panels, scale, c, c_row_stride, true};
   const int64_t tiles = (panels.columns + kGramTile - 1) / kGramTile;
   pool.ParallelFor(tiles * (tiles + 1) / 2, [&](int64_t chunk, int) {
     int64_t row = 0;  // chunks run along the rows of the upper triangle
     while (chunk >= tiles - row) chunk -= tiles - row++;
-    AddGramTile(panels, scale, c, c_row_stride, row * kGramTile, (row + chunk) * kGramTile);
+    product.AddTile(row * kGramTile, (row + chunk) * kGramTile);
+  });
+}
+
+void AddPanelsProduct(ThreadPool& pool, const ColumnPanels& a, const ColumnPanels& b, float scale,
+                      float* c, int64_t c_row_stride) {
+  const PanelsProduct product{a, b, scale, c, c_row_stride, false};
+  const int64_t row_tiles = (a.columns + kGramTile - 1) / kGramTile;
+  const int64_t column_tiles = (b.columns + kGramTile - 1) / kGramTile;
+  pool.ParallelFor(row_tiles * column_tiles, [&](int64_t chunk, int) {
+    product.AddTile(chunk / column_tiles * kGramTile, chunk % column_tiles * kGramTile);
   });
 }
 

@@ -52,4 +52,9 @@ struct ColumnPanels {
 void AddGram(ThreadPool& pool, const ColumnPanels& panels, float scale, float* c,
              int64_t c_row_stride);
 
+// C[a.columns, b.columns] += scale * A^T B of two matrices of one depth, C with row stride
+// `c_row_stride`.
+void AddPanelsProduct(ThreadPool& pool, const ColumnPanels& a, const ColumnPanels& b, float scale,
+                      float* c, int64_t c_row_stride);
+
 }  // namespace quatrain

@@ -138,9 +138,8 @@ void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t fi
     GroupImportance(importance_I.subspan(static_cast<size_t>(group * g), static_cast<size_t>(g)),
                     importance);
     for (int64_t r = 0; r < rows; ++r) {
-      const BFloat16* from = weight.data + (first_row + r) * weight.in_features + group * g;
       for (int64_t i = 0; i < g; ++i) {
-        tile[static_cast<size_t>(i * kSearchRows + r)] = ToFloat(from[i]);
+        tile[static_cast<size_t>(i * kSearchRows + r)] = weight.At(first_row + r, group * g + i);
       }
     }
     const GroupSearch search{g, importance.data(), tile.data(), spec.grid};
@@ -155,9 +154,10 @@ void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t fi
 void AbsmaxRow(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t row,
                BFloat16* scale_G) {
   for (int64_t group = 0; group < weight.in_features / spec.group_size; ++group) {
-    const BFloat16* from = weight.data + row * weight.in_features + group * spec.group_size;
     float amax = 0.0f;
-    for (int64_t i = 0; i < spec.group_size; ++i) amax = std::max(amax, std::abs(ToFloat(from[i])));
+    for (int64_t i = 0; i < spec.group_size; ++i) {
+      amax = std::max(amax, std::abs(weight.At(row, group * spec.group_size + i)));
+    }
     scale_G[group] = ScaleFromAbsmax(amax, spec.rule, spec.grid.num_bits);
   }
 }

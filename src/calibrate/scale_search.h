@@ -19,12 +19,19 @@ struct WeightMatrix {
   const BFloat16* data = nullptr;  // [O, I]
   int64_t out_features = 0;
   int64_t in_features = 0;
+  const float* target = nullptr;  // [O, I] or null: what codes approximate instead, finite
+
+  float At(int64_t row, int64_t column) const {
+    const int64_t at = row * in_features + column;
+    return target != nullptr ? target[at] : ToFloat(data[at]);
+  }
 };
 
 // scale_OG by spec.rule (kAbsmax7, kAbsmax7_5 or kSearched). kSearched minimises, group by group,
-// the sum over its columns of importance_I[i] * (w - w')^2 over the BF16 scales from 1.1 down to
-// 0.4 of absmax / 7.5 (127.5), w' rounded to nearest; an importance of 0 everywhere in a group
-// counts as 1 everywhere. Of equal errors the larger scale wins.
+// the sum over its columns of importance_I[i] * (w - w')^2, w being the target if there is one,
+// over the BF16 scales from 1.1 down to 0.4 of absmax / 7.5 (127.5), w' rounded to nearest; an
+// importance of 0 everywhere in a group counts as 1 everywhere. Of equal errors the larger scale
+// wins.
 std::vector<BFloat16> ChooseScales(ThreadPool& pool, const WeightMatrix& weight,
                                    const QuantizeSpec& spec, std::span<const float> importance_I);
 

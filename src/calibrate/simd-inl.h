@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/simd-inl.h"  // QUATRAIN_UNROLL
 
 HWY_BEFORE_NAMESPACE();
 namespace quatrain {

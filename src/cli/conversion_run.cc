@@ -97,13 +97,13 @@ struct ConversionRun::Parts {
   void PrepareCalibration() {
     const ModelConfig& config = job.source.config();
     decoder.emplace(config, weights);
-    std::vector<int64_t> tokens = Calibration::BatchTokens(*job.data);
-    const size_t num_batches = tokens.size();
+    std::vector<int64_t> tokens = Calibration::EntryTokens(*job.data, job.config.calibrate.method);
+    const size_t num_entries = tokens.size();
     for (const int64_t count : HeldOut::EntryTokens(job.data->heldout)) tokens.push_back(count);
     states.emplace(std::move(tokens), config.hidden_size, work.path());
     task.emplace(CalibrationTask{config, job.plan, job.config.calibrate, *job.data, weights});
     calibration.emplace(job.ctx, *task, *decoder, *states, job.progress);
-    heldout.emplace(job.ctx, *decoder, job.data->heldout, *states, num_batches);
+    heldout.emplace(job.ctx, *decoder, job.data->heldout, *states, num_entries);
   }
 
   // What earlier runs did.
