@@ -280,8 +280,7 @@ struct Calibration::Parts {
   void Step(const char* what) { progress_(++done_steps_, total_steps_, layer_note_ + what); }
 };
 
-std::vector<int64_t> Calibration::EntryTokens(const CalibrationData& data,
-                                              CalibrateMethod method) {
+std::vector<int64_t> Calibration::EntryTokens(const CalibrationData& data, CalibrateMethod method) {
   std::vector<int64_t> tokens;
   const int num_models = method == CalibrateMethod::kReference ? 1 : 2;
   for (int model = 0; model < num_models; ++model) {
@@ -332,7 +331,8 @@ ModuleReport ModuleReport::FromJson(const Json& json) {
 std::vector<ModuleReport> CalibrateModel(const OpContext& ctx, const CalibrationTask& task,
                                          const CalibrateProgress& progress) {
   const Decoder decoder(task.config, task.weights);
-  HiddenStates states(Calibration::EntryTokens(task.data, task.options.method), task.config.hidden_size, std::nullopt);
+  HiddenStates states(Calibration::EntryTokens(task.data, task.options.method),
+                      task.config.hidden_size, std::nullopt);
   Calibration calibration(ctx, task, decoder, states, progress);
   calibration.Embed();
   std::vector<ModuleReport> reports;
