@@ -106,7 +106,7 @@ def check_model(quatrain, directory, folder):
     # Weights as BF16 values, arithmetic in FP32.
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     model(torch.tensor([[1, 2]]))  # compressed modules are decompressed by the first call
-    model = model.float().eval()
+    model = torch.nn.Module.float(model).eval()  # transformers' own refuses quantised models
     tokenizer = AutoTokenizer.from_pretrained(directory)
     texts = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
              for messages in prompts()]

@@ -71,7 +71,7 @@ def main():
         skip("transformers and compressed-tensors are asked for with PEERS=1 (5 GB of disk)")
     install()
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
-                       CUDA_VISIBLE_DEVICES="", HF_HUB_DISABLE_PROGRESS_BARS="1")
+                       CUDA_VISIBLE_DEVICES="", TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     check = [str(VENV / "bin" / "python"), str(HERE / "check_outputs.py"), sys.argv[1]]
     sys.exit(subprocess.run(check, env=environment, check=False).returncode)
 
