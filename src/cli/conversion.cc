@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/resources.h"
 #include "cli/conversion_report.h"
 #include "cli/conversion_run.h"
 #include "io/content_hash.h"
@@ -111,17 +112,11 @@ Json MetadataReport(const ConversionConfig& config, const ConversionSummary& sum
 }
 
 void CheckMemory(const ConversionPlan& plan) {
-  const uint64_t memory = AvailableMemoryBytes();
-  if (plan.memory_bytes > memory) {
-    throw Error(ErrorCode::kResource,
-                {.what = "not enough memory for this conversion",
-                 .expected = SizeText(plan.memory_bytes),
-                 .found = SizeText(memory) + " available",
-                 .todo = "Use shorter samples (--max-sequence-length), or a machine with more."});
-  }
+  RequireMemory("convert this model", plan.memory_bytes,
+                "Use shorter samples (--max-sequence-length), or a machine with more.");
   Log().info("plan: up to {} of memory ({} available); {} of output and {} of cache on disk; {}",
-             SizeText(plan.memory_bytes), SizeText(memory), SizeText(plan.output_bytes),
-             SizeText(plan.cache_bytes), GuessText(plan.seconds));
+             SizeText(plan.memory_bytes), SizeText(AvailableMemoryBytes()),
+             SizeText(plan.output_bytes), SizeText(plan.cache_bytes), GuessText(plan.seconds));
 }
 
 void CheckDisk(uint64_t needed, const fs::path& output) {

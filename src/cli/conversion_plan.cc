@@ -136,12 +136,6 @@ ConversionPlan PlanConversion(ThreadPool& pool, const Checkpoint& source, const 
   return result;
 }
 
-std::string SizeText(uint64_t bytes) {
-  const double value = static_cast<double>(bytes);
-  return value >= 1e9 ? fmt::format("{:.2f} GB", value / 1e9)
-                      : fmt::format("{:.1f} MB", value / 1e6);
-}
-
 std::string GuessText(double seconds) {
   if (seconds < 90) return fmt::format("about {:.0f} s", std::max(1.0, seconds));
   if (seconds < 5400) return fmt::format("about {:.0f} min", seconds / 60);

@@ -31,9 +31,6 @@ std::vector<WeightFormat> FormatsOf(const std::vector<WeightSpec>& table, const 
 // Bytes of the tensors of one row.
 uint64_t StoredBytes(const WeightSpec& spec, const WeightFormat& format);
 
-// "1.25 GB", "31.0 MB".
-std::string SizeText(uint64_t bytes);
-
 // "about 2 min": of a guess.
 std::string GuessText(double seconds);
 
