@@ -47,14 +47,6 @@ std::string MessageOf(const CalibrationRequest& request) {
   return "no error";
 }
 
-TEST(CalibrationData, AsStoredTakesTheFirstRows) {
-  const CalibrationData data = Load({.source = kText,
-                                     .num_samples = 5,
-                                     .max_sequence_length = 8,
-                                     .order = CalibrationOrder::kAsStored});
-  EXPECT_EQ(data.rows, (std::vector<int64_t>{0, 1, 2, 3, 4}));
-}
-
 TEST(CalibrationData, DrawsTheNumberAskedForAndCutsLongRows) {
   const CalibrationData data =
       Load({.source = kText, .num_samples = 100, .max_sequence_length = 64});

@@ -1,3 +1,7 @@
+#include "models/exporter.h"
+
+#include <gtest/gtest.h>
+
 #include "models/test_support.h"
 #include "quant/compressed_tensors.h"
 
