@@ -8,16 +8,13 @@ namespace quatrain {
 namespace {
 
 // Rewards by label alone, so that the expected numbers are known whatever is sampled: "1" is always
-// right, "0" never, "h" for even calls.
+// right, "0" never.
 class LabelReward : public Reward {
  public:
-  RewardResult Score(const std::string&, const std::string& label) const override {
-    const bool is_right = label == "1" || (label == "h" && num_calls_++ % 2 == 0);
+  RewardResult Score(const RewardInput& input) const override {
+    const bool is_right = input.label == "1";
     return {is_right ? 1.0 : 0.0, is_right ? RewardVerdict::kCorrect : RewardVerdict::kWrong, ""};
   }
-
- private:
-  mutable int num_calls_ = 0;
 };
 
 class Evaluation : public FolderTest {
@@ -116,15 +113,13 @@ TEST_F(Evaluation, AListOfMessagesNeedsTheTemplate) {
 
 TEST_F(Evaluation, SetsComeAsOnePathOrInPairs) {
   const std::string path = Put("a.jsonl", "{\"prompt\": \"x\", \"label\": \"1\"}\n").string();
-  EXPECT_EQ(ReadEvalSets({path}, "prompt", "label")[0].name, "a");
-  const auto sets = ReadEvalSets({"one", path, "two", path}, "prompt", "label");
+  const PromptDatasetOptions data{.input_key = "prompt", .label_key = "label"};
+  EXPECT_EQ(ReadEvalSets({path}, data)[0].name, "a");
+  const auto sets = ReadEvalSets({"one", path, "two", path}, data);
   ASSERT_EQ(sets.size(), 2u);
   EXPECT_EQ(sets[1].name, "two");
-  EXPECT_TRUE(ReadEvalSets({}, "prompt", "label").empty());
-  EXPECT_TRUE(Contains(MessageOf([&] {
-                         ReadEvalSets({"one", path, "two"}, "prompt", "label");
-                       }),
-                       "pair"));
+  EXPECT_TRUE(ReadEvalSets({}, data).empty());
+  EXPECT_TRUE(Contains(MessageOf([&] { ReadEvalSets({"one", path, "two"}, data); }), "pair"));
 }
 
 }  // namespace

@@ -37,13 +37,13 @@ class TrainingState : public ModelFolderTest {
 
 TEST_F(TrainingState, AResumedOptimizerGoesOnBitForBit) {
   ModelWeights trained = AllocateLike(*start_, 0);
-  Parameters parameters(ctx_, *start_, &trained, nullptr, {});
+  Parameters parameters(ctx_, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
   Step(ctx_, parameters, *start_, 1);
   Step(ctx_, parameters, *start_, 2);
   SaveTrainingState(parameters, {{"next_rollout", 2}}, folder_ / "state");
 
   ModelWeights resumed = AllocateLike(*start_, 0);
-  Parameters again(ctx_, *start_, &resumed, nullptr, {});
+  Parameters again(ctx_, *start_, &resumed, nullptr, {}, {}, MasterStart::kValues);
   const Json state = LoadTrainingState(ctx_, folder_ / "state", again);
   EXPECT_EQ(state.at("next_rollout"), 2);
   EXPECT_EQ(again.step(), 2);
@@ -61,7 +61,7 @@ TEST_F(TrainingState, AResumedOptimizerGoesOnBitForBit) {
 
 TEST_F(TrainingState, AStateOfAnotherModelOrWithoutItsStepIsRefusedByName) {
   ModelWeights trained = AllocateLike(*start_, 0);
-  Parameters parameters(ctx_, *start_, &trained, nullptr, {});
+  Parameters parameters(ctx_, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
   SaveTrainingState(parameters, Json::object(), folder_ / "state");
   Json config = SmallMoeConfig();
   config["vocab_size"] = 40;
@@ -69,7 +69,7 @@ TEST_F(TrainingState, AStateOfAnotherModelOrWithoutItsStepIsRefusedByName) {
       PutModel("other", config, Bf16Tensors(RandomWeights(ParseModelConfig(config, "c"), 3))));
   const ModelWeights other_start = LoadWeights(other, at::kBFloat16);
   ModelWeights other_trained = AllocateLike(other_start, 0);
-  Parameters others(ctx_, other_start, &other_trained, nullptr, {});
+  Parameters others(ctx_, other_start, &other_trained, nullptr, {}, {}, MasterStart::kValues);
   const auto load = [&](Parameters& into) {
     return MessageOf([&] { LoadTrainingState(ctx_, folder_ / "state", into); });
   };

@@ -75,7 +75,7 @@ class ParametersTest : public ModelFolderTest {
 };
 
 TEST_F(ParametersTest, TheStartAndEveryStepWriteTheQuantisationOfTheMasters) {
-  Parameters parameters(ctx_, *start_, &*trained_, nullptr, {});
+  Parameters parameters(ctx_, *start_, &*trained_, nullptr, {}, {}, MasterStart::kValues);
   ExpectWeightsOfMasters(parameters);
   Gradients gradients(*start_);
   int64_t num_flipped = 0;
@@ -95,7 +95,7 @@ TEST_F(ParametersTest, DecayLeavesVectorsAlone) {
     OptimizerConfig config;
     config.weight_decay = 0.5;
     config.decay_vectors = decay_vectors;
-    Parameters parameters(ctx_, *start_, &*trained_, nullptr, config);
+    Parameters parameters(ctx_, *start_, &*trained_, nullptr, config, {}, MasterStart::kValues);
     std::vector<at::Tensor> before;
     for (size_t i = 0; i < parameters.size(); ++i) before.push_back(parameters.master(i).clone());
     Gradients zero(*start_);
@@ -119,7 +119,7 @@ TEST_F(ParametersTest, TheGlobalNormIsClippedAsTorchDoes) {
   OptimizerConfig config;
   config.clip_grad = 0.25;
   config.weight_decay = 0.0;
-  Parameters parameters(ctx_, *start_, &*trained_, nullptr, config);
+  Parameters parameters(ctx_, *start_, &*trained_, nullptr, config, {}, MasterStart::kValues);
   const auto result = parameters.Step(ctx_, gradients, 1e-3);
   EXPECT_NEAR(result.grad_norm, std::sqrt(sum), 1e-9 * std::sqrt(sum));
   // The first moment after one step is (1 - beta1) times the clipped gradient.
@@ -129,7 +129,7 @@ TEST_F(ParametersTest, TheGlobalNormIsClippedAsTorchDoes) {
 }
 
 TEST_F(ParametersTest, AGradientThatIsNoNumberChangesNothing) {
-  Parameters parameters(ctx_, *start_, &*trained_, nullptr, {});
+  Parameters parameters(ctx_, *start_, &*trained_, nullptr, {}, {}, MasterStart::kValues);
   Gradients gradients(*start_);
   FillGradients(gradients, 1.0f);
   gradients.Of(3).data_ptr<float>()[1] = std::numeric_limits<float>::quiet_NaN();
@@ -142,7 +142,8 @@ TEST_F(ParametersTest, AGradientThatIsNoNumberChangesNothing) {
 
 TEST_F(ParametersTest, AStartThatIsNoNumberIsNamedByPlace) {
   (*start_)[4].dense.data_ptr<at::BFloat16>()[5] = std::numeric_limits<float>::infinity();
-  const std::string text = MessageOf([&] { Parameters(ctx_, *start_, &*trained_, nullptr, {}); });
+  const std::string text = MessageOf(
+      [&] { Parameters(ctx_, *start_, &*trained_, nullptr, {}, {}, MasterStart::kValues); });
   EXPECT_TRUE(Contains(text, (*start_)[4].spec.name));
   EXPECT_TRUE(Contains(text, "column 5"));
 }

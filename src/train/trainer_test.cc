@@ -50,7 +50,7 @@ class TrainerTest : public ModelFolderTest {
     ModelWeights trained = AllocateLike(*start_, 0);
     OptimizerConfig config;
     config.clip_grad = 0.0;
-    Parameters parameters(ctx, *start_, &trained, nullptr, config);
+    Parameters parameters(ctx, *start_, &trained, nullptr, config, {}, MasterStart::kValues);
     const Decoder decoder(checkpoint_->config(), trained);
     Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
     trainer.ScoreOld(batches);
@@ -114,7 +114,7 @@ TEST_F(TrainerTest, ScoresDoNotDependOnTheBatch) {
 TEST_F(TrainerTest, ALossThatMeansNothingIsRefused) {
   ThreadPool pool(1);
   ModelWeights trained = AllocateLike(*start_, 0);
-  Parameters parameters({pool}, *start_, &trained, nullptr, {});
+  Parameters parameters({pool}, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
   const Decoder decoder(checkpoint_->config(), trained);
   TrainerConfig config;
   config.loss.clip_eps_low = -1.0;
