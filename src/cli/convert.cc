@@ -14,6 +14,7 @@
 #include "cli/conversion.h"
 #include "cli/conversion_report.h"
 #include "cli/loaded_model.h"
+#include "cli/option_checks.h"
 
 namespace quatrain {
 namespace {
@@ -193,27 +194,27 @@ void AddCalibrationOptions(CLI::App& command, ConvertFlags* flags) {
       ->capture_default_str();
   command
       .add_option("--num-calibration-samples", flags->num_calibration_samples, "rows that are used")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->check(Between(1, 1 << 30))
       ->capture_default_str();
   command
       .add_option("--max-sequence-length", flags->max_sequence_length,
                   "tokens of a row that are used")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->check(Between(1, 1 << 30))
       ->capture_default_str();
   command
       .add_option("--num-heldout-samples", flags->num_heldout_samples,
                   "further rows on which perplexity and KL before and after are measured; 0: none")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->check(Between(0, 1 << 30))
       ->capture_default_str();
   command
       .add_option("--max-fallback-fraction", flags->max_fallback_fraction,
                   "exit status 3 if more of the weights fall back to round-to-nearest")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(Between(0.0, 1.0))
       ->capture_default_str();
   command
       .add_option("--dampening-frac", flags->dampening_frac,
                   "share of the mean diagonal that is added to the Hessian's diagonal")
-      ->check(CLI::Range(0.0, 10.0))
+      ->check(Between(0.0, 10.0))
       ->capture_default_str();
   command
       .add_option(

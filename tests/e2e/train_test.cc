@@ -417,6 +417,9 @@ TEST_F(Program, WrongUseSaysWhatToDoAndWritesNothing) {
   config["quantization_config"]["ignore"] = {"re:.*"};
   WriteFileAtomic(Path("nothing/config.json"), config.dump());
   const std::vector<Case> cases = {
+      {"convert --input-dir " + kBase + " --output-dir " + Path("wrong") + " --data-dir " +
+           kSource + "/examples/data/calibration --dampening-frac nan",
+       "", "--dampening-frac"},
       {Replace(train, prompts, Path("empty.jsonl")), kQat, "empty"},
       {Replace(train, prompts, Path("long.jsonl")), kQat, "longer than the context"},
       {Replace(train, "--ref-load " + kBase, "--ref-load " + Path("megatron")), kQat, "Megatron"},
