@@ -58,11 +58,13 @@ int NumAvailableCpus() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-// Bars the calling thread from one CPU, which moves it elsewhere at once. Harmless if refused.
+// Bars the calling thread from one CPU, which moves it elsewhere at once, and lets it back in, so
+// that the scheduler may still move it away from another process. Harmless if refused.
 void LeaveCpu(int cpu, const cpu_set_t& allowed) {
   cpu_set_t others = allowed;
   CPU_CLR(static_cast<size_t>(cpu), &others);
-  if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof(others), &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
 // Which pool's body this thread is inside of, so that a nested call can run serially.
