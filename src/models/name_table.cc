@@ -72,7 +72,9 @@ struct Place {
   bool is_foreign = false;  // of another tower, or a layer beyond the decoder's
 
   std::string_view last() const { return parts.back(); }
-  std::string_view parent() const { return parts.size() > 1 ? parts[parts.size() - 2] : ""; }
+  std::string_view parent() const {
+    return parts.size() > 1 ? std::string_view(parts[parts.size() - 2]) : std::string_view();
+  }
 };
 
 Place PlaceOf(const std::string& module, int64_t num_layers) {
