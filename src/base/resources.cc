@@ -25,11 +25,12 @@ void RequireMemory(const std::string& job, uint64_t bytes, const std::string& to
 void RequireDisk(const std::filesystem::path& folder, uint64_t bytes, const std::string& todo) {
   const uint64_t free = FreeDiskBytes(folder);
   if (bytes <= free) return;
-  throw Error(ErrorCode::kResource, {.where = folder.string(),
-                                     .what = "not enough room on the disk",
-                                     .expected = SizeText(bytes),
-                                     .found = SizeText(free) + " free",
-                                     .todo = todo});
+  throw Error(ErrorCode::kResource,
+              {.where = folder.string(),
+               .what = "the disk lacks " + SizeText(bytes - free) + " for what is to be written",
+               .expected = SizeText(bytes) + " free",
+               .found = SizeText(free),
+               .todo = todo});
 }
 
 }  // namespace quatrain

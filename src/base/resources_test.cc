@@ -37,6 +37,7 @@ TEST(Resources, WhatDoesNotFitNamesTheJobAndWhatToDo) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kResource);
     EXPECT_NE(std::string(error.what()).find("/no/such/folder"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("the disk lacks"), std::string::npos);
   }
 }
 

@@ -120,15 +120,7 @@ void CheckMemory(const ConversionPlan& plan) {
 }
 
 void CheckDisk(uint64_t needed, const fs::path& output) {
-  const uint64_t free = FreeDiskBytes(output);
-  if (needed <= free) return;
-  throw Error(
-      ErrorCode::kResource,
-      {.where = "--output-dir " + output.string(),
-       .what = fmt::format("the disk lacks {} for what is to be written", SizeText(needed - free)),
-       .expected = SizeText(needed) + " free",
-       .found = SizeText(free),
-       .todo = "Free some, or choose a directory on another disk."});
+  RequireDisk(output, needed, "Free some, or choose a directory on another disk.");
 }
 
 // Everything that decides the result, by the name that a user knows it by.

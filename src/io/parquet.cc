@@ -9,6 +9,7 @@
 
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -219,10 +220,8 @@ Json ValueAt(const arrow::Array& array, int64_t i, const std::string& where) {
 }
 
 // Error kData, listing the columns that exist, if there is none of that name.
-std::shared_ptr<arrow::Field> FieldOf(const Reader& reader, const fs::path& path,
-                                      const std::string& column) {
-  auto field = reader.schema().GetFieldByName(column);
-  if (field != nullptr) return field;
+void CheckColumn(const Reader& reader, const fs::path& path, const std::string& column) {
+  if (reader.schema().GetFieldByName(column) != nullptr) return;
   throw Error(
       ErrorCode::kData,
       {.where = path.string(),
@@ -232,32 +231,10 @@ std::shared_ptr<arrow::Field> FieldOf(const Reader& reader, const fs::path& path
 
 }  // namespace
 
-void AppendParquetTexts(const fs::path& path, const std::string& column,
-                        std::vector<std::optional<std::string>>& rows) {
-  WithArrowErrors(path, [&] {
-    Reader reader(path);
-    const auto field = FieldOf(reader, path, column);
-    reader.ForEachBatch(reader.LeavesOf(column), [&](const arrow::Table& table) {
-      for (const auto& chunk : table.column(0)->chunks()) {
-        for (int64_t i = 0; i < chunk->length(); ++i) {
-          const auto text = chunk->IsNull(i) ? std::nullopt : StringAt(*chunk, i);
-          if (!text && !chunk->IsNull(i)) {
-            throw Error(ErrorCode::kData, {.where = path.string(),
-                                           .what = fmt::format("column '{}' is not text", column),
-                                           .expected = "strings",
-                                           .found = field->type()->ToString()});
-          }
-          rows.push_back(text ? std::optional(std::string(*text)) : std::nullopt);
-        }
-      }
-    });
-  });
-}
-
 void AppendParquetColumn(const fs::path& path, const std::string& column, std::vector<Json>& rows) {
   WithArrowErrors(path, [&] {
     Reader reader(path);
-    FieldOf(reader, path, column);
+    CheckColumn(reader, path, column);
     int64_t row = 0;
     reader.ForEachBatch(reader.LeavesOf(column), [&](const arrow::Table& table) {
       for (const auto& chunk : table.column(0)->chunks()) {

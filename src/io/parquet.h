@@ -2,7 +2,6 @@
 #pragma once
 
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,13 +9,8 @@
 
 namespace quatrain {
 
-// Appends a column's values; nullopt for null. Error kData naming the file: not Parquet or damaged,
-// no such column (lists those that exist), values that are not strings.
-void AppendParquetTexts(const std::filesystem::path& path, const std::string& column,
-                        std::vector<std::optional<std::string>>& rows);
-
-// The same for a column of any type: a string, a list of structs, null; see io/rows.h for the
-// conversion.
+// Appends a column's values: a string, a list of structs, null; see io/rows.h for the conversion.
+// Error kData naming the file: not Parquet or damaged, no such column (lists those that exist).
 void AppendParquetColumn(const std::filesystem::path& path, const std::string& column,
                          std::vector<Json>& rows);
 

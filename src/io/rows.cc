@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -199,49 +200,7 @@ const Json& ValueOf(const Json& row, const std::string& column, const std::strin
                                  .expected = "one of: " + keys});
 }
 
-std::optional<std::string> TextOf(const Json& row, const std::string& column,
-                                  const std::string& where) {
-  const auto value = row.find(column);
-  if (value == row.end()) {
-    std::string keys;
-    for (const auto& item : row.items()) keys += (keys.empty() ? "" : ", ") + item.key();
-    throw Error(ErrorCode::kData, {.where = where,
-                                   .what = fmt::format("no column '{}'", column),
-                                   .expected = "one of: " + keys});
-  }
-  if (value->is_null()) return std::nullopt;
-  if (value->is_string()) return value->get<std::string>();
-  throw Error(ErrorCode::kData, {.where = where,
-                                 .what = fmt::format("column '{}' is not text", column),
-                                 .expected = "a string or null",
-                                 .found = value->type_name()});
-}
-
 }  // namespace
-
-std::vector<std::optional<std::string>> ReadTextColumn(const fs::path& given,
-                                                       const std::string& column) {
-  const Source source = ParseSource(given);
-  Leniency leniency(0.0);
-  std::vector<std::optional<std::string>> rows;
-  for (const fs::path& file : FilesOf(source.path)) {
-    switch (*KindOf(file)) {
-      case Kind::kParquet:
-        AppendParquetTexts(file, column, rows);
-        break;
-      case Kind::kJsonLines:
-        ForEachJsonRow(file, leniency, [&](const Json& row, const std::string& where) {
-          rows.push_back(TextOf(row, column, where));
-        });
-        break;
-      case Kind::kText:
-        ForEachLine(ReadFile(file),
-                    [&](std::string_view line, size_t) { rows.emplace_back(line); });
-        break;
-    }
-  }
-  return Slice(std::move(rows), source);
-}
 
 std::vector<Json> ReadColumn(const fs::path& given, const std::string& column) {
   const Source source = ParseSource(given);

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,14 +15,9 @@
 
 namespace quatrain {
 
-// One column of text; nullopt for a null row. Of a plain text file each line that is not blank is a
-// row, whatever `column` is. Error kData: no such column (lists those that exist), or its values
-// are not text; kIo.
-std::vector<std::optional<std::string>> ReadTextColumn(const std::filesystem::path& source,
-                                                       const std::string& column);
-
-// One column of any type, a value a row: a string, null, or a list of messages. Errors as above,
-// but for the type.
+// One column, a value a row: a string, null, a list of messages. Of a plain text file each line
+// that is not blank is a row, whatever `column` is. Error kData: no such column (lists those that
+// exist); kIo.
 std::vector<Json> ReadColumn(const std::filesystem::path& source, const std::string& column);
 
 // Whole rows as JSON objects, keys in the order of the file. Parquet: lists become arrays, structs
