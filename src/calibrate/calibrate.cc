@@ -13,7 +13,7 @@
 namespace quatrain {
 namespace {
 
-constexpr int64_t kBatchTokens = 4096;  // samples that run together: results do not depend on it
+constexpr int64_t kBatchTokens = 2048;  // of samples that run together
 
 std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
   std::vector<SampleBatch> batches;
@@ -27,10 +27,8 @@ std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
     }
     const std::vector<int64_t> rows(data.rows.begin() + static_cast<int64_t>(first),
                                     data.rows.begin() + static_cast<int64_t>(end));
-    batches.push_back({MakeVarlenBatch(sequences),
-                       fmt::format("the samples of rows {}", fmt::join(rows, ", ")),
-                       {},
-                       {}});
+    batches.push_back(
+        {MakeVarlenBatch(sequences), fmt::format("the samples of rows {}", fmt::join(rows, ", "))});
     first = end;
   }
   return batches;
@@ -67,17 +65,13 @@ void ReplaceByCodes(Weight& weight, QuantizedWeight codes) {
   weight.dense = at::Tensor();
 }
 
-double Sum(const std::vector<double>& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0);
-}
-
 // tr(T H T^T) of what the codes approximate.
 double SignalOf(ThreadPool& pool, const Hessian& hessian, const WeightMatrix& matrix) {
-  std::vector<float> target_OI;
-  for (int64_t row = 0; row < matrix.out_features; ++row) {
-    for (int64_t i = 0; i < matrix.in_features; ++i) target_OI.push_back(matrix.At(row, i));
-  }
-  return Sum(OutputError(pool, hessian, target_OI.data(), matrix.out_features));
+  const std::vector<double> signal_O =
+      OutputError(pool, hessian, matrix.out_features, [&](int64_t row, float* out_I) {
+        for (int64_t i = 0; i < matrix.in_features; ++i) out_I[i] = matrix.At(row, i);
+      });
+  return std::accumulate(signal_O.begin(), signal_O.end(), 0.0);
 }
 
 double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight,
@@ -85,13 +79,23 @@ double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight,
   scheme.scale_rule = ScaleRule::kAbsmax7;
   const std::vector<BFloat16> rounded =
       Dequantize(pool, Quantize(pool, NamedMatrixOf(weight), scheme));
-  std::vector<float> error;
-  for (int64_t row = 0; row < matrix.out_features; ++row) {
-    for (int64_t i = 0; i < matrix.in_features; ++i) {
-      error.push_back(matrix.At(row, i) - ToFloat(rounded[error.size()]));
-    }
-  }
-  return Sum(OutputError(pool, hessian, error.data(), matrix.out_features));
+  const std::vector<double> loss_O =
+      OutputError(pool, hessian, matrix.out_features, [&](int64_t row, float* out_I) {
+        const BFloat16* rounded_I = rounded.data() + row * matrix.in_features;
+        for (int64_t i = 0; i < matrix.in_features; ++i) {
+          out_I[i] = matrix.At(row, i) - ToFloat(rounded_I[i]);
+        }
+      });
+  return std::accumulate(loss_O.begin(), loss_O.end(), 0.0);
+}
+
+// Of tensors that wait from one step of a layer to another.
+HiddenStates AttendedStates(const std::vector<SampleBatch>& batches, const ModelConfig& config,
+                            const HiddenStates& states) {
+  std::vector<int64_t> tokens;
+  for (const SampleBatch& batch : batches) tokens.push_back(batch.batch.num_tokens());
+  return {std::move(tokens), config.num_attention_heads * config.head_dim, states.folder(),
+          "attended"};
 }
 
 ModelWeights SpecsOf(const ModelWeights& weights) {
@@ -113,6 +117,7 @@ struct Calibration::Parts {
   HiddenStates& states_;
   const CalibrateProgress& progress_;
   std::vector<SampleBatch> batches_;
+  HiddenStates attended_;
   ModelWeights reference_weights_;  // dense weights of the layer at hand, before quantisation
   Decoder reference_decoder_;
   std::vector<ModuleReport> reports_;  // of the layer at hand
@@ -130,14 +135,15 @@ struct Calibration::Parts {
         states_(states),
         progress_(progress),
         batches_(MakeBatches(task.data)),
+        attended_(AttendedStates(batches_, task.config, states)),
         reference_weights_(SpecsOf(task.weights)),
         reference_decoder_(task.config, reference_weights_) {}
 
   bool is_reference_method() const { return options_.method == CalibrateMethod::kReference; }
 
   int64_t StepsOf(int64_t layer) const {
-    const auto passes = static_cast<int64_t>(kLayerSteps.size()) + 1;
-    int64_t steps = is_reference_method() ? 2 * static_cast<int64_t>(batches_.size()) : passes;
+    const auto passes = is_reference_method() ? 2 : static_cast<int64_t>(kLayerSteps.size()) + 1;
+    int64_t steps = passes * static_cast<int64_t>(batches_.size());
     for (size_t i = 0; i < weights_.size(); ++i) {
       steps += weights_[i].spec.layer == layer && plan_.is_quantized[i];
     }
@@ -176,7 +182,7 @@ struct Calibration::Parts {
         decoder_.ForwardLayer(ctx_, layer, states_.Read(i), batches_[i].batch, &observer);
         Step(", observing");
       }
-      for (const LayerInput& input : inputs.Finish()) QuantizeInput(input);
+      QuantizeInputs(inputs.Finish());
     }
     for (size_t i = 0; i < batches_.size(); ++i) {
       if (!IsLast(layer)) {
@@ -186,46 +192,21 @@ struct Calibration::Parts {
     }
   }
 
-  // Our own: each weight on the inputs that it will meet, beside the unquantised model. While a
-  // layer is at work the hidden states of both models are in memory.
+  // Our own: each weight on the inputs that it will meet, beside the unquantised model.
   void RunLayerInSteps(int64_t layer) {
-    ReadStates(layer);
     SetReference(layer, true);
-    LayerWalk walk(ctx_, decoder_, reference_decoder_, layer, batches_);
+    LayerWalk walk(ctx_, decoder_, reference_decoder_, layer, batches_, {states_, attended_});
     for (const LayerStep step : kLayerSteps) {
       std::vector<bool> is_wanted = plan_.is_quantized;
       for (size_t i = 0; i < is_wanted.size(); ++i) {
         if (is_wanted[i] && StepOf(weights_[i].spec) != step) is_wanted[i] = false;
       }
       LayerInputs inputs(ctx_, weights_, is_wanted, layer, ExpertTokens::kRouted, data_.num_tokens);
-      walk.Run(step, inputs);
-      Step(", observing");
-      for (const LayerInput& input : inputs.Finish()) QuantizeInput(input);
+      walk.Run(step, inputs, [&] { Step(", observing"); });
+      QuantizeInputs(inputs.Finish());
     }
-    walk.Finish();
+    walk.Finish([&] { Step(", next inputs"); });
     SetReference(layer, false);
-    WriteStates(layer);
-    Step(", next inputs");
-  }
-
-  void ReadStates(int64_t layer) {
-    for (size_t i = 0; i < batches_.size(); ++i) {
-      SampleBatch& batch = batches_[i];
-      batch.x_TD = states_.Read(i);
-      // Before the first layer the two models are one.
-      batch.reference_TD = layer == 0 ? batch.x_TD : states_.Read(batches_.size() + i);
-    }
-  }
-
-  void WriteStates(int64_t layer) {
-    for (size_t i = 0; i < batches_.size(); ++i) {
-      SampleBatch& batch = batches_[i];
-      if (!IsLast(layer)) {
-        states_.Write(i, batch.x_TD);
-        states_.Write(batches_.size() + i, batch.reference_TD);
-      }
-      batch.x_TD = batch.reference_TD = at::Tensor();
-    }
   }
 
   // The reference shares the layer's weights as they are before quantisation, or lets go of them.
@@ -236,8 +217,34 @@ struct Calibration::Parts {
     }
   }
 
-  // All weights that read one input share its factor.
-  void QuantizeInput(const LayerInput& input) {
+  // Inputs of few features (experts) are taken many at once, a thread each: one alone would not
+  // keep all threads busy.
+  void QuantizeInputs(const std::vector<LayerInput>& inputs) {
+    constexpr int64_t kFewFeatures = 1024;
+    constexpr size_t kAtOnce = 16;
+    const auto is_small = [&](size_t i) { return inputs[i].hessian.in_features <= kFewFeatures; };
+    for (size_t first = 0; first < inputs.size();) {
+      size_t end = first + 1;
+      while (is_small(first) && end < std::min(inputs.size(), first + kAtOnce) && is_small(end)) {
+        ++end;
+      }
+      std::vector<std::vector<ModuleReport>> reports(end - first);
+      ctx_.pool.ParallelFor(static_cast<int64_t>(end - first), [&](int64_t i, int) {
+        const auto at = static_cast<size_t>(i);
+        reports[at] = QuantizeInput(inputs[first + at]);
+      });
+      for (std::vector<ModuleReport>& of_input : reports) {
+        for (ModuleReport& report : of_input) {
+          reports_.push_back(std::move(report));
+          Step(", quantising");
+        }
+      }
+      first = end;
+    }
+  }
+
+  // All weights that read one input share its factor. Their reports.
+  std::vector<ModuleReport> QuantizeInput(const LayerInput& input) {
     const Weight& first = weights_[static_cast<size_t>(input.weights.front())];
     const GptqOptions gptq = GptqOptionsOf(plan_.scheme, options_, first.spec.shape[1]);
     const HessianFactor factor = FactorHessian(ctx_.pool, input.hessian, gptq, first.spec.module());
@@ -245,6 +252,7 @@ struct Calibration::Parts {
     if (factor.is_usable() && !input.error.empty()) {
       correction.emplace(ctx_.pool, factor, input.error);
     }
+    std::vector<ModuleReport> reports;
     for (const int index : input.weights) {
       Weight& weight = weights_[static_cast<size_t>(index)];
       WeightMatrix matrix = MatrixOf(weight);
@@ -255,26 +263,26 @@ struct Calibration::Parts {
       }
       const GptqResult result =
           QuantizeWeight(ctx_.pool, matrix, input.hessian, factor, gptq, weight.spec.module());
-      Report(input, factor, weight, matrix, result);
+      reports.push_back(ReportOf(input, factor, weight, matrix, result));
       ReplaceByCodes(weight, PackWeight(result.codes_OI, result.scale_OG, weight.spec.shape[0],
                                         weight.spec.shape[1], plan_.scheme.num_bits));
-      Step(", quantising");
     }
+    return reports;
   }
 
-  void Report(const LayerInput& input, const HessianFactor& factor, const Weight& weight,
-              const WeightMatrix& matrix, const GptqResult& result) {
+  ModuleReport ReportOf(const LayerInput& input, const HessianFactor& factor, const Weight& weight,
+                        const WeightMatrix& matrix, const GptqResult& result) const {
     const double signal = SignalOf(ctx_.pool, input.hessian, matrix);
     const double rtn_loss = RtnLoss(ctx_.pool, input.hessian, weight, matrix, plan_.scheme);
     const auto relative = [&](double loss) {
       return signal > 0.0 ? std::sqrt(std::max(loss, 0.0) / signal) : 0.0;
     };
-    reports_.push_back({.module = weight.spec.module(),
-                        .num_tokens = input.num_tokens,
-                        .relative_error = relative(result.loss),
-                        .rtn_relative_error = relative(rtn_loss),
-                        .dampening_frac = factor.dampening_frac,
-                        .fallback = result.fallback_reason});
+    return {.module = weight.spec.module(),
+            .num_tokens = input.num_tokens,
+            .relative_error = relative(result.loss),
+            .rtn_relative_error = relative(rtn_loss),
+            .dampening_frac = factor.dampening_frac,
+            .fallback = result.fallback_reason};
   }
 
   void Step(const char* what) { progress_(++done_steps_, total_steps_, layer_note_ + what); }

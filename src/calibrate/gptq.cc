@@ -229,20 +229,16 @@ void CheckWeight(const WeightMatrix& weight, const Hessian& hessian, const GptqO
                                  .found = fmt::format("{}", bad->value)});
 }
 
-// w - w' of the whole matrix.
-std::vector<float> ErrorOf(ThreadPool& pool, const WeightMatrix& weight, const GptqResult& result,
-                           int64_t group_size) {
+// w - w' of a row.
+void ErrorOfRow(const WeightMatrix& weight, const GptqResult& result, int64_t group_size,
+                int64_t row, float* error_I) {
   const int64_t n = weight.in_features;
-  std::vector<float> error_OI(static_cast<size_t>(weight.out_features * n));
-  pool.ParallelFor(weight.out_features, [&](int64_t row, int) {
-    for (int64_t i = 0; i < n; ++i) {
-      const size_t at = static_cast<size_t>(row * n + i);
-      const size_t scale_at = static_cast<size_t>(row * (n / group_size) + i / group_size);
-      error_OI[at] = weight.At(row, i) -
-                     ToFloat(DequantizeCode(result.codes_OI[at], result.scale_OG[scale_at]));
-    }
-  });
-  return error_OI;
+  for (int64_t i = 0; i < n; ++i) {
+    const size_t at = static_cast<size_t>(row * n + i);
+    const size_t scale_at = static_cast<size_t>(row * (n / group_size) + i / group_size);
+    error_I[i] =
+        weight.At(row, i) - ToFloat(DequantizeCode(result.codes_OI[at], result.scale_OG[scale_at]));
+  }
 }
 
 void RoundToNearest(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
@@ -256,8 +252,10 @@ void RoundToNearest(ThreadPool& pool, const WeightMatrix& weight, const Hessian&
                  result.scale_OG.data());
   UnpackCodes(packed_OP.data(), weight.out_features, weight.in_features, options.num_bits,
               result.codes_OI.data());
-  const std::vector<float> error_OI = ErrorOf(pool, weight, result, options.group_size);
-  result.row_loss_O = OutputError(pool, hessian, error_OI.data(), weight.out_features);
+  result.row_loss_O =
+      OutputError(pool, hessian, weight.out_features, [&](int64_t row, float* error_I) {
+        ErrorOfRow(weight, result, options.group_size, row, error_I);
+      });
   result.loss = std::accumulate(result.row_loss_O.begin(), result.row_loss_O.end(), 0.0);
   result.solver_loss = result.loss / 2;
 }

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "calibrate/float_buffer.h"
 #include "calibrate/hessian.h"
 #include "calibrate/scale_search.h"
 #include "kernels/bfloat16.h"
@@ -65,7 +66,7 @@ struct HessianFactor {
   std::vector<uint8_t> is_dead_I;   // by column
   std::vector<float> added_I;       // what was added to the diagonal, in the order of quantisation
   std::vector<float> pivot_I;       // R_jj^2
-  std::vector<float> feedback_II;   // R_ij / R_jj at [j, i], i < j
+  FloatBuffer feedback_II;          // R_ij / R_jj at [j, i], i < j; rest unset
   std::vector<float> importance_I;  // dampened diagonal by column, for the search of scales
   double dampening_frac = 0.0;      // the rung that succeeded
   int rung = 0;                     // 0: the one asked for

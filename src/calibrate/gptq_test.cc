@@ -85,7 +85,10 @@ double Loss(const Problem& problem, const Codes& codes, const std::vector<BFloat
   }
   ThreadPool pool(1);
   double loss = 0.0;
-  for (double row : OutputError(pool, problem.hessian, error.data(), problem.rows)) loss += row;
+  const auto load_row = [&](int64_t row, float* error_I) {
+    std::copy_n(error.data() + row * problem.columns, problem.columns, error_I);
+  };
+  for (double row : OutputError(pool, problem.hessian, problem.rows, load_row)) loss += row;
   return loss;
 }
 

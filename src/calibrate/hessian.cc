@@ -140,17 +140,20 @@ Hessian BlendHessian(ThreadPool& pool, const Hessian& expert, const Hessian& lay
   return blend;
 }
 
-std::vector<double> OutputError(ThreadPool& pool, const Hessian& hessian, const float* error_OI,
-                                int64_t out_features) {
+std::vector<double> OutputError(ThreadPool& pool, const Hessian& hessian, int64_t out_features,
+                                FunctionRef<void(int64_t row, float* error_I)> load_row) {
   const int64_t n = hessian.in_features;
   std::vector<double> errors(static_cast<size_t>(out_features));
   pool.ParallelFor(NumPanels(out_features), [&](int64_t chunk, int) {
     const int64_t first = chunk * kPanelColumns;
     const int64_t columns = std::min(kPanelColumns, out_features - first);
     std::vector<float> panel(static_cast<size_t>(n * kPanelColumns));
+    std::vector<float> error_I(static_cast<size_t>(n));
     for (int64_t o = 0; o < columns; ++o) {
-      const float* row = error_OI + (first + o) * n;
-      for (int64_t i = 0; i < n; ++i) panel[static_cast<size_t>(i * kPanelColumns + o)] = row[i];
+      load_row(first + o, error_I.data());
+      for (size_t i = 0; i < error_I.size(); ++i) {
+        panel[i * kPanelColumns + static_cast<size_t>(o)] = error_I[i];
+      }
     }
     OutputErrorOfPanel(hessian, panel, columns, errors.data() + first);
   });

@@ -52,8 +52,8 @@ void MergeHessian(ThreadPool& pool, const Hessian& other, Hessian& hessian);
 Hessian BlendHessian(ThreadPool& pool, const Hessian& expert, const Hessian& layer,
                      double prior_tokens);
 
-// tr(E H E^T) row by row for E = error_OI (float, row-major): e H e^T of each of the O rows.
-std::vector<double> OutputError(ThreadPool& pool, const Hessian& hessian, const float* error_OI,
-                                int64_t out_features);
+// tr(E H E^T) row by row: e H e^T of each of the O rows, which load_row(row, e_I) writes.
+std::vector<double> OutputError(ThreadPool& pool, const Hessian& hessian, int64_t out_features,
+                                FunctionRef<void(int64_t row, float* error_I)> load_row);
 
 }  // namespace quatrain

@@ -78,8 +78,11 @@ std::vector<int32_t> OrderOf(const Hessian& hessian, ActOrder actorder) {
   std::vector<int32_t> order(static_cast<size_t>(hessian.in_features));
   std::iota(order.begin(), order.end(), 0);
   if (actorder == ActOrder::kStatic) {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return hessian.At(a, a) > hessian.At(b, b); });
+    std::vector<float> diagonal_I;
+    for (int64_t i = 0; i < hessian.in_features; ++i) diagonal_I.push_back(hessian.At(i, i));
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return diagonal_I[static_cast<size_t>(a)] > diagonal_I[static_cast<size_t>(b)];
+    });
   }
   return order;
 }
@@ -93,6 +96,7 @@ void GatherReversed(ThreadPool& pool, const Hessian& hessian, const std::vector<
   ForRows(pool, n, [&](int64_t row) {
     const int32_t from_row = factor.order_I[static_cast<size_t>(n - 1 - row)];
     float* to = factor.feedback_II.data() + row * n;
+    std::fill_n(to, row, 0.0f);
     to[row] = diagonal_I[static_cast<size_t>(from_row)];
     for (int64_t column = row + 1; column < n; ++column) {
       const int32_t from_column = factor.order_I[static_cast<size_t>(n - 1 - column)];

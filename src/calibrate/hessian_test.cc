@@ -117,7 +117,10 @@ TEST(Hessian, OutputErrorIsTheQuadraticForm) {
   constexpr int64_t kFeatures = 150, kRows = 35;
   const Hessian hessian = HessianOf(1, RandomInputs(300, kFeatures, 6), kFeatures);
   const std::vector<float> error = ToFloats(RandomInputs(kRows, kFeatures, 7));
-  const std::vector<double> rows = OutputError(pool, hessian, error.data(), kRows);
+  const std::vector<double> rows =
+      OutputError(pool, hessian, kRows, [&](int64_t row, float* error_I) {
+        std::copy_n(error.data() + row * kFeatures, kFeatures, error_I);
+      });
   ASSERT_EQ(rows.size(), static_cast<size_t>(kRows));
   for (int64_t o = 0; o < kRows; ++o) {
     double expected = 0.0;

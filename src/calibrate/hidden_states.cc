@@ -7,10 +7,11 @@ namespace quatrain {
 namespace fs = std::filesystem;
 
 HiddenStates::HiddenStates(std::vector<int64_t> num_tokens, int64_t hidden_size,
-                           std::optional<fs::path> folder)
+                           std::optional<fs::path> folder, std::string name)
     : num_tokens_(std::move(num_tokens)),
       hidden_size_(hidden_size),
       folder_(std::move(folder)),
+      name_(std::move(name)),
       current_(num_tokens_.size()),
       next_(num_tokens_.size()) {
   uint64_t offset = 0;
@@ -22,7 +23,7 @@ HiddenStates::HiddenStates(std::vector<int64_t> num_tokens, int64_t hidden_size,
 }
 
 fs::path HiddenStates::FileOf(int64_t layer) const {
-  return *folder_ / fmt::format("hidden-{}.bin", layer);
+  return *folder_ / fmt::format("{}-{}.bin", name_, layer);
 }
 
 void HiddenStates::Resume(int64_t layer) {
@@ -41,13 +42,22 @@ void HiddenStates::Resume(int64_t layer) {
   reader_ = std::make_unique<FileReader>(file);
 }
 
+at::Tensor HiddenStates::ReadFrom(const FileReader& reader, size_t entry) const {
+  at::Tensor x_TD = EmptyTensor({num_tokens_.at(entry), hidden_size_}, at::kBFloat16);
+  reader.ReadAt(offsets_[entry], {static_cast<std::byte*>(x_TD.mutable_data_ptr()), x_TD.nbytes()});
+  return x_TD;
+}
+
 at::Tensor HiddenStates::Read(size_t entry) const {
   if (!folder_.has_value()) return current_.at(entry);
-  at::Tensor x_TD = EmptyTensor({num_tokens_.at(entry), hidden_size_}, at::kBFloat16);
   QT_CHECK(reader_ != nullptr);
-  reader_->ReadAt(offsets_[entry],
-                  {static_cast<std::byte*>(x_TD.mutable_data_ptr()), x_TD.nbytes()});
-  return x_TD;
+  return ReadFrom(*reader_, entry);
+}
+
+at::Tensor HiddenStates::ReadWritten(size_t entry) const {
+  if (!folder_.has_value()) return next_.at(entry);
+  QT_CHECK(written_ != nullptr);
+  return ReadFrom(*written_, entry);
 }
 
 void HiddenStates::Write(size_t entry, const at::Tensor& x_TD) {
@@ -57,7 +67,10 @@ void HiddenStates::Write(size_t entry, const at::Tensor& x_TD) {
     next_[entry] = x_TD;
     return;
   }
-  if (writer_ == nullptr) writer_ = std::make_unique<FileWriter>(FileOf(layer_ + 1));
+  if (writer_ == nullptr) {
+    writer_ = std::make_unique<FileWriter>(FileOf(layer_ + 1));
+    written_ = std::make_unique<FileReader>(FileOf(layer_ + 1));
+  }
   writer_->WriteAt(offsets_[entry],
                    {static_cast<const std::byte*>(x_TD.const_data_ptr()), x_TD.nbytes()});
 }
@@ -74,6 +87,7 @@ void HiddenStates::Advance() {
   writer_->Resize(size_bytes());
   writer_->Close();
   writer_.reset();
+  written_.reset();
   reader_ = std::make_unique<FileReader>(FileOf(layer_));
 }
 
@@ -82,7 +96,7 @@ void HiddenStates::DropOlder() {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(*folder_)) {
     const std::string name = entry.path().filename().string();
-    const bool is_ours = name.starts_with("hidden-") && name.ends_with(".bin");
+    const bool is_ours = name.starts_with(name_ + "-") && name.ends_with(".bin");
     if (is_ours && entry.path() != FileOf(layer_)) fs::remove(entry.path(), ignored);
   }
 }

@@ -32,7 +32,10 @@ TEST_F(HiddenStatesTest, MemoryAndFilesGiveTheSame) {
     EXPECT_EQ(states.size_bytes(), 40u);
     for (int layer = 0; layer < 3; ++layer) {
       states.Write(1, States(3, 10 * layer + 1));
+      states.Write(0, States(2, 7));
+      EXPECT_TRUE(at::equal(states.ReadWritten(0), States(2, 7)));
       states.Write(0, States(2, 10 * layer));
+      EXPECT_TRUE(at::equal(states.ReadWritten(0), States(2, 10 * layer)));
       if (layer > 0) {
         EXPECT_TRUE(at::equal(states.Read(1), States(3, 10 * (layer - 1) + 1)));
       }

@@ -12,64 +12,74 @@ constexpr int64_t kPackedTokens = 4 * kChainDepth;  // bounds the FP32 copy of t
 constexpr int64_t kSolveBlock = 32;
 
 // H + l I = U D U^T in the order of quantisation; feedback_II holds U^T below its unit diagonal.
-// Panels [I, kPanelColumns] of right-hand sides are solved in place, block by block of rows.
+// Panels [I, kPanelColumns] of right-hand sides are solved in place, block by block of rows,
+// several at once, which then read a block of the factor from the cache.
 class PanelSolver {
  public:
   explicit PanelSolver(const HessianFactor& factor) : factor_(factor), n_(factor.in_features) {}
 
-  void Solve(float* panel) const {
+  // `panels` holds `count` of them, one behind the other.
+  void Solve(int64_t count, float* panels) const {
     const int64_t blocks = (n_ + kSolveBlock - 1) / kSolveBlock;
-    for (int64_t block = blocks - 1; block >= 0; --block) SolveUpper(block * kSolveBlock, panel);
-    for (int64_t j = 0; j < n_; ++j) {
-      for (int64_t c = 0; c < kPanelColumns; ++c) {
-        panel[j * kPanelColumns + c] /= factor_.pivot_I[static_cast<size_t>(j)];
-      }
+    const int64_t stride = n_ * kPanelColumns;
+    for (int64_t block = blocks - 1; block >= 0; --block) {
+      for (int64_t p = 0; p < count; ++p) SolveUpper(block * kSolveBlock, panels + p * stride);
     }
-    for (int64_t block = 0; block < blocks; ++block) SolveLower(block * kSolveBlock, panel);
+    for (int64_t p = 0; p < count; ++p) DividePivots(panels + p * stride);
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t p = 0; p < count; ++p) SolveLower(block * kSolveBlock, panels + p * stride);
+    }
   }
 
  private:
   const float* Feedback(int64_t row) const { return factor_.feedback_II.data() + row * n_; }
 
-  // U z = c, rows below `first` + size done: c -= U z of those, then the block itself.
+  void DividePivots(float* panel) const {
+    for (int64_t j = 0; j < n_; ++j) {
+      for (int64_t c = 0; c < kPanelColumns; ++c) {
+        panel[j * kPanelColumns + c] /= factor_.pivot_I[static_cast<size_t>(j)];
+      }
+    }
+  }
+
+  // U z = c, rows below `first` + size done: c -= U z of those, then row by row of the block.
   void SolveUpper(int64_t first, float* panel) const {
     const int64_t size = std::min(kSolveBlock, n_ - first);
     const int64_t done = first + size;
+    SubtractUpper(first, size, done, n_, panel);
+    for (int64_t j = done - 2; j >= first; --j) SubtractUpper(j, 1, j + 1, done, panel);
+  }
+
+  // Rows [first, first + size) -= U times rows [from, end).
+  void SubtractUpper(int64_t first, int64_t size, int64_t from, int64_t end, float* panel) const {
     AddPanelProduct({.rows = size,
-                     .depth = n_ - done,
-                     .a = Feedback(done) + first,
+                     .depth = end - from,
+                     .a = factor_.feedback_II.data() + from * n_ + first,
                      .a_row_stride = 1,
                      .a_depth_stride = n_,
-                     .b = panel + done * kPanelColumns,
+                     .b = panel + from * kPanelColumns,
                      .c = panel + first * kPanelColumns,
                      .c_row_stride = kPanelColumns,
                      .scale = -1.0f});
-    for (int64_t j = done - 1; j > first; --j) {
-      for (int64_t i = first; i < j; ++i) Subtract(Feedback(j)[i], panel, j, i);
-    }
   }
 
   // U^T m = y.
   void SolveLower(int64_t first, float* panel) const {
     const int64_t size = std::min(kSolveBlock, n_ - first);
+    SubtractLower(first, size, 0, first, panel);
+    for (int64_t j = first + 1; j < first + size; ++j) SubtractLower(j, 1, first, j, panel);
+  }
+
+  // Rows [first, first + size) -= U^T times rows [from, end).
+  void SubtractLower(int64_t first, int64_t size, int64_t from, int64_t end, float* panel) const {
     AddPanelProduct({.rows = size,
-                     .depth = first,
-                     .a = Feedback(first),
+                     .depth = end - from,
+                     .a = Feedback(first) + from,
                      .a_row_stride = n_,
-                     .b = panel,
+                     .b = panel + from * kPanelColumns,
                      .c = panel + first * kPanelColumns,
                      .c_row_stride = kPanelColumns,
                      .scale = -1.0f});
-    for (int64_t j = first + 1; j < first + size; ++j) {
-      for (int64_t i = first; i < j; ++i) Subtract(Feedback(j)[i], panel, i, j);
-    }
-  }
-
-  // Row `to` -= factor * row `from`.
-  static void Subtract(float factor, float* panel, int64_t from, int64_t to) {
-    const float* source = panel + from * kPanelColumns;
-    float* target = panel + to * kPanelColumns;
-    for (int64_t c = 0; c < kPanelColumns; ++c) target[c] -= factor * source[c];
   }
 
   const HessianFactor& factor_;
@@ -160,20 +170,25 @@ InputCorrection::InputCorrection(ThreadPool& pool, const HessianFactor& factor,
   const int64_t n = error.in_features;
   const int64_t m = error.columns();
   const PanelSolver solver(factor);
-  pool.ParallelFor(NumPanels(m), [&](int64_t index, int) {
-    const int64_t first = index * kPanelColumns;
-    const int64_t columns = std::min(kPanelColumns, m - first);
-    std::vector<float> panel(static_cast<size_t>(n * kPanelColumns));
-    const auto row_of = [&](int64_t j) {
-      return solved_.moment_IM.data() + factor.order_I[static_cast<size_t>(j)] * m + first;
+  const int64_t at_once = NumPanels(m) < 64 ? 2 : 4;
+  pool.ParallelFor((NumPanels(m) + at_once - 1) / at_once, [&](int64_t chunk, int) {
+    const int64_t first_panel = chunk * at_once;
+    const int64_t count = std::min(at_once, NumPanels(m) - first_panel);
+    std::vector<float> panels(static_cast<size_t>(count * n * kPanelColumns));
+    // Calls copy(row of the moment, row of a panel, columns) for all rows of all panels.
+    const auto for_rows = [&](const auto& copy) {
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t first = (first_panel + p) * kPanelColumns;
+        const int64_t columns = std::min(kPanelColumns, m - first);
+        for (int64_t j = 0; j < n; ++j) {
+          copy(solved_.moment_IM.data() + factor.order_I[static_cast<size_t>(j)] * m + first,
+               panels.data() + (p * n + j) * kPanelColumns, columns);
+        }
+      }
     };
-    for (int64_t j = 0; j < n; ++j) {
-      std::copy_n(row_of(j), columns, panel.data() + j * kPanelColumns);
-    }
-    solver.Solve(panel.data());
-    for (int64_t j = 0; j < n; ++j) {
-      std::copy_n(panel.data() + j * kPanelColumns, columns, row_of(j));
-    }
+    for_rows([](float* moment, float* panel, int64_t size) { std::copy_n(moment, size, panel); });
+    solver.Solve(count, panels.data());
+    for_rows([](float* moment, float* panel, int64_t size) { std::copy_n(panel, size, moment); });
   });
 }
 

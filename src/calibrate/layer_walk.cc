@@ -13,22 +13,25 @@ LayerStep StepOf(const WeightSpec& spec) {
 }
 
 LayerWalk::LayerWalk(const OpContext& ctx, const Decoder& decoder, const Decoder& reference,
-                     int64_t layer, std::vector<SampleBatch>& batches)
+                     int64_t layer, const std::vector<SampleBatch>& batches, WalkStates states)
     : ctx_(ctx),
       decoder_(decoder),
       reference_(reference),
       layer_(layer),
       batches_(batches),
-      attended_TNH_(batches.size()) {}
+      states_(states) {}
 
-void LayerWalk::Run(LayerStep step, LayerInputs& inputs) {
-  if (step == LayerStep::kQkv && inputs.empty()) return;  // it changes no hidden state
-  for (size_t index = 0; index < batches_.size(); ++index) RunBatch(step, inputs, index);
+void LayerWalk::Run(LayerStep step, LayerInputs& inputs, FunctionRef<void()> after_batch) {
+  // Without weights that are quantised the first step changes no hidden state.
+  const bool is_idle = step == LayerStep::kQkv && inputs.empty();
+  for (size_t index = 0; index < batches_.size(); ++index) {
+    if (!is_idle) RunBatch(step, inputs, index);
+    after_batch();
+  }
 }
 
 void LayerWalk::RunBatch(LayerStep step, LayerInputs& inputs, size_t index) {
-  SampleBatch& batch = batches_[index];
-  const bool is_same = batch.reference_TD.is_same(batch.x_TD);
+  const SampleBatch& batch = batches_[index];
   ReferenceInputs pairs;
   const LinearObserver keep = pairs.Observer();
   const LinearObserver reference_observer = [&](const Weight& weight, const at::Tensor& x_TI) {
@@ -44,20 +47,21 @@ void LayerWalk::RunBatch(LayerStep step, LayerInputs& inputs, size_t index) {
   if (is_moe) {
     pairs.SetPermutations(&traces.reference.mlp.permutation, &traces.quantized.mlp.permutation);
   }
-  if (!is_same || step != LayerStep::kQkv) {
+  // What the first layer reads is the same in both models.
+  if (layer_ > 0 || step != LayerStep::kQkv) {
     const bool is_watched = !inputs.empty();
     RunReference(
         reference_.EnvOf(ctx_, batch.batch, layer_, is_watched ? &reference_observer : nullptr),
-        step, batch, traces.reference);
+        step, batches_.size() + index, traces.reference);
   }
   RunQuantized(decoder_.EnvOf(ctx_, batch.batch, layer_, inputs.empty() ? nullptr : &observer),
                step, index, traces.quantized);
 }
 
-void LayerWalk::RunReference(const LayerEnv& env, LayerStep step, SampleBatch& batch,
-                             LayerTrace& trace) {
-  const at::Tensor& x_TD = batch.reference_TD;
-  const bool is_last = layer_ + 1 == reference_.config().num_hidden_layers;
+void LayerWalk::RunReference(const LayerEnv& env, LayerStep step, size_t entry, LayerTrace& trace) {
+  HiddenStates& hidden = states_.hidden;
+  const bool is_attention = step == LayerStep::kQkv || step == LayerStep::kO;
+  const at::Tensor x_TD = is_attention ? hidden.Read(entry) : hidden.ReadWritten(entry);
   switch (step) {
     case LayerStep::kQkv:
       BeginAttention(env, x_TD, trace.attention);
@@ -65,7 +69,7 @@ void LayerWalk::RunReference(const LayerEnv& env, LayerStep step, SampleBatch& b
     case LayerStep::kO:
       BeginAttention(env, x_TD, trace.attention);
       RunAttention(env, trace.attention);
-      batch.reference_TD = AddResidual(ctx_, x_TD, FinishAttention(env, trace.attention));
+      hidden.Write(entry, AddResidual(ctx_, x_TD, FinishAttention(env, trace.attention)));
       return;
     case LayerStep::kGateUp:
       BeginMlp(env, x_TD, trace.mlp);
@@ -73,44 +77,53 @@ void LayerWalk::RunReference(const LayerEnv& env, LayerStep step, SampleBatch& b
     case LayerStep::kDown:
       BeginMlp(env, x_TD, trace.mlp);
       RunMlp(env, trace.mlp);
-      if (!is_last) batch.reference_TD = AddResidual(ctx_, x_TD, FinishMlp(env, trace.mlp));
+      if (!is_last()) {
+        hidden.Write(entry, AddResidual(ctx_, x_TD, FinishMlp(env, trace.mlp)));
+      }
       return;
   }
 }
 
 void LayerWalk::RunQuantized(const LayerEnv& env, LayerStep step, size_t index, LayerTrace& trace) {
-  at::Tensor& x_TD = batches_[index].x_TD;
-  at::Tensor& attended_TNH = attended_TNH_[index];
+  HiddenStates& hidden = states_.hidden;
+  const ModelConfig& config = decoder_.config();
+  const int64_t head_dim = config.head_dim, heads = config.num_attention_heads;
   switch (step) {
     case LayerStep::kQkv:
-      BeginAttention(env, x_TD, trace.attention);
+      BeginAttention(env, hidden.Read(index), trace.attention);
       return;
-    case LayerStep::kO:
-      BeginAttention(env, x_TD, trace.attention);
+    case LayerStep::kO: {
+      BeginAttention(env, hidden.Read(index), trace.attention);
       RunAttention(env, trace.attention);
-      attended_TNH = trace.attention.out_TNH;
+      states_.attended.Write(index, trace.attention.out_TNH.view({-1, heads * head_dim}));
       return;
-    case LayerStep::kGateUp:
-      trace.attention.out_TNH = attended_TNH;
-      x_TD = AddResidual(ctx_, x_TD, FinishAttention(env, trace.attention));
-      attended_TNH = at::Tensor();
+    }
+    case LayerStep::kGateUp: {
+      trace.attention.out_TNH = states_.attended.ReadWritten(index).view({-1, heads, head_dim});
+      const at::Tensor x_TD =
+          AddResidual(ctx_, hidden.Read(index), FinishAttention(env, trace.attention));
+      hidden.Write(index, x_TD);
       BeginMlp(env, x_TD, trace.mlp);
       return;
+    }
     case LayerStep::kDown:
-      BeginMlp(env, x_TD, trace.mlp);
+      BeginMlp(env, hidden.ReadWritten(index), trace.mlp);
       RunMlp(env, trace.mlp);
       return;
   }
 }
 
-void LayerWalk::Finish() {
-  if (layer_ + 1 == decoder_.config().num_hidden_layers) return;
-  for (SampleBatch& batch : batches_) {
-    const LayerEnv env = decoder_.EnvOf(ctx_, batch.batch, layer_);
-    LayerTrace trace;
-    BeginMlp(env, batch.x_TD, trace.mlp);
-    RunMlp(env, trace.mlp);
-    batch.x_TD = AddResidual(ctx_, batch.x_TD, FinishMlp(env, trace.mlp));
+void LayerWalk::Finish(FunctionRef<void()> after_batch) {
+  for (size_t index = 0; index < batches_.size(); ++index) {
+    if (!is_last()) {
+      const LayerEnv env = decoder_.EnvOf(ctx_, batches_[index].batch, layer_);
+      const at::Tensor x_TD = states_.hidden.ReadWritten(index);
+      LayerTrace trace;
+      BeginMlp(env, x_TD, trace.mlp);
+      RunMlp(env, trace.mlp);
+      states_.hidden.Write(index, AddResidual(ctx_, x_TD, FinishMlp(env, trace.mlp)));
+    }
+    after_batch();
   }
 }
 

@@ -1,17 +1,17 @@
 // Runs one layer over all samples in four steps, each up to the inputs of the weights that are
 // quantised next, and the unquantised model beside it.
 //
-//   LayerWalk walk(ctx, decoder, reference, layer, batches);
+//   LayerWalk walk(ctx, decoder, reference, layer, batches, states);
 //   for (const LayerStep step : kLayerSteps) {
 //     LayerInputs inputs(...);           // of the weights of the step
-//     walk.Run(step, inputs);            // earlier weights of the layer are quantised by now
+//     walk.Run(step, inputs, after);     // earlier weights of the layer are quantised by now
 //     ... quantise the weights of the step
 //   }
-//   walk.Finish();                       // the samples' inputs of the next layer
+//   walk.Finish(after);                  // the samples' inputs of the next layer are written
 //
 // Every weight thus meets the inputs that it will meet in the quantised model, and knows those of
-// the unquantised one. A sample's hidden states are all that lives from step to step; the rest is
-// computed again.
+// the unquantised one. Hidden states and what attention left are all that waits from step to step,
+// in WalkStates; the rest is computed again. In memory there is one batch at a time.
 #pragma once
 
 #include <array>
@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "calibrate/hidden_states.h"
 #include "calibrate/layer_inputs.h"
 #include "models/decoder.h"
 
@@ -27,9 +28,13 @@ namespace quatrain {
 // Samples that run together. Results do not depend on the cut.
 struct SampleBatch {
   ForwardBatch batch;
-  std::string where;        // for errors
-  at::Tensor x_TD;          // hidden states of the quantised model
-  at::Tensor reference_TD;  // of the unquantised one; the same tensor while nothing differs
+  std::string where;  // for errors
+};
+
+// Of B batches, entry by entry.
+struct WalkStates {
+  HiddenStates& hidden;    // [0, B): of the quantised model; [B, 2 B): of the unquantised one
+  HiddenStates& attended;  // what o_proj reads, from its step to the next
 };
 
 // Which weights, in the order in which they run.
@@ -43,26 +48,28 @@ class LayerWalk {
  public:
   // Borrows all. `reference` is the model without codes.
   LayerWalk(const OpContext& ctx, const Decoder& decoder, const Decoder& reference, int64_t layer,
-            std::vector<SampleBatch>& batches);
+            const std::vector<SampleBatch>& batches, WalkStates states);
 
-  // Steps come in order, each once.
-  void Run(LayerStep step, LayerInputs& inputs);
-  void Finish();
+  // Steps come in order, each once. `after_batch` is called after every batch and may throw to
+  // stop.
+  void Run(LayerStep step, LayerInputs& inputs, FunctionRef<void()> after_batch);
+  void Finish(FunctionRef<void()> after_batch);
 
  private:
   struct Traces {
     LayerTrace reference, quantized;
   };
   void RunBatch(LayerStep step, LayerInputs& inputs, size_t index);
-  void RunReference(const LayerEnv& env, LayerStep step, SampleBatch& batch, LayerTrace& trace);
+  void RunReference(const LayerEnv& env, LayerStep step, size_t entry, LayerTrace& trace);
   void RunQuantized(const LayerEnv& env, LayerStep step, size_t index, LayerTrace& trace);
+  bool is_last() const { return layer_ + 1 == decoder_.config().num_hidden_layers; }
 
   const OpContext& ctx_;
   const Decoder& decoder_;
   const Decoder& reference_;
   int64_t layer_;
-  std::vector<SampleBatch>& batches_;
-  std::vector<at::Tensor> attended_TNH_;  // what o_proj reads, from its step to the next
+  const std::vector<SampleBatch>& batches_;
+  WalkStates states_;
 };
 
 }  // namespace quatrain

@@ -19,14 +19,25 @@ struct Model {
   Decoder decoder{checkpoint.config(), weights};
 };
 
-std::vector<SampleBatch> Batches(const OpContext& ctx, const Decoder& decoder) {
-  std::vector<SampleBatch> batches;
-  for (const std::vector<int32_t>& ids : {std::vector<int32_t>{4, 9, 77, 300}, {5, 6, 7}}) {
-    batches.push_back({MakeVarlenBatch({ids}), "here", {}, {}});
-    batches.back().x_TD = batches.back().reference_TD = decoder.Embed(ctx, batches.back().batch);
+// Two batches, and their embeddings as both models' hidden states.
+struct Samples {
+  Samples(const OpContext& ctx, const Decoder& decoder)
+      : hidden({4, 3, 4, 3}, decoder.config().hidden_size, std::nullopt),
+        attended({4, 3}, decoder.config().num_attention_heads * decoder.config().head_dim,
+                 std::nullopt) {
+    for (const std::vector<int32_t>& ids : {std::vector<int32_t>{4, 9, 77, 300}, {5, 6, 7}}) {
+      const size_t i = batches.size();
+      batches.push_back({MakeVarlenBatch({ids}), "here"});
+      embeddings.push_back(decoder.Embed(ctx, batches.back().batch));
+      hidden.Write(i, embeddings.back());
+      hidden.Write(2 + i, embeddings.back());
+    }
+    hidden.Advance();
   }
-  return batches;
-}
+  std::vector<SampleBatch> batches;
+  std::vector<at::Tensor> embeddings;
+  HiddenStates hidden, attended;
+};
 
 LayerInputs InputsOf(const OpContext& ctx, const Model& model, LayerStep step, int64_t layer) {
   std::vector<bool> is_wanted;
@@ -45,27 +56,30 @@ TEST_P(LayerWalkTest, StepsGiveTheHiddenStatesOfTheWholeForward) {
   ThreadPool pool(2);
   const OpContext ctx{pool};
   const Model model(GetParam());
-  std::vector<SampleBatch> batches = Batches(ctx, model.decoder);
-  const std::vector<SampleBatch> plain = batches;
+  Samples samples(ctx, model.decoder);
+  int num_calls = 0;
   for (int64_t layer = 0; layer < 2; ++layer) {
-    LayerWalk walk(ctx, model.decoder, model.decoder, layer, batches);
+    LayerWalk walk(ctx, model.decoder, model.decoder, layer, samples.batches,
+                   {samples.hidden, samples.attended});
     for (const LayerStep step : kLayerSteps) {
       LayerInputs inputs = InputsOf(ctx, model, step, layer);
       ASSERT_FALSE(inputs.empty());
-      walk.Run(step, inputs);
+      walk.Run(step, inputs, [&] { ++num_calls; });
       for (const LayerInput& input : inputs.Finish()) {
         for (const float moment : input.error.moment_IM) ASSERT_EQ(moment, 0.0f);
       }
     }
-    walk.Finish();
+    walk.Finish([&] { ++num_calls; });
+    samples.hidden.Advance();
   }
-  for (size_t i = 0; i < batches.size(); ++i) {
-    at::Tensor expected = plain[i].x_TD;
+  EXPECT_EQ(num_calls, 2 * 5 * 2);
+  for (size_t i = 0; i < 2; ++i) {
+    at::Tensor expected = samples.embeddings[i];
     for (int64_t layer = 0; layer < 2; ++layer) {
-      expected = model.decoder.ForwardLayer(ctx, layer, expected, plain[i].batch);
+      expected = model.decoder.ForwardLayer(ctx, layer, expected, samples.batches[i].batch);
     }
-    EXPECT_TRUE(at::equal(batches[i].x_TD, expected));
-    EXPECT_TRUE(at::equal(batches[i].reference_TD, expected));
+    EXPECT_TRUE(at::equal(samples.hidden.Read(i), expected));
+    EXPECT_TRUE(at::equal(samples.hidden.Read(2 + i), expected));
   }
 }
 
@@ -74,12 +88,12 @@ TEST_P(LayerWalkTest, WeightsSeeTheErrorsOfThoseThatRanBeforeThem) {
   const OpContext ctx{pool};
   const Model reference(GetParam());
   Model model(GetParam());
-  std::vector<SampleBatch> batches = Batches(ctx, model.decoder);
-  const std::vector<SampleBatch> plain = batches;
-  LayerWalk walk(ctx, model.decoder, reference.decoder, 0, batches);
+  Samples samples(ctx, model.decoder);
+  LayerWalk walk(ctx, model.decoder, reference.decoder, 0, samples.batches,
+                 {samples.hidden, samples.attended});
   for (const LayerStep step : kLayerSteps) {
     LayerInputs inputs = InputsOf(ctx, model, step, 0);
-    walk.Run(step, inputs);
+    walk.Run(step, inputs, [] {});
     bool has_error = false;
     for (const LayerInput& input : inputs.Finish()) {
       for (const float moment : input.error.moment_IM) has_error = has_error || moment != 0.0f;
@@ -89,12 +103,14 @@ TEST_P(LayerWalkTest, WeightsSeeTheErrorsOfThoseThatRanBeforeThem) {
     const int v_proj = model.weights.Find("model.layers.0.self_attn.v_proj.weight");
     model.weights[static_cast<size_t>(v_proj)].dense.mul_(1.5);  // as if badly quantised
   }
-  walk.Finish();
-  for (size_t i = 0; i < batches.size(); ++i) {
-    EXPECT_TRUE(at::equal(batches[i].x_TD,
-                          model.decoder.ForwardLayer(ctx, 0, plain[i].x_TD, plain[i].batch)));
-    EXPECT_TRUE(at::equal(batches[i].reference_TD,
-                          reference.decoder.ForwardLayer(ctx, 0, plain[i].x_TD, plain[i].batch)));
+  walk.Finish([] {});
+  for (size_t i = 0; i < 2; ++i) {
+    const at::Tensor& x_TD = samples.embeddings[i];
+    const ForwardBatch& batch = samples.batches[i].batch;
+    EXPECT_TRUE(
+        at::equal(samples.hidden.ReadWritten(i), model.decoder.ForwardLayer(ctx, 0, x_TD, batch)));
+    EXPECT_TRUE(at::equal(samples.hidden.ReadWritten(2 + i),
+                          reference.decoder.ForwardLayer(ctx, 0, x_TD, batch)));
   }
 }
 

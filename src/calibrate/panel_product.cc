@@ -108,9 +108,11 @@ void ColumnPanels::Resize(int64_t new_depth, int64_t new_columns) {
 
 namespace {
 
-constexpr int64_t kGramTile = 4 * kPanelColumns;  // both operands of a tile stay in the L2 cache
+// Columns of both operands that one thread takes at once: they stay in its L2 cache, and there are
+// enough tiles for all threads.
+int64_t TileColumns(int64_t columns) { return columns < 512 ? kPanelColumns : 4 * kPanelColumns; }
 
-// C += scale * A^T B for columns [row, row + kGramTile) of A and [column, column + kGramTile) of B.
+// C += scale * A^T B for columns [row, row + tile) of A and [column, column + tile) of B.
 struct PanelsProduct {
   const ColumnPanels& a;
   const ColumnPanels& b;
@@ -118,10 +120,11 @@ struct PanelsProduct {
   float* c;
   int64_t c_row_stride;
   bool is_upper;  // panels below the diagonal are left out
+  int64_t tile;
 
   void AddTile(int64_t row, int64_t column) const {
-    const int64_t row_end = std::min(row + kGramTile, a.columns);
-    const int64_t column_end = std::min(column + kGramTile, b.columns);
+    const int64_t row_end = std::min(row + tile, a.columns);
+    const int64_t column_end = std::min(column + tile, b.columns);
     for (int64_t j = column; j < column_end; j += kPanelColumns) {
       for (int64_t i = row; i < row_end && !(is_upper && i > j); i += kPanelColumns) {
         AddPanelProduct({.rows = std::min(kPanelColumns, a.columns - i),
@@ -143,22 +146,24 @@ struct PanelsProduct {
 
 void AddGram(ThreadPool& pool, const ColumnPanels& panels, float scale, float* c,
              int64_t c_row_stride) {
-  const PanelsProduct product{panels, panels, scale, c, c_row_stride, true};
-  const int64_t tiles = (panels.columns + kGramTile - 1) / kGramTile;
+  const PanelsProduct product{
+      panels, panels, scale, c, c_row_stride, true, TileColumns(panels.columns)};
+  const int64_t tiles = (panels.columns + product.tile - 1) / product.tile;
   pool.ParallelFor(tiles * (tiles + 1) / 2, [&](int64_t chunk, int) {
     int64_t row = 0;  // chunks run along the rows of the upper triangle
     while (chunk >= tiles - row) chunk -= tiles - row++;
-    product.AddTile(row * kGramTile, (row + chunk) * kGramTile);
+    product.AddTile(row * product.tile, (row + chunk) * product.tile);
   });
 }
 
 void AddPanelsProduct(ThreadPool& pool, const ColumnPanels& a, const ColumnPanels& b, float scale,
                       float* c, int64_t c_row_stride) {
-  const PanelsProduct product{a, b, scale, c, c_row_stride, false};
-  const int64_t row_tiles = (a.columns + kGramTile - 1) / kGramTile;
-  const int64_t column_tiles = (b.columns + kGramTile - 1) / kGramTile;
+  const PanelsProduct product{
+      a, b, scale, c, c_row_stride, false, TileColumns(std::min(a.columns, b.columns))};
+  const int64_t row_tiles = (a.columns + product.tile - 1) / product.tile;
+  const int64_t column_tiles = (b.columns + product.tile - 1) / product.tile;
   pool.ParallelFor(row_tiles * column_tiles, [&](int64_t chunk, int) {
-    product.AddTile(chunk / column_tiles * kGramTile, chunk % column_tiles * kGramTile);
+    product.AddTile(chunk / column_tiles * product.tile, chunk % column_tiles * product.tile);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "calibrate/float_buffer.h"
 
 namespace quatrain {
 
@@ -40,7 +41,7 @@ void AddPanelProduct(const PanelProduct& product);
 struct ColumnPanels {
   int64_t depth = 0;
   int64_t columns = 0;
-  std::vector<float> data;
+  FloatBuffer data;
 
   void Resize(int64_t new_depth, int64_t new_columns);
   float* Panel(int64_t p) { return data.data() + p * depth * kPanelColumns; }

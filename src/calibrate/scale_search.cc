@@ -20,13 +20,17 @@
 namespace quatrain {
 
 // One group of kSearchRows rows: a lane is a row, so that its sum has one order on every
-// instruction set.
+// instruction set. Arrays without a size named are [kSearchRows].
 inline constexpr int64_t kSearchRows = 16;
 struct GroupSearch {
   int64_t group_size = 0;
   const float* importance = nullptr;  // [g]
   const float* weight = nullptr;      // [g, kSearchRows]
   CodeGrid grid;
+  const int32_t* largest = nullptr;  // bits of the BF16 scales to choose from
+  const int32_t* smallest = nullptr;
+  int32_t num_scales = 0;   // of the row with most of them
+  int32_t* best = nullptr;  // out
 };
 
 }  // namespace quatrain
@@ -36,25 +40,132 @@ HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using calibrate::CodeOf, calibrate::Fma, calibrate::RoundToBFloat16, calibrate::Tag;
+using calibrate::Floats, calibrate::Fma, calibrate::RoundToBFloat16, calibrate::Tag;
+using IntTag = hn::RebindToSigned<Tag>;
+using Ints = hn::Vec<IntTag>;
 
-// error[r] = weighted squared error of row r under scale[r].
-void GroupError(const GroupSearch& group, const float* scale, float* error) {
-  const Tag d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto lo = hn::Set(d, static_cast<float>(group.grid.lo));
-  const auto hi = hn::Set(d, static_cast<float>(group.grid.hi));
-  for (int64_t r = 0; r < kSearchRows; r += lanes) {
-    const auto s = hn::LoadU(d, scale + r);
-    auto sum = hn::Zero(d);
-    for (int64_t i = 0; i < group.group_size; ++i) {
-      const auto w = hn::LoadU(d, group.weight + i * kSearchRows + r);
-      const auto q = CodeOf(w, s, lo, hi);
-      const auto difference = hn::Sub(w, RoundToBFloat16(hn::Mul(q, s)));
-      const auto weighted = hn::Mul(hn::Set(d, group.importance[i]), difference);
-      sum = Fma(weighted, difference, sum);
+constexpr int32_t kAtOnce = 4;  // scales that share what they load
+
+// Of 4-bit codes every fourth scale is looked at first, then all between the neighbours of the
+// best. The BF16 rounding of w' is left out of the first look, where it is far below the step; of
+// an 8-bit code it is not, and few scales are in question.
+template <int num_bits>
+constexpr int32_t kStride = num_bits == 4 ? 4 : 1;
+
+// Searches one vector of rows.
+template <int num_bits>
+class VectorSearch {
+ public:
+  VectorSearch(const GroupSearch& group, int64_t row)
+      : group_(group),
+        row_(row),
+        largest_(hn::LoadU(IntTag(), group.largest + row)),
+        smallest_(hn::LoadU(IntTag(), group.smallest + row)),
+        best_(largest_) {}
+
+  void Run() {
+    Restart();
+    for (int32_t step = 0; step < group_.num_scales; step += kAtOnce * kStride<num_bits>) {
+      const Ints first = hn::Sub(largest_, hn::Set(IntTag(), step));
+      Try<num_bits == 8>(first, kStride<num_bits>);
+      if (IsClippedWorse(hn::Sub(first, hn::Set(IntTag(), kAtOnce * kStride<num_bits>)))) break;
     }
-    hn::StoreU(sum, d, error + r);
+    if (kStride < num_bits >> 1) {
+      constexpr int32_t kAround = 2 * kStride<num_bits>;
+      const Ints first = hn::Add(best_, hn::Set(IntTag(), kStride<num_bits> - 1));
+      Restart();
+      for (int32_t step = 0; step < kAround; step += kAtOnce) {
+        Try<true>(hn::Sub(first, hn::Set(IntTag(), step)), 1);
+      }
+    }
+    hn::StoreU(best_, IntTag(), group_.best + row_);
+  }
+
+ private:
+  void Restart() {
+    best_error_ = hn::Set(Tag(), std::numeric_limits<float>::infinity());
+    best_ = largest_;
+  }
+
+  // Scales of these bits, kept to the range.
+  Ints Clamped(Ints bits) const { return hn::Max(hn::Min(bits, largest_), smallest_); }
+  static Floats ScaleOf(Ints bits) { return hn::BitCast(Tag(), hn::ShiftLeft<16>(bits)); }
+
+  // Takes over the first of kAtOnce scales, from the largest on, that is better than the best.
+  template <bool is_rounded>
+  HWY_INLINE void Try(Ints first, int32_t stride) {
+    Ints bits[kAtOnce];
+    Floats scale[kAtOnce], error[kAtOnce];
+    QUATRAIN_UNROLL
+    for (int32_t c = 0; c < kAtOnce; ++c) {
+      bits[c] = Clamped(hn::Sub(first, hn::Set(IntTag(), c * stride)));
+      scale[c] = ScaleOf(bits[c]);
+    }
+    AddErrors<is_rounded>(scale, error);
+    QUATRAIN_UNROLL
+    for (int32_t c = 0; c < kAtOnce; ++c) {
+      const auto is_better = hn::Lt(error[c], best_error_);
+      best_error_ = hn::IfThenElse(is_better, error[c], best_error_);
+      best_ = hn::IfThenElse(hn::RebindMask(IntTag(), is_better), bits[c], best_);
+    }
+  }
+
+  // error = weighted squared error under each scale, with codes from w * (1 / s), which may
+  // disagree with w / s at ties.
+  template <bool is_rounded>
+  HWY_INLINE void AddErrors(const Floats* scale, Floats* error) const {
+    const Tag d;
+    const auto least = hn::Set(d, static_cast<float>(-group_.grid.hi));
+    const auto most = hn::Set(d, static_cast<float>(-group_.grid.lo));
+    Floats minus_inverse[kAtOnce];
+    QUATRAIN_UNROLL
+    for (int32_t c = 0; c < kAtOnce; ++c) {
+      minus_inverse[c] = hn::Div(hn::Set(d, -1.0f), scale[c]);
+      error[c] = hn::Zero(d);
+    }
+    for (int64_t i = 0; i < group_.group_size; ++i) {
+      const auto w = hn::LoadU(d, group_.weight + i * kSearchRows + row_);
+      const auto importance = hn::Set(d, group_.importance[i]);
+      QUATRAIN_UNROLL
+      for (int32_t c = 0; c < kAtOnce; ++c) {
+        const auto minus_q = hn::Min(hn::Max(hn::Round(hn::Mul(w, minus_inverse[c])), least), most);
+        const auto difference = is_rounded ? hn::Add(w, RoundToBFloat16(hn::Mul(minus_q, scale[c])))
+                                           : Fma(minus_q, scale[c], w);
+        error[c] = Fma(hn::Mul(importance, difference), difference, error[c]);
+      }
+    }
+  }
+
+  // Is what the scale clips alone worse than the best, in every row? Then so is all that smaller
+  // scales clip. Bounds leave room for roundings.
+  bool IsClippedWorse(Ints bits) const {
+    constexpr float kRoom = 1.0f + 0x1p-8f;
+    const Tag d;
+    const auto scale = ScaleOf(Clamped(bits));
+    const auto hi = hn::Mul(scale, hn::Set(d, kRoom * static_cast<float>(group_.grid.hi)));
+    const auto lo = hn::Mul(scale, hn::Set(d, kRoom * static_cast<float>(group_.grid.lo)));
+    auto sum = hn::Zero(d);
+    for (int64_t i = 0; i < group_.group_size; ++i) {
+      const auto w = hn::LoadU(d, group_.weight + i * kSearchRows + row_);
+      const auto beyond = hn::Max(hn::Max(hn::Sub(w, hi), hn::Sub(lo, w)), hn::Zero(d));
+      sum = Fma(hn::Mul(hn::Set(d, group_.importance[i]), beyond), beyond, sum);
+    }
+    return hn::AllTrue(d, hn::Gt(sum, hn::Mul(best_error_, hn::Set(d, kRoom))));
+  }
+
+  const GroupSearch& group_;
+  int64_t row_;
+  Ints largest_, smallest_, best_;
+  Floats best_error_;
+};
+
+void SearchGroup(const GroupSearch& group) {
+  for (int64_t row = 0; row < kSearchRows; row += static_cast<int64_t>(hn::Lanes(Tag()))) {
+    if (group.grid.num_bits == 4) {
+      VectorSearch<4>(group, row).Run();
+    } else {
+      VectorSearch<8>(group, row).Run();
+    }
   }
 }
 
@@ -65,7 +176,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace quatrain {
 
-HWY_EXPORT(GroupError);
+HWY_EXPORT(SearchGroup);
 
 namespace {
 
@@ -85,40 +196,6 @@ Candidates CandidatesOf(float amax, int num_bits) {
   return {std::max<int>(ToBFloat16(kLargestRatio * unit).bits, smallest), smallest};
 }
 
-// Bits of the best scale of every row of the group; of equally good ones the largest, which comes
-// first.
-std::array<int, kSearchRows> SearchGroup(const GroupSearch& group) {
-  std::array<Candidates, kSearchRows> range;
-  std::array<int, kSearchRows> best_bits;
-  float best_error[kSearchRows], scale[kSearchRows], error[kSearchRows];
-  int num_steps = 0;
-  for (size_t r = 0; r < kSearchRows; ++r) {
-    float amax = 0.0f;
-    for (int64_t i = 0; i < group.group_size; ++i) {
-      amax = std::max(amax, std::abs(group.weight[i * kSearchRows + static_cast<int64_t>(r)]));
-    }
-    range[r] = CandidatesOf(amax, group.grid.num_bits);
-    best_bits[r] = range[r].largest;
-    best_error[r] = std::numeric_limits<float>::infinity();
-    num_steps = std::max(num_steps, range[r].largest - range[r].smallest + 1);
-  }
-  for (int step = 0; step < num_steps; ++step) {
-    const auto bits_of = [&](size_t r) {
-      return std::max(range[r].largest - step, range[r].smallest);
-    };
-    for (size_t r = 0; r < kSearchRows; ++r) {
-      scale[r] = ToFloat(BFloat16{static_cast<uint16_t>(bits_of(r))});
-    }
-    HWY_DYNAMIC_DISPATCH(GroupError)(group, scale, error);
-    for (size_t r = 0; r < kSearchRows; ++r) {
-      if (error[r] >= best_error[r]) continue;
-      best_error[r] = error[r];
-      best_bits[r] = bits_of(r);
-    }
-  }
-  return best_bits;
-}
-
 // Importances of one group, brought to a largest of 1; all 1 when none is positive.
 void GroupImportance(std::span<const float> importance_g, std::vector<float>& out_g) {
   const float largest = *std::max_element(importance_g.begin(), importance_g.end());
@@ -126,6 +203,31 @@ void GroupImportance(std::span<const float> importance_g, std::vector<float>& ou
   for (size_t i = 0; i < importance_g.size(); ++i) {
     out_g[i] = largest > 0.0f ? importance_g[i] / largest : 1.0f;
   }
+}
+
+// Columns [first_column, first_column + g) of the rows, transposed; rows past the matrix stay as
+// they are. Returns each row's largest absolute value.
+std::array<float, kSearchRows> LoadTile(const WeightMatrix& weight, int64_t first_row, int64_t rows,
+                                        int64_t first_column, int64_t g, float* tile) {
+  std::array<float, kSearchRows> amax = {};
+  const auto load = [&](const auto* values, auto to_float) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto* row = values + (first_row + r) * weight.in_features + first_column;
+      float largest = 0.0f;
+      for (int64_t i = 0; i < g; ++i) {
+        const float value = to_float(row[i]);
+        tile[i * kSearchRows + r] = value;
+        largest = std::max(largest, std::abs(value));
+      }
+      amax[static_cast<size_t>(r)] = largest;
+    }
+  };
+  if (weight.target != nullptr) {
+    load(weight.target, [](float value) { return value; });
+  } else {
+    load(weight.data, [](BFloat16 value) { return ToFloat(value); });
+  }
+  return amax;
 }
 
 void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t first_row,
@@ -137,16 +239,22 @@ void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t fi
   for (int64_t group = 0; group < num_groups; ++group) {
     GroupImportance(importance_I.subspan(static_cast<size_t>(group * g), static_cast<size_t>(g)),
                     importance);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < g; ++i) {
-        tile[static_cast<size_t>(i * kSearchRows + r)] = weight.At(first_row + r, group * g + i);
-      }
+    const std::array<float, kSearchRows> amax =
+        LoadTile(weight, first_row, rows, group * g, g, tile.data());
+    std::array<int32_t, kSearchRows> largest, smallest, best;
+    int32_t num_scales = 0;
+    for (size_t r = 0; r < kSearchRows; ++r) {
+      const Candidates range = CandidatesOf(amax[r], spec.grid.num_bits);
+      largest[r] = range.largest;
+      smallest[r] = range.smallest;
+      num_scales = std::max(num_scales, largest[r] - smallest[r] + 1);
     }
-    const GroupSearch search{g, importance.data(), tile.data(), spec.grid};
-    const std::array<int, kSearchRows> bits = SearchGroup(search);
+    HWY_DYNAMIC_DISPATCH(SearchGroup)
+    ({g, importance.data(), tile.data(), spec.grid, largest.data(), smallest.data(), num_scales,
+      best.data()});
     for (int64_t r = 0; r < rows; ++r) {
       scale_OG[(first_row + r) * num_groups + group] =
-          BFloat16{static_cast<uint16_t>(bits[static_cast<size_t>(r)])};
+          BFloat16{static_cast<uint16_t>(best[static_cast<size_t>(r)])};
     }
   }
 }

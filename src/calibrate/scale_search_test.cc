@@ -38,7 +38,8 @@ QuantizeSpec SearchSpec(int num_bits, int64_t group_size) {
   return {ScaleRule::kSearched, GridOf(ScaleRule::kSearched, num_bits), group_size};
 }
 
-TEST(ChooseScales, SearchFindsTheBestOfAllScales) {
+// Of 8 bits the best of all; of 4 bits, where every fourth is looked at first, close to it.
+TEST(ChooseScales, SearchFindsTheBestScale) {
   ThreadPool pool(2);
   const std::vector<BFloat16> weight = RandomWeight(kRows * kColumns, 1);
   std::vector<float> importance;
@@ -49,6 +50,7 @@ TEST(ChooseScales, SearchFindsTheBestOfAllScales) {
     const QuantizeSpec spec = SearchSpec(num_bits, 32);
     const std::vector<BFloat16> scale =
         ChooseScales(pool, {weight.data(), kRows, kColumns}, spec, importance);
+    double sum_found = 0.0, sum_best = 0.0;
     for (int64_t group = 0; group < kRows * 3; ++group) {
       const BFloat16* w = weight.data() + group * 32;
       const float* h = importance.data() + group % 3 * 32;
@@ -61,8 +63,12 @@ TEST(ChooseScales, SearchFindsTheBestOfAllScales) {
         best = std::min(best, GroupError(w, h, 32, BFloat16{bits}, spec.grid));
       }
       const double found = GroupError(w, h, 32, scale[static_cast<size_t>(group)], spec.grid);
-      EXPECT_LE(found, 1.00001 * best) << "group " << group;  // sums in FP32 against FP64
+      const double slack = num_bits == 8 ? 1.00001 : 1.02;  // sums in FP32 against FP64
+      EXPECT_LE(found, slack * best) << "group " << group;
+      sum_found += found;
+      sum_best += best;
     }
+    EXPECT_LE(sum_found, 1.001 * sum_best);
   }
 }
 

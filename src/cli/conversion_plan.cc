@@ -9,7 +9,7 @@
 namespace quatrain {
 namespace {
 
-constexpr double kBatchTokens = 4096;  // of calibration; longer samples run alone
+constexpr double kBatchTokens = 2048;  // of calibration; longer samples run alone
 
 double ElementsOf(const WeightSpec& spec) {
   double count = 1;
@@ -122,13 +122,15 @@ ConversionPlan PlanConversion(ThreadPool& pool, const Checkpoint& source, const 
       heldout_tokens += static_cast<double>(ids.size());
     }
     const double tokens = static_cast<double>(data->num_tokens);
-    // Our own method runs the unquantised model beside, twice as many passes, and keeps both
-    // models' states and what attention left of the layer at hand in memory.
+    // Our own method runs the unquantised model beside, twice as many passes, and keeps what
+    // attention left of the layer at hand.
     const bool is_reference = options.method == CalibrateMethod::kReference;
     const double models = is_reference ? 1 : 2;
-    if (!is_reference) memory += 3 * 2 * tokens * hidden;
+    const double attended =
+        static_cast<double>(source.config().num_attention_heads * source.config().head_dim);
     result.cache_bytes =
-        static_cast<uint64_t>(2 * 2 * (models * tokens + 2 * heldout_tokens) * hidden);
+        static_cast<uint64_t>(2 * 2 * (models * tokens + 2 * heldout_tokens) * hidden +
+                              (is_reference ? 0 : 2 * tokens * attended));
     result.seconds += models * Operations(source, plan, is_reference, tokens + heldout_tokens) /
                       MeasureRate(pool);
   }
