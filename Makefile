@@ -4,13 +4,14 @@
 JOBS := $(shell awk -v cores="$$(nproc)" '/^MemAvailable:/ { jobs = int($$2 / 2621440) } \
           END { if (jobs > cores) jobs = cores; print (jobs < 1 ? 1 : jobs) }' /proc/meminfo)
 
-.PHONY: help setup build debug demo test presubmit asan bench format clean
+.PHONY: help setup build debug demo test presubmit asan fuzz bench format clean
 
 help:
 	@echo "make demo       set up, build, and run the whole pipeline on the example model; ends with a report"
 	@echo "make test       set up, build, presubmit checks, all tests"
 	@echo "make build      set up and build build/release/quatrain"
 	@echo "make asan       build with the address and undefined-behaviour sanitizers and run all tests"
+	@echo "make fuzz       build the readers of files with clang's fuzzer and run each for 10 minutes"
 	@echo "make bench      build and run the benchmarks"
 	@echo "make presubmit  the static checks alone"
 	@echo "make format     clang-format every source file"
@@ -48,6 +49,9 @@ presubmit: setup
 asan: setup
 	$(call build,asan,all)
 	@ctest --preset asan --parallel 1
+
+fuzz: setup
+	@python3 tests/fuzz/run.py
 
 bench: setup
 	$(call build,release,bench)

@@ -40,6 +40,14 @@ if(QT_SANITIZE)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
+if(QT_FUZZ)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link,address,undefined>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>)
+  add_link_options(-fsanitize=address,undefined)
+  # Not the compiler that the sources are kept free of warnings with.
+  target_compile_options(quatrain_options INTERFACE -Wno-error)
+endif()
+
 find_program(QT_CCACHE ccache)
 if(QT_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # ccache handles precompiled headers only when told that their time stamps do not matter.
@@ -49,6 +57,6 @@ endif()
 
 # GNU ld needs seconds for libtorch_cpu's symbol table; gold comes with binutils and does not.
 find_program(QT_GOLD ld.gold)
-if(QT_GOLD AND NOT QT_SANITIZE)
+if(QT_GOLD AND NOT QT_SANITIZE AND NOT QT_FUZZ)
   add_link_options(-fuse-ld=gold)
 endif()

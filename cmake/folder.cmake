@@ -122,3 +122,20 @@ function(quatrain_bench_programs FOLDER)
     add_dependencies(bench ${name})
   endforeach()
 endfunction()
+
+# One libFuzzer program for each fuzz_*.cc; built by the target `fuzz` only.
+function(quatrain_fuzz_programs FOLDER)
+  add_custom_target(fuzz)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${FOLDER}/fuzz_*.cc)
+  foreach(source ${sources})
+    get_filename_component(name ${source} NAME_WE)
+    # Of src/models what reads config.json alone, which needs no torch.
+    add_executable(${name} EXCLUDE_FROM_ALL ${source}
+      ${CMAKE_SOURCE_DIR}/src/models/model_config.cc ${CMAKE_SOURCE_DIR}/src/models/families.cc)
+    target_link_libraries(${name} PRIVATE quatrain_options quatrain_io quatrain_text)
+    target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+    add_dependencies(fuzz ${name})
+  endforeach()
+endfunction()
