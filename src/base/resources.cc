@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <cstdlib>
+#include <fstream>
+
 #include "base/error.h"
 #include "base/file.h"
 
@@ -31,6 +34,18 @@ void RequireDisk(const std::filesystem::path& folder, uint64_t bytes, const std:
                .expected = SizeText(bytes) + " free",
                .found = SizeText(free),
                .todo = todo});
+}
+
+ProcessMemory ReadProcessMemory() {
+  ProcessMemory memory;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    const bool is_resident = line.starts_with("VmRSS:");
+    if (!is_resident && !line.starts_with("VmHWM:")) continue;
+    (is_resident ? memory.resident_bytes : memory.peak_bytes) =
+        std::strtoull(line.c_str() + 6, nullptr, 10) * 1024;
+  }
+  return memory;
 }
 
 }  // namespace quatrain

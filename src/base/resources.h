@@ -17,4 +17,12 @@ void RequireMemory(const std::string& job, uint64_t bytes, const std::string& to
 // Error kResource if the file system that holds `folder` (which need not exist) has less free.
 void RequireDisk(const std::filesystem::path& folder, uint64_t bytes, const std::string& todo);
 
+// Of this process, as the kernel counts them (VmRSS and VmHWM of /proc/self/status); 0 where it
+// does not say.
+struct ProcessMemory {
+  uint64_t resident_bytes = 0;
+  uint64_t peak_bytes = 0;
+};
+ProcessMemory ReadProcessMemory();
+
 }  // namespace quatrain

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <string>
 
 #include "base/error.h"
 
@@ -15,6 +16,17 @@ TEST(Resources, SizesReadInTheUnitThatFits) {
   EXPECT_EQ(SizeText(0), "0.0 MB");
   EXPECT_EQ(SizeText(31'040'000), "31.0 MB");
   EXPECT_EQ(SizeText(1'250'000'000), "1.25 GB");
+}
+
+TEST(Resources, MemoryOfThisProcessFollowsWhatItTouches) {
+  const ProcessMemory before = ReadProcessMemory();
+  EXPECT_GE(before.peak_bytes, before.resident_bytes);
+  constexpr size_t kSize = 64'000'000;
+  const std::string block(kSize, 'x');
+  const ProcessMemory during = ReadProcessMemory();
+  EXPECT_GE(during.resident_bytes, before.resident_bytes + kSize * 9 / 10);
+  EXPECT_GE(during.peak_bytes, during.resident_bytes);
+  EXPECT_EQ(block[kSize - 1], 'x');
 }
 
 TEST(Resources, WhatFitsPasses) {

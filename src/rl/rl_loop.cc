@@ -9,9 +9,11 @@
 //        Weight)
 #include "rl/rl_loop.h"
 
+#include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "base/resources.h"
 #include "rl/rl_run.h"
 
 namespace quatrain {
@@ -32,6 +34,14 @@ std::string NoteOf(const Json& row) {
   return note;
 }
 
+// What a run takes from its machine, so that a leak or a filling disk shows.
+void AppendResources(const std::string& save, Json& row) {
+  const ProcessMemory memory = ReadProcessMemory();
+  row["perf/memory_resident_bytes"] = memory.resident_bytes;
+  row["perf/memory_peak_bytes"] = memory.peak_bytes;
+  row["perf/disk_free_bytes"] = FreeDiskBytes(save);
+}
+
 // A rollout that has been trained on is kept whatever becomes of its evaluation.
 void EvaluateUnlessInterrupted(Run& run, Json& row) {
   if (InterruptRequested()) return;
@@ -44,24 +54,33 @@ void EvaluateUnlessInterrupted(Run& run, Json& row) {
 
 }  // namespace
 
-void RunTraining(const RlConfig& config, const Json& flags) {
+void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatchers& watchers) {
   Run run(config, flags);
   const int64_t num_rollouts = run.num_rollouts();
+  if (watchers.on_start) watchers.on_start(run.start_rollout(), num_rollouts);
+  const auto append = [&](Json& row) {
+    AppendResources(config.checkpoint.save, row);
+    run.Append(row);
+    if (watchers.on_row) watchers.on_row(row);
+  };
   if (run.start_rollout() == 0 && !config.eval.skip_eval_before_train) {
     Json row = {{"rollout", 0}, {"step", 0}};
     run.Evaluate(row);
-    if (row.size() > 2) run.Append(row);
+    if (row.size() > 2) append(row);
   }
   Progress progress("train", num_rollouts, "rollouts");
   for (int64_t rollout = run.start_rollout(); rollout < num_rollouts; ++rollout) {
     Json row = {{"rollout", rollout + 1}};
     Timer timer;
-    const StepNote note = [&](const std::string& what) { progress.Update(rollout, what); };
+    const StepNote note = [&](const std::string& what) {
+      progress.Update(rollout, what);
+      if (watchers.on_note) watchers.on_note(rollout, what);
+    };
     try {
       std::vector<Sample> samples = run.Generate(rollout, row, note);
       std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
-      run.LogSamples(rollout, samples);
       run.Score(samples, steps, row, note);
+      run.LogSamples(rollout, samples, steps);
       run.Train(steps, row, note);
       run.UpdateWeights(row);
       run.UpdateReference(rollout);
@@ -79,7 +98,7 @@ void RunTraining(const RlConfig& config, const Json& flags) {
         (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
     if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0))
       EvaluateUnlessInterrupted(run, row);
-    run.Append(row);
+    append(row);
     progress.Update(rollout + 1, NoteOf(row));
     if (IsDue(config.checkpoint.save_interval, rollout) || is_last) run.Save(rollout + 1);
     if (is_last && rollout + 1 < num_rollouts) {

@@ -14,6 +14,7 @@
 #include "rl/advantage.h"
 #include "rl/rollout_metrics.h"
 #include "rl/run_folder.h"
+#include "rl/sample_log.h"
 #include "text/generation_config.h"
 #include "train/checkpoint.h"
 
@@ -240,17 +241,14 @@ std::vector<Sample> Run::Generate(int64_t rollout, Json& row, const StepNote& no
   return samples;
 }
 
-void Run::LogSamples(int64_t rollout, const std::vector<Sample>& samples) {
+void Run::LogSamples(int64_t rollout, const std::vector<Sample>& samples,
+                     const std::vector<std::vector<TrainBatch>>& steps) {
   const int64_t step = config_.rollout.n_samples_per_prompt;
   for (int64_t i = 0; i < kSamplesLogged && i * step < static_cast<int64_t>(samples.size()); ++i) {
     const Sample& sample = samples[static_cast<size_t>(i * step)];
-    samples_->Append({{"rollout", rollout + 1},
-                      {"prompt", tokenizer_.Decode(sample.prompt_ids)},
-                      {"response", sample.response_text},
-                      {"label", sample.prompt.label},
-                      {"reward", sample.reward.reward},
-                      {"verdict", std::string(RewardVerdictName(sample.reward.verdict))},
-                      {"advantage", sample.advantage}});
+    const auto num_prompt_tokens = static_cast<int64_t>(sample.prompt_ids.size());
+    samples_->Append(SampleRow(rollout + 1, sample, tokenizer_,
+                               TrainedTokensOf(steps, sample.id, num_prompt_tokens)));
   }
 }
 

@@ -30,7 +30,9 @@ class Run {
 
   // The steps of one rollout, in order; each adds its numbers and seconds to `row`.
   std::vector<Sample> Generate(int64_t rollout, Json& row, const StepNote& note);
-  void LogSamples(int64_t rollout, const std::vector<Sample>& samples);
+  // Some samples with what the trainer made of them, so after Score.
+  void LogSamples(int64_t rollout, const std::vector<Sample>& samples,
+                  const std::vector<std::vector<TrainBatch>>& steps);
   std::vector<std::vector<TrainBatch>> MakeSteps(std::vector<Sample>& samples);
   // Old and reference log-probabilities, in batches of their own if --log-probs-max-tokens-per-gpu
   // asks for them.
