@@ -21,7 +21,7 @@ constexpr std::string_view kEngine = "our engine rolls out; no SGLang runs";
 constexpr std::string_view kConfig = "read from config.json of --hf-checkpoint";
 constexpr std::string_view kUpdate = "rollout reads the trained weights in place; nothing is sent";
 constexpr std::string_view kTracker =
-    "metrics go to metrics.jsonl under --save; see quatrain report";
+    "metrics go to metrics.jsonl under --save; see --use-tensorboard, --dashboard-port";
 constexpr std::string_view kPython =
     "no Python is run; take a built-in --rm-type, or remote_rm with --rm-url";
 constexpr std::string_view kNoPython = "no Python is run; drop it";
@@ -141,8 +141,8 @@ std::vector<ForeignFlag> WatchingFlags() {
       {"--use-mlflow", kNone, kAccepted, kTracker},
       {"--use-prometheus", kNone, kAccepted, kTracker},
       {"--use-miles-dashboard", kNone, kAccepted, kTracker},
-      {"--use-tensorboard", kNone, kAccepted, kTracker},
-      {"--tensorboard-dir", kOne, kAccepted, kTracker},
+      {"--tb-project-name", kOne, kAccepted, "--tensorboard-dir says where the files go"},
+      {"--tb-experiment-name", kOne, kAccepted, "--tensorboard-dir says where the files go"},
       {"--dump-details", kOne, kAccepted, "samples.jsonl under --save"},
       {"--save-debug-train-data", kOne, kRefused, "not written; drop it"},
       {"--log-passrate", kNone, kAccepted, kTracker},

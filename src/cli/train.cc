@@ -12,6 +12,7 @@
 #include "cli/option_checks.h"
 #include "cli/reward_options.h"
 #include "cli/train_arguments.h"
+#include "cli/watching.h"
 #include "rl/rl_loop.h"
 
 namespace quatrain {
@@ -22,6 +23,7 @@ struct TrainArgs {
   AlgorithmFlags algorithm;
   std::string group_filter;
   bool balance_data = false;
+  WatchFlags watch;
   std::string config_file;  // read before CLI11, by train_arguments
   std::string optimizer = "adam", lr_decay_style = "constant";
 };
@@ -373,13 +375,15 @@ void AddTrainCommand(CLI::App& app) {
   AddBatchOptions(*command, *args);
   AddOptimizerOptions(*command, *args);
   AddQatOptions(*command, args->config.qat);
+  AddWatchOptions(*command, &args->watch);
   AddThreadsOption(*command, &args->config.threads);
   command->callback([args, command] {
     ReadQatEnvironment(&args->config.qat);
     Finish(*args, command->count("--max-tokens-per-gpu") > 0);
     const Json flags = FlagsOf(*command, args->config.qat);
     LogConfiguration(flags, args->config);
-    RunTraining(args->config, flags);
+    Watching watching(args->watch, args->config.checkpoint.save);
+    RunTraining(args->config, flags, watching.watchers());
   });
 }
 

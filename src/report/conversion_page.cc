@@ -25,10 +25,14 @@ constexpr std::string_view kMarkup = R"html(
     <div class="plot"><canvas id="code-chart" role="img" aria-label="Codes"></canvas></div>
   </article></section>
   <section id="experts"><h2>Calibration tokens of each expert</h2>
-    <div class="card scroll" id="expert-table"></div></section>
+    <div class="card scroll" id="expert-table"></div>
+    <p class="muted">Darker: more tokens, of the layer's busiest expert. Red: none.</p></section>
   <section id="serving"><h2>Tensor parallelism</h2>
     <div class="card scroll" id="parallel-table"></div></section>
-  <section id="modules"><h2>Weights</h2><div class="card scroll" id="module-table"></div></section>
+  <section id="modules"><div class="head"><h2>Weights, the largest error first</h2>
+    <label>Find <input id="module-find" type="search" placeholder="name"></label></div>
+    <div class="card scroll tall" id="module-table"></div>
+    <p class="muted" id="module-note"></p></section>
 </main>
 )html";
 
@@ -47,8 +51,10 @@ function number(value, digits = 4) {
 }
 const megabytes = (bytes) => number(bytes / 1e6) + " MB";
 
+// Without rows its section goes.
 function table(id, head, rows) {
   if (!rows.length) { byId(id).closest("section").remove(); return; }
+  byId(id).replaceChildren();
   const node = document.createElement("table");
   const add = (parent, cells, tag) => {
     const row = parent.insertRow();
@@ -69,7 +75,45 @@ function chart(id, type, labels, datasets, yTitle, xTitle) {
   new Chart(byId(id), {type, data: {labels, datasets}, options: {
     animation: false, responsive: true, maintainAspectRatio: false,
     scales: {y: {beginAtZero: true, title: {display: true, text: yTitle}},
-             x: {title: {display: true, text: xTitle}, ticks: {maxTicksLimit: 24}}}}});
+             x: {title: {display: true, text: xTitle},
+                 // Names of many weights would leave no room; the tooltip has them.
+                 ticks: {display: labels.length <= 24, maxTicksLimit: 24}}}}});
+}
+
+// A strip of cells for each layer, one an expert.
+function expertTable(layers) {
+  table("expert-table", ["layer", "least", "median", "most", "tokens by expert"],
+    layers.map((l) => {
+      const sorted = [...l.tokens].sort((a, b) => a - b);
+      return [l.layer, number(sorted[0]), number(sorted[sorted.length >> 1]),
+        number(sorted[sorted.length - 1]), ""];
+    }));
+  layers.forEach((l, row) => {
+    const strip = document.createElement("div"), most = Math.max(...l.tokens, 1);
+    strip.className = "strip";
+    l.tokens.forEach((tokens, expert) => {
+      const cell = document.createElement("span");
+      cell.title = "expert " + expert + ": " + number(tokens) + " tokens";
+      if (l.tokens.length <= 16) cell.textContent = number(tokens);
+      const alpha = Math.round(20 + 140 * tokens / most).toString(16).padStart(2, "0");
+      cell.style.backgroundColor = tokens === 0 ? color("--bad-bg") : color("--accent") + alpha;
+      strip.appendChild(cell);
+    });
+    byId("expert-table").querySelectorAll("tbody tr")[row].lastChild.appendChild(strip);
+  });
+}
+
+const MOST_ROWS = 200;
+function moduleTable() {
+  const find = byId("module-find").value.toLowerCase();
+  const found = modules.filter((m) => m.module.toLowerCase().includes(find))
+      .sort((a, b) => b.relative_error - a.relative_error);
+  const rows = found.slice(0, MOST_ROWS).map((m) => [m.module, number(m.tokens),
+    number(m.relative_error), number(m.rtn_relative_error), number(m.dampening_frac)]);
+  table("module-table", ["weight", "tokens", "error", "round-to-nearest", "dampening"],
+        rows.length ? rows : [["none of this name", "", "", "", ""]]);
+  byId("module-note").textContent = Math.min(MOST_ROWS, found.length) + " of " + modules.length +
+      " weights" + (found.length > MOST_ROWS ? "; conversion_report.json has all of them." : ".");
 }
 
 byId("title").textContent = "Conversion of " + report.source;
@@ -117,14 +161,15 @@ const total = counts.reduce((a, b) => a + b, 0);
 chart("code-chart", "bar", counts.map((_, i) => String(report.codes.lowest + i)),
   [{label: "share of all codes", data: counts.map((c) => c / total),
     backgroundColor: color("--accent")}], "share", "code");
-table("expert-table", ["layer", "tokens by expert"],
-  (report.expert_tokens || []).map((l) => [l.layer, l.tokens.join("  ")]));
+if (report.expert_tokens && report.expert_tokens.length) expertTable(report.expert_tokens);
+else byId("experts").remove();
 table("parallel-table", ["linear", "TP1", "TP2", "TP4", "TP8"],
   report.tensor_parallel.map((row) => [row.module].concat(
     row.sizes.map((s) => s.verdict + (s.reason ? " (" + s.reason + ")" : "")))));
-table("module-table", ["weight", "tokens", "error", "round-to-nearest", "dampening"],
-  modules.map((m) => [m.module, number(m.tokens), number(m.relative_error),
-    number(m.rtn_relative_error), number(m.dampening_frac)]));
+if (modules.length) {
+  byId("module-find").addEventListener("input", moduleTable);
+  moduleTable();
+} else byId("modules").remove();
 })();
 )js";
 
@@ -134,7 +179,7 @@ std::string BuildConversionPage(const Json& report, const std::filesystem::path&
   return BuildHtmlPage({.title = "Quatrain conversion report",
                         .style = kReportStyle,
                         .markup = kMarkup,
-                        .script = kScript,
+                        .script = std::string(kScript),
                         .data = report,
                         .chart_js = chart_js});
 }

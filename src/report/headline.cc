@@ -35,6 +35,7 @@ std::string Duration(double seconds) {
 
 // Rollouts that trained: an evaluation before training has a row of its own.
 void AddRollouts(const RunData& run, std::vector<HeadlineFact>& facts) {
+  if (run.rollouts.empty()) return;
   const size_t trained = ValuesOf(run, "rollout/raw_reward").size();
   facts.push_back({"Rollouts", fmt::format("{}", trained),
                    fmt::format("metrics up to rollout {}", run.rollouts.back())});

@@ -83,7 +83,8 @@ std::string BuildHtmlPage(const HtmlPage& page) {
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
-      "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:\">\n";
+      "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:";
+  text += page.network == PageNetwork::kOwnServer ? "; connect-src 'self'\">\n" : "\">\n";
   text += "<title>" + EscapeHtml(page.title) + "</title>\n<style>\n";
   text += page.style;
   text += "</style>\n</head>\n<body>\n";

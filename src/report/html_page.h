@@ -14,12 +14,15 @@ namespace quatrain {
 // Chart.js 3.9 as Debian and Ubuntu's libjs-chart.js installs it; set by the build.
 std::filesystem::path DefaultChartJsPath();
 
+enum class PageNetwork { kNone, kOwnServer };  // what the page may fetch
+
 struct HtmlPage {
   std::string title;
   std::string_view style;   // CSS
   std::string_view markup;  // content of <body>
-  std::string_view script;  // reads #report-data, draws with Chart
+  std::string script;       // reads #report-data, draws with Chart
   Json data;                // goes into the inert script element #report-data
+  PageNetwork network = PageNetwork::kNone;
   std::filesystem::path chart_js = DefaultChartJsPath();
 };
 

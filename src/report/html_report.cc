@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "report/headline.h"
 #include "report/report_page.h"
+#include "report/run_warnings.h"
 
 namespace quatrain {
 namespace {
@@ -26,7 +27,31 @@ Json SeriesJson(const MetricSeries& series) {
   return values;
 }
 
-Json RunJson(const RunData& run, const std::string& name, size_t max_samples) {
+constexpr const char* kTokenKeys[] = {"tokens", "rollout_logprobs", "logprob_differences",
+                                      "advantages"};
+
+// Leaves the token lists to the newest samples, `max_tokens` in all.
+void BoundTokens(size_t max_tokens, Json& samples) {
+  size_t num_tokens = 0;
+  for (auto sample = samples.rbegin(); sample != samples.rend(); ++sample) {
+    if (!sample->contains("tokens")) continue;
+    num_tokens += sample->at("tokens").size();
+    if (num_tokens <= max_tokens) continue;
+    for (const char* key : kTokenKeys) sample->erase(key);
+  }
+}
+
+Json WarningsJson(const RunData& run, double seconds_since_row) {
+  Json warnings = Json::array();
+  for (const RunWarning& warning : RunWarnings(run, seconds_since_row)) {
+    warnings.push_back({{"level", warning.level == WarningLevel::kBad ? "bad" : "look"},
+                        {"title", warning.title},
+                        {"detail", warning.detail}});
+  }
+  return warnings;
+}
+
+Json RunJson(const RunData& run, const std::string& name, const HtmlReportOptions& options) {
   Json facts = Json::array();
   for (const HeadlineFact& fact : Headline(run)) {
     facts.push_back({{"label", fact.label}, {"value", fact.value}, {"note", fact.note}});
@@ -42,7 +67,9 @@ Json RunJson(const RunData& run, const std::string& name, size_t max_samples) {
   json["metrics"] = std::move(metrics);
   json["evaluations"] = run.evaluations;
   json["num_samples"] = run.samples.size();
-  json["samples"] = ThinnedSamples(run.samples, max_samples);
+  json["samples"] = ThinnedSamples(run.samples, options.max_samples);
+  BoundTokens(options.max_tokens, json["samples"]);
+  json["warnings"] = WarningsJson(run, options.seconds_since_row);
   json["config"] = std::move(config);
   return json;
 }
@@ -59,22 +86,42 @@ std::vector<std::string> UniqueNames(std::span<const RunData> runs) {
   return names;
 }
 
+std::string ReportScript() {
+  return fmt::format("{}{}{}", kReportCurvesScript, kReportPanelsScript, kReportSamplesScript);
+}
+
 }  // namespace
 
-std::string BuildHtmlReport(std::span<const RunData> runs, const HtmlReportOptions& options) {
+Json ReportData(std::span<const RunData> runs, const HtmlReportOptions& options) {
   QT_CHECK(!runs.empty());
   const std::vector<std::string> names = UniqueNames(runs);
   Json data;
   data["title"] = options.title;
   data["runs"] = Json::array();
   for (size_t i = 0; i < runs.size(); ++i) {
-    data["runs"].push_back(RunJson(runs[i], names[i], options.max_samples));
+    data["runs"].push_back(RunJson(runs[i], names[i], options));
   }
+  return data;
+}
+
+std::string BuildHtmlReport(std::span<const RunData> runs, const HtmlReportOptions& options) {
   return BuildHtmlPage({.title = options.title,
                         .style = kReportStyle,
                         .markup = kReportMarkup,
-                        .script = kReportScript,
-                        .data = std::move(data),
+                        .script = ReportScript(),
+                        .data = ReportData(runs, options),
+                        .chart_js = options.chart_js});
+}
+
+std::string BuildLivePage(const HtmlReportOptions& options) {
+  RunData none;
+  none.name = "no rollout yet";
+  return BuildHtmlPage({.title = options.title,
+                        .style = kReportStyle,
+                        .markup = kReportMarkup,
+                        .script = ReportScript() + std::string(kReportLiveScript),
+                        .data = ReportData(std::vector<RunData>{none}, options),
+                        .network = PageNetwork::kOwnServer,
                         .chart_js = options.chart_js});
 }
 

@@ -114,6 +114,33 @@ TEST(HtmlReport, ThinsSamplesEvenlyAndSaysHowManyThereWere) {
   for (size_t i = 0; i < 10; ++i) EXPECT_EQ(samples[i]["rollout"], 100 * i + 99);
 }
 
+TEST(HtmlReport, TheNewestSamplesKeepTheirTokens) {
+  RunData run = MakeRun("a");
+  run.samples.clear();
+  for (int i = 0; i < 3; ++i) {
+    run.samples.push_back({{"rollout", i},
+                           {"response", "xy"},
+                           {"tokens", {"x", "y"}},
+                           {"rollout_logprobs", {-1.0, -2.0}}});
+  }
+  const Json data =
+      ReportData(std::vector<RunData>{run},
+                 {.title = "T", .chart_js = StandInChartJs(), .max_samples = 10, .max_tokens = 4});
+  const Json& samples = data["runs"][0]["samples"];
+  EXPECT_FALSE(samples[0].contains("tokens"));
+  EXPECT_FALSE(samples[0].contains("rollout_logprobs"));
+  EXPECT_EQ(samples[0]["response"], "xy");
+  EXPECT_TRUE(samples[1].contains("tokens"));
+  EXPECT_TRUE(samples[2].contains("tokens"));
+}
+
+TEST(HtmlReport, OnlyALivePageMayAskAndOnlyItsServer) {
+  const std::string live = BuildLivePage({.title = "T", .chart_js = StandInChartJs()});
+  EXPECT_NE(live.find("connect-src 'self'"), std::string::npos);
+  EXPECT_EQ(Build({MakeRun("a")}).find("connect-src"), std::string::npos);
+  EXPECT_EQ(live.find("://"), std::string::npos);
+}
+
 TEST(HtmlReport, AMissingChartLibraryNamesThePackage) {
   try {
     BuildHtmlReport(std::vector<RunData>{MakeRun("a")},

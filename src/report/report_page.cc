@@ -4,10 +4,12 @@ namespace quatrain {
 
 const std::string_view kReportMarkup = R"html(
 <header class="bar">
-  <div class="brand"><span class="mark" aria-hidden="true"></span><h1 id="title"></h1></div>
+  <div class="brand"><span class="mark" aria-hidden="true"></span><h1 id="title"></h1>
+    <span id="status" class="badge" role="status" hidden></span></div>
   <nav aria-label="Sections">
-    <a href="#overview">Overview</a><a href="#curves">Curves</a><a href="#time">Step time</a>
-    <a href="#accuracy">Accuracy</a><a href="#samples">Samples</a>
+    <a href="#overview">Overview</a><a href="#warnings">Warnings</a><a href="#curves">Curves</a>
+    <a href="#qat">Quantisation</a><a href="#time">Step time</a><a href="#accuracy">Accuracy</a>
+    <a href="#rollouts">Rollouts</a><a href="#samples">Samples</a>
     <a href="#config">Configuration</a>
   </nav>
   <button id="theme" type="button">Dark</button>
@@ -15,6 +17,7 @@ const std::string_view kReportMarkup = R"html(
 <main>
   <noscript><p class="card">This page needs JavaScript, which is off.</p></noscript>
   <section id="overview"><h2>Overview</h2><div id="facts"></div></section>
+  <section id="warnings"><h2>Warnings</h2><div id="warning-list"></div></section>
   <section id="curves">
     <div class="head"><h2>Curves</h2>
       <label>Smoothing <select id="smoothing">
@@ -30,12 +33,21 @@ const std::string_view kReportMarkup = R"html(
       </div>
     </article>
   </section>
+  <section id="qat">
+    <h2>Quantisation</h2><div class="grid" id="qat-grid"></div>
+    <p class="muted" id="qat-missing"></p>
+  </section>
   <section id="time"><h2>Step time</h2><div class="grid" id="time-grid"></div></section>
   <section id="accuracy">
     <h2>Accuracy</h2><div class="card scroll" id="accuracy-table"></div>
   </section>
+  <section id="rollouts">
+    <div class="head"><h2>Rollouts</h2><div class="filters" id="rollout-filters"></div></div>
+    <div class="card" id="rollout-table"></div>
+  </section>
   <section id="samples">
     <div class="head"><h2>Samples</h2><div class="filters" id="sample-filters"></div></div>
+    <p class="muted" id="color-note"></p>
     <div id="sample-list"></div>
     <div class="pager" id="sample-pager"></div>
   </section>
@@ -54,19 +66,19 @@ const std::string_view kReportStyle = R"css(
 :root.dark { --page: #11141b; --card: #1a1f2a; --ink: #e7eaf0; --soft: #98a2b3; --line: #2b3240;
   --accent: #8aa4ff; --good: #6fd39c; --good-bg: #173226; --bad: #ff9b90; --bad-bg: #3a1d1b;
   --warn: #f2c46b; --warn-bg: #372b14; --code: #141923; color-scheme: dark; }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; } [hidden] { display: none !important; }
 html { scroll-behavior: smooth; scroll-padding-top: 4.5rem; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 .bar { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.5rem; align-items: center;
   flex-wrap: wrap; padding: .7rem 2rem; background: var(--card);
   border-bottom: 1px solid var(--line); }
-.brand { display: flex; gap: .6rem; align-items: center; margin-right: auto; }
+.brand { display: flex; gap: .6rem; align-items: center; margin-right: auto; flex-wrap: wrap; }
 .mark { width: 18px; height: 18px; border-radius: 4px; background:
   conic-gradient(#3457d5 25%, #12a594 0 50%, #e5a000 0 75%, #d6409f 0); }
 h1 { font-size: 1.05rem; margin: 0; } h2 { font-size: 1.25rem; margin: 0; }
 h3 { font-size: .95rem; margin: 0; }
-nav { display: flex; gap: 1rem; flex-wrap: wrap; }
+nav { display: flex; gap: .3rem .9rem; flex-wrap: wrap; font-size: .93rem; }
 nav a { color: var(--soft); text-decoration: none; } nav a:hover { color: var(--accent); }
 button, select, input { font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: 7px; padding: .25rem .6rem; }
@@ -110,6 +122,18 @@ tr.differs td { background: var(--warn-bg); }
 pre { margin: .2rem 0 0; padding: .7rem .8rem; background: var(--code); border-radius: 8px;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto;
   font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+.warning { margin-bottom: .6rem; border-left: 4px solid var(--warn); }
+.warning.bad { border-left-color: var(--bad); } .warning p { margin: .2rem 0 0; }
+section.quiet { margin-bottom: 1.5rem; } .filters { align-items: center; }
+input.short { width: 6.5rem; } .tall { max-height: 30rem; overflow-y: auto; }
+table.rollouts th { position: sticky; top: 0; background: var(--card); }
+table.rollouts th, table.rollouts td { padding: .3rem .5rem; white-space: nowrap; }
+.strip { display: flex; gap: 1px; min-width: 300px; } .strip span { flex: 1; min-height: 1.3rem;
+  font-size: .75rem; text-align: center; border-radius: 2px; overflow: hidden; }
+button.plain { border: 0; padding: 0; background: none; font-weight: 600; color: var(--soft); }
+tr.link { cursor: pointer; } tr.link:hover td { background: var(--page); }
+.token { border-radius: 3px; } .token:hover { outline: 1px solid var(--accent); }
+.token.masked { opacity: .45; text-decoration: underline dotted; }
 .pager { display: flex; gap: .8rem; align-items: center; justify-content: center; }
 @media print { .bar { position: static; } button, select, input { display: none; } }
 )css";

@@ -7,6 +7,11 @@ namespace quatrain {
 
 extern const std::string_view kReportMarkup;  // content of <body>
 extern const std::string_view kReportStyle;
-extern const std::string_view kReportScript;  // reads #report-data, draws with Chart
+// One script in three parts: reads #report-data, draws with Chart, takes new data from an event.
+extern const std::string_view kReportCurvesScript;
+extern const std::string_view kReportPanelsScript;
+extern const std::string_view kReportSamplesScript;
+// For a page that its run serves: asks for news and hands new data to the script above.
+extern const std::string_view kReportLiveScript;
 
 }  // namespace quatrain

@@ -1,13 +1,13 @@
-// The script of the report page (report_page.h). Every text of a run reaches the page through
-// textContent.
+// The script of the report page (report_page.h), first part: numbers, curves, step times, tables.
+// Every text of a run reaches the page through textContent.
 #include "report/report_page.h"
 
 namespace quatrain {
 
-const std::string_view kReportScript = R"js("use strict";
+const std::string_view kReportCurvesScript = R"js("use strict";
 (() => {
-const report = JSON.parse(document.getElementById("report-data").textContent);
-const runs = report.runs;
+let report = JSON.parse(document.getElementById("report-data").textContent);
+let runs = report.runs;
 const byId = (id) => document.getElementById(id);
 
 function element(tag, className, text) {
@@ -25,6 +25,12 @@ function formatNumber(value) {
   return size >= 0.001 && size < 1e6 ? String(Number(value.toPrecision(4)))
       : value.toExponential(2);
 }
+
+function formatBytes(value) {
+  if (value === null || value === undefined) return "";
+  return value >= 1e9 ? (value / 1e9).toPrecision(3) + " GB" : (value / 1e6).toPrecision(3) + " MB";
+}
+const formatOf = (names) => names.every((name) => /_bytes$/.test(name)) ? formatBytes : formatNumber;
 
 function formatCell(name, value) {
   if (typeof value !== "number") {
@@ -59,8 +65,6 @@ const CURVES = [
    note: "Of the distributions that tokens were drawn from, nats."},
   {title: "Response length", names: ["rollout/response_len/mean"],
    note: "Mean tokens of a response, the stop token included."},
-  {title: "Code-flip rate", names: ["train/code_flip_rate", "train/code_flip_back_rate"],
-   note: "Share of the INT4 codes that an optimizer step changed."},
   {title: "Answers", names: ["rollout/num_correct", "rollout/num_wrong", "rollout/num_no_answer",
    "rollout/num_unparsable"], colors: ["--good", "--bad", "--warn", "--soft"],
    note: "What became of each sample of a rollout."},
@@ -74,6 +78,8 @@ const CURVES = [
   {title: "Clipping and importance weight",
    names: ["train/pg_clipfrac", "train/tis", "train/tis_clipfrac"],
    note: "Share of clipped tokens; weight of train against rollout before its clamp."},
+  {title: "Memory", names: ["perf/memory_resident_bytes", "perf/memory_peak_bytes"],
+   note: "Of the process after each rollout, and the most it has ever had."},
 ];
 const LIGHT = ["#3457d5", "#d6409f", "#12a594", "#e5a000", "#8e4ec6", "#c2410c", "#0891b2",
   "#64748b"];
@@ -136,13 +142,13 @@ function stackedDatasets(run, parts) {
     pointRadius: run.rollouts.length < 3 ? 3 : 0, pointHitRadius: 8, tension: 0}));
 }
 
-function draw(canvas, datasets, stacked, yTitle) {
+function draw(canvas, datasets, stacked, yTitle, format = formatNumber) {
   const soft = cssColor("--soft"), grid = cssColor("--line");
   const axis = (text) => ({type: "linear", grid: {color: grid, borderColor: grid},
     ticks: {color: soft, maxTicksLimit: 8, font: {size: 11}},
     title: {display: Boolean(text), text, color: soft, font: {size: 11}}});
   const y = {...axis(yTitle), stacked: Boolean(stacked)};
-  y.ticks = {...y.ticks, callback: formatNumber};
+  y.ticks = {...y.ticks, callback: (value) => format(value)};
   const levels = new Set(datasets.flatMap((set) => set.data.map((point) => point.y)));
   if (stacked || levels.size === 1) y.beginAtZero = true;
   if (levels.size === 1 && levels.has(0)) y.max = 1;
@@ -157,7 +163,7 @@ function draw(canvas, datasets, stacked, yTitle) {
         position: "bottom", labels: {color: soft, boxWidth: 12, boxHeight: 2, font: {size: 11},
           filter: (item, chart) => !chart.datasets[item.datasetIndex].isRaw}},
       tooltip: {callbacks: {title: (items) => items.length ? "rollout " + items[0].parsed.x : "",
-        label: (item) => " " + item.dataset.label + ": " + formatNumber(item.parsed.y)}},
+        label: (item) => " " + item.dataset.label + ": " + format(item.parsed.y)}},
     }}}));
 }
 
@@ -187,10 +193,10 @@ function zeroBadge(curve, names) {
       "largest " + formatNumber(Math.max(...values.map(Math.abs)))) : null;
 }
 
-function drawCurves() {
-  const grid = byId("curve-grid"), window = Number(byId("smoothing").value), missing = [];
+function drawCurves(gridId, curves, missing) {
+  const grid = byId(gridId), window = Number(byId("smoothing").value);
   grid.replaceChildren();
-  for (const curve of CURVES) {
+  for (const curve of curves) {
     const names = namesOf(curve);
     if (names.length === 0) {
       missing.push(curve.title + " (" + (curve.names ? curve.names[0] : "eval/<data set>") + ")");
@@ -204,13 +210,15 @@ function drawCurves() {
       }
     } else {
       const canvas = card(grid, curve.title, curve.note, zeroBadge(curve, names));
-      draw(canvas, lineDatasets(names, curve.exact ? 1 : window), false);
+      draw(canvas, lineDatasets(names, curve.exact ? 1 : window), false, "", formatOf(names));
     }
   }
-  byId("missing").textContent =
+}
+
+function sayMissing(id, missing) {
+  byId(id).textContent =
       missing.length ? "Not logged by " + (runs.length === 1 ? "this run: " : "these runs: ") +
       missing.join(", ") + "." : "";
-  drawAnyMetric();
 }
 
 function drawAnyMetric() {
@@ -220,7 +228,8 @@ function drawAnyMetric() {
     old.destroy();
   }
   const name = byId("metric").value;
-  if (name) draw(canvas, lineDatasets([name], Number(byId("smoothing").value)), false);
+  if (!name) return;
+  draw(canvas, lineDatasets([name], Number(byId("smoothing").value)), false, "", formatOf([name]));
 }
 
 // ---- Step time ----
@@ -252,6 +261,7 @@ function drawTimes() {
   const grid = byId("time-grid");
   grid.replaceChildren();
   for (const run of runs) {
+    if (run.rollouts.length === 0) continue;
     const parts = timeParts(run);
     if (parts.length === 0) {
       grid.append(element("p", "card muted", run.name + " logged no perf/*_time metrics."));
@@ -289,6 +299,7 @@ function tableOf(rows) {
 
 function fillFacts() {
   const box = byId("facts");
+  box.replaceChildren();
   if (runs.length > 1) {
     const rows = runs.map((run) => {
       const row = {run: run.name};
@@ -312,7 +323,7 @@ function fillAccuracy() {
   const rows = runs.flatMap((run) => run.evaluations.map((row) =>
       runs.length === 1 ? row : {run: run.name, ...row}));
   const box = byId("accuracy-table");
-  box.append(rows.length ? tableOf(rows) : element("p", "muted",
+  box.replaceChildren(rows.length ? tableOf(rows) : element("p", "muted",
       "No accuracy table: give the one of quatrain eval with --eval."));
 }
 
@@ -335,123 +346,6 @@ function fillConfig() {
       : element("p", "muted", "No config.json in the run directory."));
 }
 
-// ---- Samples ----
-const PAGE = 8;
-const shown = {run: 0, rollout: "", verdict: "", page: 0};
-
-const verdictOf = (sample) => sample.verdict || (sample.reward > 0 ? "correct" : "no reward");
-
-function promptText(prompt) {
-  if (typeof prompt === "string") return prompt;
-  if (!Array.isArray(prompt)) return prompt === undefined ? "" : JSON.stringify(prompt);
-  const text = (content) => typeof content === "string" ? content : JSON.stringify(content);
-  return prompt.map((message) => message.role + ": " + text(message.content)).join("\n\n");
-}
-
-function sampleCard(sample) {
-  const box = element("article", "card sample"), meta = element("div", "meta");
-  const verdict = verdictOf(sample);
-  const kind = sample.reward > 0 ? "good" : verdict === "wrong" ? "bad" : "warn";
-  meta.append(element("span", "badge " + kind,
-                      verdict.replace(/_/g, " ") + ", reward " + formatNumber(sample.reward)));
-  const known = ["prompt", "response", "reward", "verdict"];
-  for (const [name, value] of Object.entries(sample)) {
-    if (known.includes(name) || (typeof value === "object" && value !== null)) continue;
-    meta.append(element("span", "badge", name.replace(/_/g, " ") + " " + formatCell(name, value)));
-  }
-  const texts = element("div", "texts");
-  for (const [title, text] of [["Prompt", promptText(sample.prompt)],
-                               ["Response", sample.response]]) {
-    const part = element("div");
-    part.append(element("div", "muted", title), element("pre", "", text));
-    texts.append(part);
-  }
-  box.append(meta, texts);
-  return box;
-}
-
-function chooser(label, options, value, change) {
-  const box = element("label", "", label + " "), select = element("select");
-  for (const [key, text] of options) {
-    const option = element("option", "", text);
-    option.value = key;
-    select.append(option);
-  }
-  select.value = value;
-  select.addEventListener("change", () => { change(select.value); shown.page = 0; fillSamples(); });
-  box.append(select);
-  return box;
-}
-
-function fillSamples() {
-  const samples = runs[shown.run].samples, filters = byId("sample-filters");
-  const distinct = (values) => [...new Set(values)].map((value) => [String(value), String(value)]);
-  filters.replaceChildren();
-  if (runs.length > 1) {
-    filters.append(chooser("Run", runs.map((run, i) => [String(i), run.name]), String(shown.run),
-                           (value) => { shown.run = Number(value); shown.rollout = ""; }));
-  }
-  filters.append(
-      chooser("Rollout", [["", "all"], ...distinct(samples.map((sample) => sample.rollout))],
-              shown.rollout, (value) => { shown.rollout = value; }),
-      chooser("Verdict", [["", "all"], ...distinct(samples.map(verdictOf))],
-              shown.verdict, (value) => { shown.verdict = value; }));
-  const chosen = samples.filter((sample) =>
-      (shown.rollout === "" || String(sample.rollout) === shown.rollout) &&
-      (shown.verdict === "" || verdictOf(sample) === shown.verdict));
-  const list = byId("sample-list"), pager = byId("sample-pager");
-  list.replaceChildren(...chosen.slice(shown.page * PAGE, (shown.page + 1) * PAGE).map(sampleCard));
-  if (chosen.length === 0) {
-    list.append(element("p", "card muted", samples.length ? "No sample matches."
-        : "No samples.jsonl in the run directory."));
-  }
-  const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
-  const turn = (text, by) => {
-    const button = element("button", "", text);
-    button.type = "button";
-    button.disabled = shown.page + by < 0 || shown.page + by >= pages;
-    button.addEventListener("click", () => { shown.page += by; fillSamples(); });
-    return button;
-  };
-  const total = runs[shown.run].num_samples;
-  const thinned = total > samples.length ? " (of " + total + " recorded)" : "";
-  pager.replaceChildren(turn("Previous", -1), element("span", "muted",
-      "page " + (shown.page + 1) + " of " + pages + ", " + chosen.length + " samples" + thinned),
-      turn("Next", 1));
-  pager.hidden = samples.length === 0;
-}
-
-// ---- Page ----
-function drawAll() {
-  charts.splice(0).forEach((chart) => chart.destroy());
-  drawCurves();
-  drawTimes();
-}
-
-function setTheme(dark) {
-  document.documentElement.classList.toggle("dark", dark);
-  byId("theme").textContent = dark ? "Light" : "Dark";
-  drawAll();
-}
-
-document.getElementById("title").textContent =
-    report.title + (runs.length === 1 ? ": " + runs[0].name : "");
-for (const name of [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].sort()) {
-  const option = element("option", "", name);
-  option.value = name;
-  byId("metric").append(option);
-}
-Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-fillFacts();
-fillAccuracy();
-fillConfig();
-fillSamples();
-setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
-byId("theme").addEventListener("click", () => setTheme(!isDark()));
-byId("smoothing").addEventListener("change", drawAll);
-byId("metric").addEventListener("change", drawAnyMetric);
-byId("config-find").addEventListener("input", fillConfig);
-})();
 )js";
 
 }  // namespace quatrain

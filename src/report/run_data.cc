@@ -1,6 +1,8 @@
 #include "report/run_data.h"
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <string_view>
 
 #include "base/error.h"
@@ -11,9 +13,7 @@ namespace {
 
 // Calls body(object, where) for each complete line that is not blank.
 template <class Body>
-void ForEachJsonLine(const std::filesystem::path& path, Body body) {
-  const std::string text = ReadFile(path);
-  const std::string_view view(text);
+void ForEachJsonLine(const std::filesystem::path& path, std::string_view view, Body body) {
   size_t begin = 0;
   for (int64_t line = 1; begin < view.size(); ++line) {
     const size_t end = view.find('\n', begin);
@@ -33,6 +33,21 @@ void ForEachJsonLine(const std::filesystem::path& path, Body body) {
   }
 }
 
+template <class Body>
+void ForEachJsonLine(const std::filesystem::path& path, Body body) {
+  const std::string text = ReadFile(path);
+  ForEachJsonLine(path, text, body);
+}
+
+// The last `max_bytes` of a file, from the beginning of a line.
+std::string ReadEnd(const std::filesystem::path& path, uint64_t max_bytes) {
+  const uint64_t size = std::filesystem::file_size(path);
+  if (size <= max_bytes) return ReadFile(path);
+  std::string text(max_bytes, '\0');
+  FileReader(path).ReadAt(size - max_bytes, std::as_writable_bytes(std::span(text)));
+  return text.substr(std::min(text.find('\n'), text.size() - 1) + 1);
+}
+
 int64_t RolloutOf(const Json& row, const std::string& where) {
   const auto rollout = row.find("rollout");
   if (rollout != row.end() && rollout->is_number_integer()) return rollout->get<int64_t>();
@@ -45,7 +60,7 @@ int64_t RolloutOf(const Json& row, const std::string& where) {
 
 using MetricRow = std::map<std::string, double>;
 
-void ReadMetrics(const std::filesystem::path& path, RunData& run) {
+void ReadMetrics(const std::filesystem::path& path, EmptyRun empty, RunData& run) {
   std::map<int64_t, MetricRow> rows;
   ForEachJsonLine(path, [&](const Json& row, const std::string& where) {
     MetricRow& merged = rows[RolloutOf(row, where)];
@@ -54,7 +69,7 @@ void ReadMetrics(const std::filesystem::path& path, RunData& run) {
       merged[item.key()] = item.value().get<double>();
     }
   });
-  if (rows.empty()) {
+  if (rows.empty() && empty == EmptyRun::kRefuse) {
     throw Error(ErrorCode::kData,
                 {.where = path.string(),
                  .what = "no complete rollout in it yet",
@@ -117,9 +132,10 @@ std::vector<Json> ReadEvaluations(const std::filesystem::path& path) {
   return rows;
 }
 
-RunData ReadRun(const std::filesystem::path& folder) {
+RunData ReadRun(const std::filesystem::path& folder, const ReadRunOptions& options) {
   const std::filesystem::path metrics = folder / "metrics.jsonl";
-  if (!std::filesystem::is_regular_file(metrics)) {
+  const bool has_metrics = std::filesystem::is_regular_file(metrics);
+  if (!has_metrics && options.empty == EmptyRun::kRefuse) {
     throw Error(ErrorCode::kData, {.where = folder.string(),
                                    .what = "not a run directory: it has no metrics.jsonl",
                                    .expected = "the folder that quatrain train was given as --save",
@@ -129,12 +145,13 @@ RunData ReadRun(const std::filesystem::path& folder) {
   }
   RunData run;
   run.name = FolderName(folder);
-  ReadMetrics(metrics, run);
+  if (has_metrics) ReadMetrics(metrics, options.empty, run);
   if (std::filesystem::exists(folder / "eval.json")) {
     run.evaluations = ReadEvaluations(folder / "eval.json");
   }
   if (std::filesystem::exists(folder / "samples.jsonl")) {
-    ForEachJsonLine(folder / "samples.jsonl",
+    const std::string text = ReadEnd(folder / "samples.jsonl", options.max_sample_bytes);
+    ForEachJsonLine(folder / "samples.jsonl", text,
                     [&](Json row, const std::string&) { run.samples.push_back(std::move(row)); });
   }
   if (std::filesystem::exists(folder / "config.json")) {

@@ -33,10 +33,17 @@ struct RunData {
   std::vector<std::pair<std::string, std::string>> config;  // dotted names, values as text
 };
 
+enum class EmptyRun { kRefuse, kAllow };
+
+struct ReadRunOptions {
+  EmptyRun empty = EmptyRun::kRefuse;      // kAllow: no metrics yet is a run without rollouts
+  uint64_t max_sample_bytes = UINT64_MAX;  // of samples.jsonl, from its end
+};
+
 // Error kData naming file and line: no metrics.jsonl, no complete rollout in it, a row that is no
 // object or has no "rollout". A last line without its newline is a run that is being written or was
 // killed: it is ignored.
-RunData ReadRun(const std::filesystem::path& folder);
+RunData ReadRun(const std::filesystem::path& folder, const ReadRunOptions& options = {});
 
 // Rows of an accuracy table from a JSON array or a JSONL file. Error kData naming the file.
 std::vector<Json> ReadEvaluations(const std::filesystem::path& path);

@@ -69,6 +69,19 @@ TEST(ReadRun, ReadsTablesSamplesAndConfiguration) {
   EXPECT_EQ(ReadRun(folder / "").name, "full");
 }
 
+TEST(ReadRun, ALiveRunMayBeEmptyAndItsSamplesCut) {
+  const fs::path folder = RunFolder("young", "");
+  std::ofstream samples(folder / "samples.jsonl");
+  for (int i = 0; i < 100; ++i) samples << "{\"rollout\": " << 100 + i << "}\n";
+  samples.close();
+  const RunData run = ReadRun(folder, {.empty = EmptyRun::kAllow, .max_sample_bytes = 40});
+  EXPECT_TRUE(run.rollouts.empty());
+  ASSERT_EQ(run.samples.size(), 2u);  // 17 bytes a line: the one that was cut is left out
+  EXPECT_EQ(run.samples[0]["rollout"], 198);
+  fs::remove(folder / "metrics.jsonl");
+  EXPECT_TRUE(ReadRun(folder, {.empty = EmptyRun::kAllow}).rollouts.empty());
+}
+
 TEST(ReadRun, SaysWhatIsWrongWithAFolder) {
   const fs::path folder = RunFolder("bad", "");
   EXPECT_NE(MessageOf(folder).find("no complete rollout"), std::string::npos);
