@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run-qwen3-30B-A3B-int4.sh at a size that runs anywhere: the example model and data of this repository, minutes
 # on a few cores. Needs a Ray head (`ray start --head`); SUBMIT= (empty) runs it without Ray.
-# RUN_DIR takes the INT4 folder and the run; NUM_ROLLOUT and THREADS change its length and width.
+# RUN_DIR takes the INT4 folder and the run; NUM_ROLLOUT and THREADS change its length and width; TRAIN_FLAGS adds
+# flags, e.g. TRAIN_FLAGS="--use-tensorboard --dashboard-port 7788".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 QUATRAIN=${QUATRAIN:-$PWD/build/release/quatrain}
@@ -116,4 +117,4 @@ fi
   --actor-num-gpus-per-node 8 \
   --colocate \
   "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${OPTIMIZER_ARGS[@]}" "${GRPO_ARGS[@]}" "${PERF_ARGS[@]}" \
-  "${EVAL_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}"
+  "${EVAL_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}" ${TRAIN_FLAGS:-}
