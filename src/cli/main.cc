@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "cli/advise.h"
 #include "cli/convert.h"
 #include "cli/dequantize.h"
 #include "cli/eval.h"
@@ -51,6 +52,7 @@ int Run(int argc, char** argv) {
   AddEvalCommand(app);
   AddReportCommand(app);
   AddInspectCommand(app);
+  AddAdviseCommand(app);
   AddScoreCommand(app);
   AddGenerateCommand(app);
   AddTokenizeCommand(app);
