@@ -266,7 +266,7 @@ void AbsmaxRow(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t row
     for (int64_t i = 0; i < spec.group_size; ++i) {
       amax = std::max(amax, std::abs(weight.At(row, group * spec.group_size + i)));
     }
-    scale_G[group] = ScaleFromAbsmax(amax, spec.rule, spec.grid.num_bits);
+    scale_G[group] = ScaleFromAbsmax(amax, spec.rule, spec.grid);
   }
 }
 

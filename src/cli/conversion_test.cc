@@ -24,6 +24,28 @@ TEST_F(ConversionTest, RoundToNearestOfATrainedExportGivesTheIdenticalCodes) {
   ExpectSameTensors(config.output_dir, again.output_dir);
 }
 
+TEST_F(ConversionTest, ANarrowGridIsAnOrdinaryInt4DirectoryWhoseMetadataSaysSo) {
+  ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kRtn);
+  config.scheme.frozen_grid = NarrowGrid(4, 3, "test");
+  const ConversionSummary summary = Run(config);
+  ASSERT_EQ(summary.code_counts.size(), 16u);
+  for (int code = -8; code <= 7; ++code) {
+    EXPECT_EQ(summary.code_counts[static_cast<size_t>(code + 8)] > 0, code >= -3 && code <= 3)
+        << code;
+  }
+  const fs::path path = config.output_dir / kMetadataFile;
+  const QuantMetadata metadata = ParseMetadata(ParseJson(ReadFile(path), "m"), "m");
+  EXPECT_EQ(metadata.scale_rule, ScaleRule::kAbsmax7);
+  EXPECT_EQ(metadata.grid.lo, -3);
+  EXPECT_EQ(metadata.grid.hi, 3);
+  EXPECT_EQ(Checkpoint(config.output_dir).scheme()->num_bits, 4);
+  ConversionConfig again = config;
+  again.input_dir = Dequantised(config.output_dir);
+  again.output_dir = root_ / "again";
+  Run(again);
+  ExpectSameTensors(config.output_dir, again.output_dir);
+}
+
 TEST_F(ConversionTest, GptqWritesAnInt4DirectoryWithItsMetadata) {
   ConversionConfig config = Config("tiny-qwen3-moe", CalibrateMethod::kGptq);
   config.scope = QuantScope::kExperts;

@@ -26,6 +26,7 @@ struct ConvertFlags {
   std::string method = "gptq";
   std::vector<std::string> scope;  // empty: by the model
   std::string scale_rule;          // empty: by the method
+  int64_t code_max = 0;            // 0: all that the bits hold
   std::string text_column = "text";
   std::string actorder = "static";
   int64_t num_calibration_samples = 256;
@@ -97,6 +98,16 @@ ConversionConfig ConfigOf(const ConvertFlags& flags) {
       .max_shard_bytes = flags.max_shard_size,
       .seed = flags.seed};
   CheckScheme(config.scheme, "--quant-type and --quant-group-size");
+  if (flags.code_max != 0) {
+    if (config.scheme.scale_rule != ScaleRule::kAbsmax7 || method != CalibrateMethod::kRtn) {
+      throw Error(ErrorCode::kUsage, {.where = "--code-max",
+                                      .what = "calibration uses all codes that the bits hold",
+                                      .expected = "--method rtn and its scale rule absmax/7",
+                                      .found = "--method " + flags.method + ", --scale-rule " +
+                                               ScaleRuleName(config.scheme.scale_rule)});
+    }
+    config.scheme.frozen_grid = NarrowGrid(config.scheme.num_bits, flags.code_max, "--code-max");
+  }
   if (!flags.scope.empty()) config.scope = ParseQuantScope(flags.scope);
   return config;
 }
@@ -252,6 +263,11 @@ void AddSchemeOptions(CLI::App& command, ConvertFlags* flags) {
       .add_option("--scale-rule", flags->scale_rule,
                   "default: searched for gptq, absmax/7.5 for reference, absmax/7 for rtn")
       ->check(CLI::IsMember({"absmax/7", "absmax/7.5", "searched"}));
+  command
+      .add_option("--code-max", flags->code_max,
+                  "largest code, with --method rtn: 3 is a 3-bit grid in the INT4 format; default: "
+                  "all that the bits hold")
+      ->check(Between(1, 127));
   command.add_flag("--keep-indivisible", flags->keep_indivisible,
                    "leave weights in BF16 that the group size does not divide");
 }

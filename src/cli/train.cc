@@ -213,6 +213,11 @@ void AddQatOptions(CLI::App& command, QatArgs& args) {
       ->check(Positive());
   command.add_option("--scope", args.scope, "with --rollout-weights bf16")
       ->check(CLI::IsMember({"experts", "all-linear"}));
+  command
+      .add_option("--code-max", args.code_max,
+                  "largest code with --rollout-weights bf16: 7, or less for a narrower grid; an "
+                  "INT4 checkpoint brings its own")
+      ->check(Between(1, 7));
 }
 
 // Miles and slime name a Python function; the one that they ship is built in.

@@ -12,7 +12,7 @@ namespace quatrain {
 // How a group's scale comes from its weights.
 enum class ScaleRule {
   kAbsmax7,    // amax / 7 (127 for 8 bits), codes -7..7, floor 1e-5 (1e-5 * 7 / 127): training and
-               // round-to-nearest
+               // round-to-nearest; on a narrower grid 7 is its largest code
   kAbsmax7_5,  // amax / 7.5 (127.5), codes -8..7 (-128..127), zero -> 2^-7: llm-compressor parity
   kSearched,   // chosen by calibration, codes -8..7
   kFrozen,     // the file's scale and bounds are kept
@@ -48,15 +48,20 @@ QT_HOST_DEVICE float MultiplyRn(float a, float b) {
 #endif
 }
 
-// Scale of a group from amax = max |w| (exact in FP32), for the two absmax rules.
-QT_HOST_DEVICE BFloat16 ScaleFromAbsmax(float amax, ScaleRule rule, int num_bits) {
+// Scale of a group from amax = max |w| (exact in FP32), for the two absmax rules: the divisor is
+// the largest code (7, 127, or that of a narrower grid), half a code more under kAbsmax7_5.
+QT_HOST_DEVICE BFloat16 ScaleFromAbsmax(float amax, ScaleRule rule, const CodeGrid& grid) {
+  const float largest = static_cast<float>(grid.hi);
   if (rule == ScaleRule::kAbsmax7_5) {
-    const BFloat16 scale = ToBFloat16(DivideRn(amax, num_bits == 4 ? 7.5f : 127.5f));
+    const BFloat16 scale = ToBFloat16(DivideRn(amax, largest + 0.5f));
     return ToFloat(scale) == 0.0f ? ToBFloat16(0.0078125f) : scale;
   }
-  const float floor = num_bits == 4 ? 1e-5f : 1e-5f * 7.0f / 127.0f;
-  const float scale = DivideRn(amax, num_bits == 4 ? 7.0f : 127.0f);
+  const float floor = grid.hi == 7 ? 1e-5f : DivideRn(1e-5f * 7.0f, largest);
+  const float scale = DivideRn(amax, largest);
   return ToBFloat16(scale > floor ? scale : floor);
+}
+QT_HOST_DEVICE BFloat16 ScaleFromAbsmax(float amax, ScaleRule rule, int num_bits) {
+  return ScaleFromAbsmax(amax, rule, GridOf(rule, num_bits));
 }
 
 // q = clamp(rint(w / s), lo, hi): FP32 true division by the stored scale, ties to even.

@@ -227,6 +227,25 @@ TEST(Int4, FakeQuantisationUnderAbsmax7IsIdempotentForEveryAbsmax) {
   }
 }
 
+// A narrower grid in the same container: the divisor is its largest code, and w' stays a fixed
+// point.
+TEST(Int4, ANarrowGridDividesByItsLargestCodeAndIsIdempotent) {
+  for (int hi = 1; hi <= 7; ++hi) {
+    const CodeGrid grid = {4, -hi, hi};
+    EXPECT_EQ(ToFloat(ScaleFromAbsmax(static_cast<float>(hi), ScaleRule::kAbsmax7, grid)), 1.0f);
+    EXPECT_EQ(ScaleFromAbsmax(0.0f, ScaleRule::kAbsmax7, grid).bits,
+              ToBFloat16(7e-5f / static_cast<float>(hi)).bits);
+    for (uint32_t bits = 0; bits < 0x7F7F; ++bits) {
+      const float amax = ToFloat(BFloat16{static_cast<uint16_t>(bits)});
+      const BFloat16 scale = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7, grid);
+      const CodeGrid wider = {4, -hi - 1, hi + 1};
+      ASSERT_LE(QuantizeCode(amax, scale, wider), hi) << "nothing is clipped";
+      const float extremum = ToFloat(DequantizeCode(QuantizeCode(amax, scale, grid), scale));
+      ASSERT_EQ(ScaleFromAbsmax(extremum, ScaleRule::kAbsmax7, grid).bits, scale.bits) << bits;
+    }
+  }
+}
+
 TEST(Int4, OnlyTheLargestFiniteAbsmaxOverflowsUnderAbsmax7) {
   for (int num_bits : {4, 8}) {
     const float amax = ToFloat(BFloat16{0x7F7F});

@@ -47,7 +47,7 @@ std::vector<BFloat16> FakeQuant(ThreadPool& pool, const NamedMatrix& matrix,
   std::vector<BFloat16> out(matrix.weight_OI.size());
   ForEachGroup(pool, matrix, group_size, [&](size_t /*group*/, size_t first) {
     const auto weight = matrix.weight_OI.subspan(first, static_cast<size_t>(group_size));
-    const BFloat16 scale = ScaleFromAbsmax(AbsmaxOf(weight), scheme.scale_rule, scheme.num_bits);
+    const BFloat16 scale = ScaleFromAbsmax(AbsmaxOf(weight), scheme.scale_rule, scheme.grid());
     FakeQuantGroup(weight, scale, scheme.grid(), &out[first]);
   });
   return out;

@@ -98,7 +98,7 @@ void CheckQuantizable(const NamedMatrix& matrix, const QuantScheme& scheme) {
   for (size_t i = 0; i < matrix.weight_OI.size(); ++i) {
     const float weight = ToFloat(matrix.weight_OI[i]);
     if (std::fabs(weight) < 1e38f) continue;
-    const BFloat16 scale = ScaleFromAbsmax(std::fabs(weight), scheme.scale_rule, scheme.num_bits);
+    const BFloat16 scale = ScaleFromAbsmax(std::fabs(weight), scheme.scale_rule, scheme.grid());
     const auto at = static_cast<int64_t>(i);
     if (LowestCodeOverflows(scale, scheme.grid())) {
       RefuseWeight(matrix.tensor, {at / matrix.in_features, at % matrix.in_features, weight});

@@ -22,7 +22,10 @@ CodeGrid QuantScheme::grid() const {
 
 std::string QuantScheme::Name() const {
   const std::string group = is_per_channel() ? "per channel" : fmt::format("g{}", group_size);
-  return fmt::format("W{}A16 {}{}", num_bits, group, symmetric ? "" : " asymmetric");
+  const CodeGrid bounds = grid();
+  const bool is_narrow = bounds.hi < (1 << (num_bits - 1)) - 1;
+  return fmt::format("W{}A16 {}{}{}", num_bits, group, symmetric ? "" : " asymmetric",
+                     is_narrow ? fmt::format(" codes {}..{}", bounds.lo, bounds.hi) : "");
 }
 
 std::string ScaleRuleName(ScaleRule rule) {
@@ -64,6 +67,17 @@ void CheckScheme(const QuantScheme& scheme, const std::string& where) {
                                     .expected = "32, 64, 128, or 0 for one scale per channel",
                                     .found = fmt::format("{}", scheme.group_size)});
   }
+}
+
+CodeGrid NarrowGrid(int num_bits, int64_t code_max, const std::string& where) {
+  const int64_t largest = (int64_t{1} << (num_bits - 1)) - 1;
+  if (code_max < 1 || code_max > largest) {
+    throw Error(ErrorCode::kUsage, {.where = where,
+                                    .what = fmt::format("{} bits do not hold such codes", num_bits),
+                                    .expected = fmt::format("1 to {}", largest),
+                                    .found = fmt::format("{}", code_max)});
+  }
+  return {num_bits, static_cast<int>(-code_max), static_cast<int>(code_max)};
 }
 
 std::vector<int64_t> GroupSizesThatFit(int64_t in_features) {

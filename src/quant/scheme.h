@@ -18,7 +18,8 @@ struct QuantScheme {
       32;  // inputs that share a scale: 32, 64, 128; 0 is one scale for an output row
   bool symmetric = true;  // false only in files of others, which can be read but not trained
   ScaleRule scale_rule = ScaleRule::kAbsmax7;
-  // Bounds that a file brings with it (rule kFrozen); empty takes those of the rule.
+  // Bounds other than the rule's: those that a file brings with it (kFrozen), or a narrower grid in
+  // the same container (kAbsmax7, NarrowGrid). Empty takes those of the rule.
   std::optional<CodeGrid> frozen_grid = {};
   // Modules left in BF16 and what is quantised at all, as compressed_tensors.h matches them.
   std::vector<std::string> ignore = {"lm_head"};
@@ -33,7 +34,7 @@ struct QuantScheme {
   QuantizeSpec SpecFor(int64_t in_features) const {
     return {scale_rule, grid(), GroupSizeFor(in_features)};
   }
-  // "W4A16 g32", "W8A16 per channel".
+  // "W4A16 g32", "W8A16 per channel", "W4A16 g128 codes -3..3".
   std::string Name() const;
 };
 
@@ -45,6 +46,10 @@ ScaleRule ParseScaleRule(const std::string& name, const std::string& where);
 // Error kUsage naming `where` unless num_bits and group_size are ones that the format and its
 // engines have.
 void CheckScheme(const QuantScheme& scheme, const std::string& where);
+
+// Codes -code_max..code_max in the container of num_bits: 3 is a 3-bit grid that every reader of
+// INT4 takes. Error kUsage naming `where` unless the container holds them.
+CodeGrid NarrowGrid(int num_bits, int64_t code_max, const std::string& where);
 
 // Group sizes that divide `in_features`, largest first, and 0 (per channel) last.
 std::vector<int64_t> GroupSizesThatFit(int64_t in_features);

@@ -44,6 +44,17 @@ TEST(QuantScheme, FrozenBoundsReplaceThoseOfTheRule) {
   EXPECT_EQ(scheme.grid().lo, -7);
 }
 
+TEST(QuantScheme, ANarrowGridIsSymmetricAndFitsItsContainer) {
+  const QuantScheme scheme{.group_size = 128, .frozen_grid = NarrowGrid(4, 3, "--code-max")};
+  EXPECT_EQ(scheme.grid().lo, -3);
+  EXPECT_EQ(scheme.grid().hi, 3);
+  EXPECT_EQ(scheme.Name(), "W4A16 g128 codes -3..3");
+  EXPECT_EQ(NarrowGrid(8, 127, "--code-max").lo, -127);
+  EXPECT_TRUE(Contains(MessageOf([] { NarrowGrid(4, 8, "--code-max"); }),
+                       "--code-max: 4 bits do not hold such codes; expected 1 to 7, found 8"));
+  EXPECT_TRUE(Contains(MessageOf([] { NarrowGrid(4, 0, "--code-max"); }), "found 0"));
+}
+
 TEST(QuantScheme, RefusesBitsAndGroupSizesNoEngineHas) {
   EXPECT_TRUE(Contains(MessageOf([] { CheckScheme({.num_bits = 3}, "--quant-type"); }),
                        "--quant-type: unsupported number of bits; expected 4 or 8, found 3"));

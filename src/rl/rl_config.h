@@ -100,6 +100,7 @@ struct QatArgs {
   std::string rollout_weights;       // "" or "bf16"
   int64_t quant_group_size = 0;      // with rollout_weights bf16
   std::string scope;                 // with rollout_weights bf16: experts or all-linear
+  int64_t code_max = 0;  // --code-max; 0: the INT4 checkpoint's, or all that the bits hold
 };
 
 struct RlConfig {

@@ -113,6 +113,23 @@ QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& sch
   return {QatMode::kBf16TrainInt4Rollout, group_size};
 }
 
+CodeGrid DecideGrid(const QatArgs& args, const std::optional<QuantScheme>& scheme,
+                    const CodeGrid& checkpoint_grid) {
+  if (!scheme.has_value()) {
+    const QuantScheme fresh;
+    return NarrowGrid(fresh.num_bits, args.code_max == 0 ? fresh.grid().hi : args.code_max,
+                      "--code-max");
+  }
+  if (args.code_max != 0 && args.code_max != checkpoint_grid.hi) {
+    Usage("--code-max", "the largest code disagrees with the checkpoint's",
+          fmt::format("{} (from --hf-checkpoint)", checkpoint_grid.hi),
+          fmt::format("{}", args.code_max),
+          "Drop the flag, or convert the model with it: quatrain convert --method rtn --code-max " +
+              fmt::format("{}", args.code_max));
+  }
+  return NarrowGrid(checkpoint_grid.num_bits, checkpoint_grid.hi, "--hf-checkpoint");
+}
+
 ModelWeights TrainingModels::MakeQuantized(const QatArgs& args) {
   if (qat_.mode != QatMode::kQatTrainBf16Rollout) {
     scheme_ = hf_->scheme();
@@ -163,12 +180,10 @@ TrainingModels::TrainingModels(const RlConfig& config) {
     trained_.emplace(AllocateLike(*start_weights_, 0));
   } else {
     ModelWeights quantized = MakeQuantized(config.qat);
-    scheme_->frozen_grid.reset();
-    scheme_->scale_rule = ScaleRule::kAbsmax7;
-    if (config.qat.frozen_scales) {
-      scheme_->scale_rule = ScaleRule::kFrozen;
-      scheme_->frozen_grid = GridOfCheckpoint(*hf_);
-    }
+    const CodeGrid grid = hf_->scheme() ? GridOfCheckpoint(*hf_) : CodeGrid{};
+    scheme_->scale_rule = config.qat.frozen_scales ? ScaleRule::kFrozen : ScaleRule::kAbsmax7;
+    scheme_->frozen_grid =
+        config.qat.frozen_scales ? grid : DecideGrid(config.qat, hf_->scheme(), grid);
     if (qat_.group_size != 0) scheme_->group_size = qat_.group_size;
     if (qat_.mode == QatMode::kQat) {
       trained_.emplace(std::move(quantized));

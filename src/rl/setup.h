@@ -22,6 +22,12 @@ struct QatDecision {
 // and their sources), settings that have no effect together. Mismatched modes log a warning.
 QatDecision DecideQat(const QatArgs& args, const std::optional<QuantScheme>& checkpoint_scheme);
 
+// Bounds of the codes that training derives (rule absmax/7): symmetric, as far as those of the
+// checkpoint reach; --code-max says it for a BF16 checkpoint. Error kUsage if the flag disagrees
+// with the checkpoint.
+CodeGrid DecideGrid(const QatArgs& args, const std::optional<QuantScheme>& checkpoint_scheme,
+                    const CodeGrid& checkpoint_grid);
+
 // Owns the models of a run. Addresses are stable.
 class TrainingModels {
  public:

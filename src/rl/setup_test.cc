@@ -39,5 +39,18 @@ TEST(DecideQat, AGroupSizeThatDisagreesIsRefusedUnlessAskedFor) {
   EXPECT_THROW(DecideQat(args, Int4(128)), Error);
 }
 
+TEST(DecideGrid, TheCheckpointOrTheFlagSaysHowFarCodesReach) {
+  QatArgs args;
+  EXPECT_EQ(DecideGrid(args, Int4(32), {4, -8, 7}).lo, -7);
+  EXPECT_EQ(DecideGrid(args, Int4(32), {4, -3, 3}).hi, 3);
+  EXPECT_EQ(DecideGrid(args, std::nullopt, {}).hi, 7);
+  args.code_max = 3;
+  EXPECT_EQ(DecideGrid(args, Int4(32), {4, -3, 3}).lo, -3);
+  EXPECT_EQ(DecideGrid(args, std::nullopt, {}).lo, -3);
+  EXPECT_THROW(DecideGrid(args, Int4(32), {4, -7, 7}), Error) << "two numbers";
+  args.code_max = 8;
+  EXPECT_THROW(DecideGrid(args, std::nullopt, {}), Error) << "four bits end at 7";
+}
+
 }  // namespace
 }  // namespace quatrain

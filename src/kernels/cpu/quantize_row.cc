@@ -74,7 +74,7 @@ void QuantizeRow(const BFloat16* weight_I, int64_t in_features, const QuantizeSp
     const BFloat16* weight = weight_I + group * g;
     if (derives_scale) {
       const float amax = ToFloat(BFloat16{AbsmaxBits(weight, g)});
-      scale_G[group] = ScaleFromAbsmax(amax, spec.rule, spec.grid.num_bits);
+      scale_G[group] = ScaleFromAbsmax(amax, spec.rule, spec.grid);
     }
     QuantizeGroup(weight, g, scale_G[group], spec.grid, codes_I + group * g);
   }

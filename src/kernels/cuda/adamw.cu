@@ -79,7 +79,7 @@ __device__ __forceinline__ void WriteCodes(const AdamWTask& a, int64_t chunk, bo
   BFloat16 scale = old.scale;
   if (kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
     const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
-    scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, kBits);
+    scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, a.spec.grid);
     if (writes && chunk % kLanes == 0) {
       counts->changed_scales += scale.bits != old.scale.bits;
       a.scale[chunk / kLanes] = scale;

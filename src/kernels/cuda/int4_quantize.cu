@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kBlockThreads) QuantizeKernel(QuantizeArgs a, 
     BFloat16 scale;
     if (derives) {
       const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs[i]));
-      scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, kBits);
+      scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, a.spec.grid);
     } else if (chunk < chunks) {
       scale = a.scale[chunk / kLanes];
     }
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kBlockThreads) QuantizeWideKernel(QuantizeArgs
     mine = AbsmaxOfLanes<32>(mine);
     if (threadIdx.x % 32 == 0) atomicMax(&largest, mine);
     __syncthreads();
-    scale = ScaleFromAbsmax(FloatFromBits(largest << 16), a.spec.rule, kBits);
+    scale = ScaleFromAbsmax(FloatFromBits(largest << 16), a.spec.rule, a.spec.grid);
     if (a.scale != nullptr && threadIdx.x == 0) a.scale[blockIdx.x] = scale;
   } else {
     scale = a.scale[blockIdx.x];
