@@ -110,7 +110,6 @@ std::vector<ForeignFlag> RolloutFlags() {
       {"--pause-generation-mode", kOne, kAccepted, kUpdate},
       {"--update-weight-transfer-mode", kOne, kAccepted, kUpdate},
       {"--p2p-transfer-*", kOne, kAccepted, kUpdate},
-      {"--check-weight-update-equal", kNone, kAccepted, kUpdate},
       {"--rollout-stop", kMany, kRefused, "generation stops at the model's stop tokens; drop it"},
       {"--rollout-stop-token-ids", kMany, kRefused,
        "set eos_token_id in generation_config.json of --hf-checkpoint"},
@@ -146,8 +145,6 @@ std::vector<ForeignFlag> WatchingFlags() {
       {"--dump-details", kOne, kAccepted, "samples.jsonl under --save"},
       {"--save-debug-train-data", kOne, kRefused, "not written; drop it"},
       {"--log-passrate", kNone, kAccepted, kTracker},
-      {"--async-save", kNone, kAccepted, "saving ends before the next rollout begins"},
-      {"--save-hf", kOne, kAccepted, "every checkpoint holds bf16/ and int4/ folders"},
       {"--save-trigger-sentinel", kOne, kRefused, "Ctrl-C saves and ends; --save-interval saves"},
       {"--ckpt-format", kOne, kAccepted, "safetensors"},
   };

@@ -37,11 +37,21 @@ void AddCheckpointOptions(CLI::App& command, CheckpointArgs& args) {
                      "BF16 directory: start of training and KL reference");
   command.add_option("--load", args.load,
                      "resume from this run directory if it holds a checkpoint");
+  command
+      .add_option("--ckpt-step", args.ckpt_step,
+                  "resume from the checkpoint of that rollout, not from the newest")
+      ->check(Positive());
   command.add_option("--save", args.save, "run directory")->required();
   command
       .add_option("--save-interval", args.save_interval,
                   "rollouts between checkpoints; 0: only the last")
       ->check(NonNegative());
+  command.add_option("--keep-last-n", args.keep_last_n, "checkpoints that stay; default: all")
+      ->check(Positive());
+  command.add_option("--save-hf", args.save_hf,
+                     "folder for the rollout's weights alone at every checkpoint; {rollout_id} in "
+                     "it stands for the rollout");
+  command.add_flag("--async-save", args.async_save, "write checkpoints while training goes on");
 }
 
 void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
@@ -92,8 +102,12 @@ void AddRolloutOptions(CLI::App& command, RolloutArgs& args) {
   command.add_option("--rollout-top-k", args.rollout_top_k, "-1: off")->capture_default_str();
   command.add_option("--rollout-seed", args.rollout_seed, "of prompts' order and draws")
       ->capture_default_str();
-  command.add_flag("--use-rollout-routing-replay", args.use_rollout_routing_replay,
-                   "train with the experts that the rollout chose (R3)");
+  command.add_flag_callback(
+      "--use-rollout-routing-replay", [&args] { args.use_rollout_routing_replay = true; },
+      "train with the experts that the rollout chose (R3): the default for models with experts");
+  command.add_flag_callback(
+      "--no-use-rollout-routing-replay", [&args] { args.use_rollout_routing_replay = false; },
+      "the training forward routes anew");
 }
 
 void AddEvalOptions(CLI::App& command, EvalArgs& args) {
@@ -178,10 +192,23 @@ void AddOptimizerOptions(CLI::App& command, TrainArgs& args) {
       ->capture_default_str();
   command.add_option("--seed", args.config.seed, "recorded with every checkpoint")
       ->capture_default_str();
+}
+
+void AddDebugOptions(CLI::App& command, DebugArgs& args) {
   command
-      .add_option("--debug-exit-after-rollout", args.config.exit_after_rollout,
+      .add_option("--debug-exit-after-rollout", args.exit_after_rollout,
                   "stop cleanly after that many rollouts")
       ->check(Positive());
+  command.add_flag("--debug-rollout-only", args.rollout_only, "generate and judge, do not train");
+  command.add_flag("--debug-train-only", args.train_only,
+                   "train on --load-debug-rollout-data; no engine, no evaluation");
+  command.add_option("--save-debug-rollout-data", args.save_rollout_data,
+                     "file for the samples of each rollout; {rollout_id} in it stands for the "
+                     "rollout");
+  command.add_option("--load-debug-rollout-data", args.load_rollout_data,
+                     "read samples from there instead of generating; implies --debug-train-only");
+  command.add_flag("--check-weight-update-equal", args.check_weight_update_equal,
+                   "after every update make all weights anew from their masters and compare bits");
 }
 
 void AddQatOptions(CLI::App& command, QatArgs& args) {
@@ -262,6 +289,22 @@ void NoteBatching(const TrainArgs& args, const BatchArgs& batch, bool has_token_
   }
 }
 
+void FinishDebug(DebugArgs* debug) {
+  if (!debug->load_rollout_data.empty()) debug->train_only = true;
+  if (debug->rollout_only && debug->train_only) {
+    throw Error(ErrorCode::kUsage, {.where = "--debug-rollout-only, --debug-train-only",
+                                    .what = "each leaves out what the other does",
+                                    .expected = "one of them"});
+  }
+  if (debug->train_only && debug->load_rollout_data.empty()) {
+    throw Error(ErrorCode::kUsage, {.where = "--debug-train-only",
+                                    .what = "there is nothing to train on",
+                                    .expected = "--load-debug-rollout-data FILE",
+                                    .found = "none",
+                                    .todo = "Write one with --save-debug-rollout-data FILE"});
+  }
+}
+
 // A rollout lives in memory until it has been trained on.
 void CheckRolloutSize(const RolloutArgs& rollout) {
   constexpr int64_t kMostSamples = int64_t{1} << 20;
@@ -279,6 +322,9 @@ void Finish(TrainArgs& args, bool has_token_budget) {
   FinishRollout(args, &config.rollout);
   NoteBatching(args, config.batch, has_token_budget);
   FinishAlgorithm(args.algorithm, &config.algorithm);
+  FinishDebug(&config.debug);
+  if (config.checkpoint.ckpt_step > 0 && config.checkpoint.load.empty())
+    Log().warn("--ckpt-step has no effect without --load");
   if ((config.rollout.num_rollout > 0) == (config.rollout.num_epoch > 0)) {
     throw Error(ErrorCode::kUsage, {.where = "--num-rollout, --num-epoch",
                                     .what = "one of them says how long to train",
@@ -379,6 +425,7 @@ void AddTrainCommand(CLI::App& app) {
   AddAlgorithmOptions(*command, &args->algorithm, &args->config.algorithm);
   AddBatchOptions(*command, *args);
   AddOptimizerOptions(*command, *args);
+  AddDebugOptions(*command, args->config.debug);
   AddQatOptions(*command, args->config.qat);
   AddWatchOptions(*command, &args->watch);
   AddThreadsOption(*command, &args->config.threads);

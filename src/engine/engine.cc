@@ -148,8 +148,7 @@ void Engine::KeepRouting(const std::vector<Sequence*>& scheduled, const RoutedEx
   for (Sequence* sequence : scheduled) {
     const int64_t count = sequence->num_scheduled_tokens;
     if (sequence->request.return_routed_experts) {
-      sequence->routed_experts.insert(sequence->routed_experts.end(), record.At(row, 0),
-                                      record.At(row, 0) + count * record.ids_per_token());
+      sequence->routed_experts.Append(record, row, count, decoder_.config().num_experts);
     }
     row += count;
   }
@@ -211,14 +210,10 @@ RequestOutput Engine::OutputOf(std::unique_ptr<Sequence> sequence, FinishReason 
   output.policy_version_min = sequence->policy_version_min;
   output.policy_version_max = sequence->policy_version_max;
   if (sequence->request.return_routed_experts && decoder_.config().num_experts > 0) {
-    RoutedExperts& routed = output.routed_experts;
-    routed.num_tokens = sequence->num_tokens() - 1;
-    routed.num_moe_layers = decoder_.config().num_moe_layers();
-    routed.num_experts_per_tok = decoder_.config().num_experts_per_tok;
-    routed.ids_TLK = std::move(sequence->routed_experts);
-    QT_CHECK(
-        static_cast<int64_t>(routed.ids_TLK.size()) == routed.num_tokens * routed.ids_per_token(),
-        "routing record of request {}", output.id);
+    output.routed_experts = std::move(sequence->routed_experts);
+    QT_CHECK(output.routed_experts.num_tokens == sequence->num_tokens() - 1,
+             "routing of {} tokens for the {} of request {}", output.routed_experts.num_tokens,
+             sequence->num_tokens(), output.id);
   }
   return output;
 }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "models/routing_replay.h"
+#include "models/routing_record.h"
 
 namespace quatrain {
 
@@ -44,7 +44,7 @@ struct RequestOutput {
   std::vector<int32_t> token_ids;  // generated, the stop token included
   std::vector<float> logprobs;  // of token_ids at the request's temperature (1 when greedy), nats
   FinishReason finish_reason = FinishReason::kStop;
-  RoutedExperts routed_experts;    // [prompt + generated - 1, MoE layers, k] when asked for
+  RoutingRecord routed_experts;    // of prompt + generated - 1 tokens, when asked for
   int64_t policy_version_min = 0;  // of the weights that drew the tokens
   int64_t policy_version_max = 0;
 };

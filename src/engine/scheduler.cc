@@ -18,7 +18,7 @@ void Scheduler::PreemptLast() {
   cache_.Release(&last->block_table);
   last->num_cached_tokens = 0;
   last->num_scheduled_tokens = 0;
-  last->routed_experts.clear();
+  last->routed_experts.Clear();
   waiting_.push_front(std::move(last));
   ++num_preemptions_;
 }

@@ -24,7 +24,7 @@ struct Sequence {
   int64_t num_cached_tokens = 0;   // keys and values in the cache
   int64_t num_scheduled_tokens = 0;
   std::vector<int32_t> block_table;
-  std::vector<int32_t> routed_experts;  // rows of the cached tokens, [num_cached_tokens, L, K]
+  RoutingRecord routed_experts;  // of the cached tokens
   int64_t policy_version_min = 0, policy_version_max = 0;
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }

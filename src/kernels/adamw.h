@@ -40,6 +40,7 @@ struct AdamWTask {
   int32_t* packed = nullptr;  // [O, P]
   BFloat16* scale = nullptr;  // [O, G]
   QuantizeSpec spec = {};
+  const char* name = "";  // of the weight, for errors
 };
 
 struct AdamWStats {
@@ -50,8 +51,8 @@ struct AdamWStats {
 };
 
 // Updates all tasks in place; rows are cut in fixed chunks, so bits do not depend on the thread
-// count. Frozen scales (spec.rule kFrozen) are kept. Non-finite master: Error kData naming task
-// index, row and column (before anything is written for that row).
+// count. Frozen scales (spec.rule kFrozen) are kept. Non-finite master: Error kData naming task,
+// row and column (before anything is written for that row).
 AdamWStats AdamWUpdate(ThreadPool& pool, const AdamWStep& step, std::span<const AdamWTask> tasks);
 
 // Only the last part: weight from master (start of training, resume).

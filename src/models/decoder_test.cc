@@ -107,9 +107,18 @@ TEST_F(DecoderTest, ReplayOfTheOwnRoutingChangesNothingAndOfAnotherSomething) {
   EXPECT_EQ(record.num_moe_layers, 2) << "the dense layer records nothing";
   batch.record = nullptr;
   batch.replay = &record;
+  RoutedExperts own;
+  batch.record = &own;
   EXPECT_TRUE(at::equal(plain, decoder_->Forward({pool}, batch)));
-  for (int32_t& id : record.ids_TLK) id = (id + 1) % 4;
+  EXPECT_EQ(own.ids_TLK, record.ids_TLK);
+  RoutedExperts other = record;
+  for (int32_t& id : other.ids_TLK) id = (id + 1) % 4;
+  batch.replay = &other;
   EXPECT_FALSE(at::equal(plain, decoder_->Forward({pool}, batch)));
+  // Beside a replay the record is the router's own choice: that of the first MoE layer, whose input
+  // the replay did not touch, is the old one.
+  EXPECT_EQ(std::vector<int32_t>(own.At(3, 0), own.At(3, 0) + own.num_experts_per_tok),
+            std::vector<int32_t>(record.At(3, 0), record.At(3, 0) + own.num_experts_per_tok));
 }
 
 TEST_F(DecoderTest, ATiedHeadIsTheEmbedding) {

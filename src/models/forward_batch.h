@@ -23,8 +23,10 @@ struct ForwardBatch {
   std::vector<int32_t> token_ids;  // T, sequences packed without padding
   std::vector<int32_t> positions;  // T, index of each token in its sequence
   std::vector<AttentionSequence> sequences;
-  AttentionCore* attention = nullptr;     // null: varlen over the batch itself
-  RoutedExperts* record = nullptr;        // filled when set (sized by the decoder)
+  AttentionCore* attention = nullptr;  // null: varlen over the batch itself
+  // Filled when set (sized by the decoder): the experts that the router chose; beside a replay
+  // those that it would have chosen.
+  RoutedExperts* record = nullptr;
   const RoutedExperts* replay = nullptr;  // used when set
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }

@@ -84,7 +84,9 @@ void RouteRows(const LayerEnv& env, MlpTrace& trace) {
   env.Observe({env.refs.router, -1}, trace.norm_TD);
   trace.router_logits_TE = LinearLogits(env.ctx, trace.norm_TD, env.At(env.refs.router).View());
   trace.routing = Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, ReplayedIds(env));
-  Record(env, trace.routing.ids_TK);
+  const bool is_compared = env.batch.record != nullptr && env.batch.replay != nullptr;
+  Record(env, is_compared ? Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, {}).ids_TK
+                          : trace.routing.ids_TK);
   const std::span<const int32_t> ids(trace.routing.ids_TK.data_ptr<int32_t>(),
                                      static_cast<size_t>(trace.routing.ids_TK.numel()));
   trace.permutation = PermuteByExpert(ids, env.config.num_experts, env.config.num_experts_per_tok);

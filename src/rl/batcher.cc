@@ -54,17 +54,20 @@ void AppendSample(const Sample& sample, double weight, TrainBatch& batch) {
   batch.sample_ids_S.push_back(sample.id);
 }
 
-void AppendRouting(const Sample& sample, RoutedExperts& routing) {
-  const RoutedExperts& record = sample.completion.routed_experts;
-  QT_CHECK(
-      record.num_tokens == sample.num_tokens() - 1 &&
-          static_cast<int64_t>(record.ids_TLK.size()) == record.num_tokens * record.ids_per_token(),
-      "sample {}: routing of {} tokens for {}", sample.id, record.num_tokens, sample.num_tokens());
-  QT_CHECK(routing.empty() || routing.ids_per_token() == record.ids_per_token());
-  routing.num_tokens += record.num_tokens;
-  routing.num_moe_layers = record.num_moe_layers;
-  routing.num_experts_per_tok = record.num_experts_per_tok;
-  routing.ids_TLK.insert(routing.ids_TLK.end(), record.ids_TLK.begin(), record.ids_TLK.end());
+// A token without its experts would be trained on others than those that drew it: no padding.
+void AppendRouting(const Sample& sample, RoutingRecord& routing) {
+  const RoutingRecord& record = sample.completion.routed_experts;
+  const int64_t rows = sample.num_tokens() - 1;
+  if (record.num_tokens != rows ||
+      record.size_bytes() != record.num_tokens * record.bytes_per_token()) {
+    throw Error(ErrorCode::kData,
+                {.where = fmt::format("sample {}", sample.id),
+                 .what = "the rollout's routing record does not cover it",
+                 .expected = fmt::format("the experts of {} tokens", rows),
+                 .found = fmt::format("{}, in {} bytes", record.num_tokens, record.size_bytes()),
+                 .todo = "Pass --no-use-rollout-routing-replay for data without routing"});
+  }
+  routing.Append(record);
 }
 
 // Indices of consecutive samples, `count` at a time.
@@ -113,7 +116,7 @@ std::vector<TrainBatch> MakeMicroBatches(std::span<const Sample> step,
       samples.push_back(&step[place]);
       sample_weights.push_back(weights[place]);
     }
-    batches.push_back(MakeTrainBatch(samples, sample_weights));
+    batches.push_back(MakeTrainBatch(samples, sample_weights, options.routing_replay));
   }
   return batches;
 }
@@ -251,15 +254,13 @@ std::vector<std::vector<int64_t>> BalanceByTokens(std::span<const int64_t> num_t
   return is_within ? balanced : packed;
 }
 
-TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights) {
+TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights,
+                          RoutingReplay routing_replay) {
   QT_CHECK(samples.size() == weights.size());
   TrainBatch batch;
   batch.cu_seqlens.push_back(0);
   for (size_t i = 0; i < samples.size(); ++i) AppendSample(*samples[i], weights[i], batch);
-  const bool is_recorded = std::all_of(samples.begin(), samples.end(), [](const Sample* sample) {
-    return !sample->completion.routed_experts.empty();
-  });
-  if (is_recorded) {
+  if (routing_replay == RoutingReplay::kOn) {
     for (const Sample* sample : samples) AppendRouting(*sample, batch.routed_experts);
   }
   return batch;

@@ -22,12 +22,19 @@ enum class MicroBatching {
   kByCount,   // --micro-batch-size: samples in their order, the last batch may be smaller
 };
 
+// --use-rollout-routing-replay.
+enum class RoutingReplay {
+  kOff,
+  kOn,  // every sample must bring the routing of all of its tokens but the last
+};
+
 struct BatcherOptions {
   int64_t global_batch_size = 0;  // samples an optimizer step
   MicroBatching micro_batching = MicroBatching::kByTokens;
   int64_t max_tokens_per_gpu = 0;  // kByTokens: prompt + response tokens a micro-batch
   int64_t micro_batch_size = 1;    // kByCount: samples a micro-batch
   LossReduction reduction = LossReduction::kSampleMean;
+  RoutingReplay routing_replay = RoutingReplay::kOff;
 };
 
 // First fit decreasing: the longest first (ties: the lower index), each into the first micro-batch
@@ -43,9 +50,10 @@ std::vector<std::vector<int64_t>> PackByTokens(std::span<const int64_t> num_toke
 std::vector<std::vector<int64_t>> BalanceByTokens(std::span<const int64_t> num_tokens,
                                                   int64_t max_tokens);
 
-// Joins samples to one packed batch, in order, each with its weight. Routing records are kept if
-// all samples have one.
-TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights);
+// Joins samples to one packed batch, in order, each with its weight. Under RoutingReplay::kOn their
+// routing records are joined too; Error kData naming a sample whose record lacks rows.
+TrainBatch MakeTrainBatch(std::span<const Sample* const> samples, std::span<const double> weights,
+                          RoutingReplay routing_replay);
 
 // The micro-batches of every optimizer step, steps in the order of the samples. Logs a warning
 // naming samples above the token budget. Error kUsage if the samples are no whole number of steps

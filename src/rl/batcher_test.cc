@@ -27,12 +27,12 @@ Sample MakeSample(int64_t id, size_t prompt_length, size_t response_length) {
 }
 
 void RecordRouting(Sample& sample) {
-  RoutedExperts& record = sample.completion.routed_experts;
+  RoutingRecord& record = sample.completion.routed_experts;
   record.num_tokens = sample.num_tokens() - 1;
   record.num_moe_layers = 2;
   record.num_experts_per_tok = 1;
   for (int64_t i = 0; i < record.num_tokens * 2; ++i) {
-    record.ids_TLK.push_back(static_cast<int32_t>(sample.id * 10 + i));
+    record.ids_TLK.push_back(static_cast<uint8_t>(sample.id * 10 + i));
   }
 }
 
@@ -124,7 +124,7 @@ TEST(MakeTrainBatch, AlignsEveryArrayWithThePredictedToken) {
   RecordRouting(b);
   const Sample* samples[] = {&a, &b};
   const double weights[] = {0.25, 0.5};
-  const TrainBatch batch = MakeTrainBatch(samples, weights);
+  const TrainBatch batch = MakeTrainBatch(samples, weights, RoutingReplay::kOn);
   EXPECT_EQ(batch.token_ids_T, (std::vector<int32_t>{100, 101, 150, 151, 152, 200, 250}));
   EXPECT_EQ(batch.positions_T, (std::vector<int32_t>{0, 1, 2, 3, 4, 0, 1}));
   EXPECT_EQ(batch.cu_seqlens, (std::vector<int64_t>{0, 5, 7}));
@@ -135,7 +135,8 @@ TEST(MakeTrainBatch, AlignsEveryArrayWithThePredictedToken) {
   EXPECT_EQ(batch.sample_ids_S, (std::vector<int64_t>{1, 2}));
   EXPECT_EQ(batch.routed_experts.num_tokens, 5);
   EXPECT_EQ(batch.routed_experts.ids_TLK,
-            (std::vector<int32_t>{10, 11, 12, 13, 14, 15, 16, 17, 20, 21}));
+            (std::vector<uint8_t>{10, 11, 12, 13, 14, 15, 16, 17, 20, 21}));
+  EXPECT_TRUE(MakeTrainBatch(samples, weights, RoutingReplay::kOff).routed_experts.empty());
 }
 
 TEST(MakeTrainBatch, RefusesARoutingRecordOfAnotherLength) {
@@ -145,7 +146,17 @@ TEST(MakeTrainBatch, RefusesARoutingRecordOfAnotherLength) {
   sample.completion.rollout_logprobs.push_back(-1);
   const Sample* samples[] = {&sample};
   const double weights[] = {1.0};
-  EXPECT_THROW(MakeTrainBatch(samples, weights), Error);
+  EXPECT_THROW(MakeTrainBatch(samples, weights, RoutingReplay::kOn), Error);
+  sample.completion.routed_experts.Clear();
+  try {
+    MakeTrainBatch(samples, weights, RoutingReplay::kOn);
+    ADD_FAILURE() << "a missing record is an error";
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("sample 1"), std::string::npos) << message;
+    EXPECT_NE(message.find("the experts of 5 tokens"), std::string::npos) << message;
+  }
+  EXPECT_TRUE(MakeTrainBatch(samples, weights, RoutingReplay::kOff).routed_experts.empty());
 }
 
 std::vector<Sample> FourSamples() {

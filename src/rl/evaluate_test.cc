@@ -68,8 +68,28 @@ TEST_F(Evaluation, AccuracyAndItsErrorAreOverPrompts) {
   EXPECT_DOUBLE_EQ(result.response_len_mean, 3.0);
 }
 
+TEST(PassAtK, IsTheShareOfDrawsThatHoldARightSample) {
+  EXPECT_DOUBLE_EQ(PassAtK(4, 1, 1), 0.25);
+  EXPECT_DOUBLE_EQ(PassAtK(4, 1, 2), 0.5);  // 3 of the 6 pairs hold it
+  EXPECT_DOUBLE_EQ(PassAtK(5, 2, 2), 0.7);  // 1 - 3 / 10
+  EXPECT_DOUBLE_EQ(PassAtK(4, 1, 4), 1.0);
+  EXPECT_DOUBLE_EQ(PassAtK(4, 0, 4), 0.0);
+  EXPECT_DOUBLE_EQ(PassAtK(4, 4, 1), 1.0);
+}
+
+TEST_F(Evaluation, PassRatesGoUpToTheSamplesOfAPrompt) {
+  const EvalResult result = Run(SetOf({"1", "0"}), Options(3));
+  ASSERT_EQ(result.pass_at_k.size(), 3u);
+  const int64_t expected[] = {1, 2, 3};
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(result.pass_at_k[i].first, expected[i]);
+    EXPECT_DOUBLE_EQ(result.pass_at_k[i].second, 0.5);
+  }
+}
+
 TEST_F(Evaluation, OnePromptHasNoError) {
   EXPECT_EQ(Run(SetOf({"1"}), Options(1)).standard_error, 0.0);
+  EXPECT_TRUE(Run(SetOf({"1"}), Options(1)).pass_at_k.empty());
 }
 
 TEST_F(Evaluation, SamplesDependOnSeedAndStreamAlone) {

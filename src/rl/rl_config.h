@@ -20,6 +20,10 @@ struct CheckpointArgs {
   std::string load;           // resume from here if it holds a checkpoint
   std::string save;           // run directory; checkpoints, metrics, samples
   int64_t save_interval = 0;  // rollouts; 0: only at the end
+  int64_t ckpt_step = 0;      // resume from this checkpoint; 0: the newest
+  int64_t keep_last_n = 0;    // checkpoints; 0: all
+  std::string save_hf;        // a folder for the weights alone at every save; may hold {rollout_id}
+  bool async_save = false;    // write while training goes on
 };
 
 struct RolloutArgs {
@@ -46,7 +50,8 @@ struct RolloutArgs {
   double rollout_top_p = 1.0;
   int64_t rollout_top_k = -1;
   uint64_t rollout_seed = 42;
-  bool use_rollout_routing_replay = false;
+  // --use-rollout-routing-replay and --no-...; empty: on for models with experts.
+  std::optional<bool> use_rollout_routing_replay;
 };
 
 struct EvalArgs {
@@ -103,6 +108,15 @@ struct QatArgs {
   int64_t code_max = 0;  // --code-max; 0: the INT4 checkpoint's, or all that the bits hold
 };
 
+struct DebugArgs {
+  bool rollout_only = false;      // --debug-rollout-only: generate and judge, do not train
+  bool train_only = false;        // --debug-train-only: train on loaded rollouts, do not generate
+  std::string save_rollout_data;  // paths in which {rollout_id} is the rollout's number
+  std::string load_rollout_data;
+  bool check_weight_update_equal = false;
+  int64_t exit_after_rollout = 0;
+};
+
 struct RlConfig {
   CheckpointArgs checkpoint;
   RolloutArgs rollout;
@@ -113,7 +127,7 @@ struct RlConfig {
   QatArgs qat;
   uint64_t seed = 1234;
   int threads = 0;
-  int64_t exit_after_rollout = 0;  // --debug-exit-after-rollout
+  DebugArgs debug;
 };
 
 }  // namespace quatrain

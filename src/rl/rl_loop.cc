@@ -52,11 +52,51 @@ void EvaluateUnlessInterrupted(Run& run, Json& row) {
   }
 }
 
+// Samples become a step. A rollout that cannot be trained on is kept, for the step to be repeated.
+void TrainOn(Run& run, int64_t rollout, std::vector<Sample>& samples, Json& row,
+             const StepNote& note) {
+  try {
+    std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
+    run.Score(samples, steps, row, note);
+    run.LogSamples(rollout, samples, steps);
+    run.Train(steps, row, note);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kData) throw;
+    throw Error(error.code(), fmt::format("rollout {}: {} {}", rollout + 1, error.what(),
+                                          run.KeepFailedRollout(rollout, samples)));
+  }
+  run.UpdateWeights(row);
+  run.UpdateReference(rollout);
+}
+
+[[noreturn]] void StopInside(Run& run, const RlConfig& config, int64_t rollout) {
+  if (rollout > run.start_rollout()) run.Save(rollout);
+  run.WaitForSave();
+  throw Error(ErrorCode::kInterrupted,
+              fmt::format("stopped after {} of {} rollouts. To go on, run the same command "
+                          "again with --load {}",
+                          rollout, run.num_rollouts(), config.checkpoint.save));
+}
+
+// --debug-rollout-only: rollouts of one policy, judged, dumped and logged.
+void OnlyGenerate(Run& run) {
+  Progress progress("rollout", run.num_rollouts(), "rollouts");
+  for (int64_t rollout = run.start_rollout(); rollout < run.num_rollouts(); ++rollout) {
+    Json row = {{"rollout", rollout + 1}};
+    const std::vector<Sample> samples = run.Generate(
+        rollout, row, [&](const std::string& what) { progress.Update(rollout, what); });
+    run.LogSamples(rollout, samples, {});
+    run.Append(row);
+    progress.Update(rollout + 1, NoteOf(row));
+  }
+}
+
 }  // namespace
 
 void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatchers& watchers) {
   Run run(config, flags);
   const int64_t num_rollouts = run.num_rollouts();
+  if (config.debug.rollout_only) return OnlyGenerate(run);
   if (watchers.on_start) watchers.on_start(run.start_rollout(), num_rollouts);
   const auto append = [&](Json& row) {
     AppendResources(config.checkpoint.save, row);
@@ -78,29 +118,21 @@ void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatche
     };
     try {
       std::vector<Sample> samples = run.Generate(rollout, row, note);
-      std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
-      run.Score(samples, steps, row, note);
-      run.LogSamples(rollout, samples, steps);
-      run.Train(steps, row, note);
-      run.UpdateWeights(row);
-      run.UpdateReference(rollout);
+      TrainOn(run, rollout, samples, row, note);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInterrupted) throw;
-      if (rollout > run.start_rollout()) run.Save(rollout);
-      throw Error(ErrorCode::kInterrupted,
-                  fmt::format("stopped after {} of {} rollouts. To go on, run the same command "
-                              "again with --load {}",
-                              rollout, num_rollouts, config.checkpoint.save));
+      StopInside(run, config, rollout);
     }
     row["perf/step_time"] = timer.seconds();
     const bool is_last =
         rollout + 1 == num_rollouts || InterruptRequested() ||
-        (config.exit_after_rollout > 0 && rollout + 1 >= config.exit_after_rollout);
+        (config.debug.exit_after_rollout > 0 && rollout + 1 >= config.debug.exit_after_rollout);
     if (IsDue(config.eval.eval_interval, rollout) || (is_last && config.eval.eval_interval > 0))
       EvaluateUnlessInterrupted(run, row);
     append(row);
     progress.Update(rollout + 1, NoteOf(row));
     if (IsDue(config.checkpoint.save_interval, rollout) || is_last) run.Save(rollout + 1);
+    if (is_last) run.WaitForSave();
     if (is_last && rollout + 1 < num_rollouts) {
       throw Error(ErrorCode::kInterrupted,
                   fmt::format("stopped after {} of {} rollouts, saved. To go on, run the same "

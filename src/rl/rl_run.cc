@@ -1,66 +1,77 @@
 #include "rl/rl_run.h"
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
-#include <fstream>
 
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/progress.h"
-#include "models/exporter.h"
+#include "base/resources.h"
 #include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/rollout_metrics.h"
 #include "rl/run_folder.h"
+#include "rl/sample_io.h"
 #include "rl/sample_log.h"
+#include "rl/state_bytes.h"
 #include "text/generation_config.h"
-#include "train/checkpoint.h"
 
 namespace quatrain {
 namespace {
 
-constexpr const char* kLatestFile = "latest_checkpointed_iteration.txt";
-constexpr const char* kPartialFile = "partial_rollouts.cbor";
+constexpr const char* kMetricsFile = "metrics.jsonl";
+constexpr const char* kSamplesFile = "samples.jsonl";
 constexpr int64_t kSamplesLogged = 4;  // per rollout, from different prompts
 
-std::filesystem::path IterationFolder(const std::filesystem::path& run, int64_t iteration) {
-  return run / fmt::format("iter_{:07}", iteration);
-}
-
-[[noreturn]] void DamagedCheckpoint(const std::filesystem::path& file, const std::string& expected,
-                                    const std::string& found) {
+[[noreturn]] void DamagedState(const std::filesystem::path& file, const std::string& expected,
+                               const std::string& found) {
   throw Error(ErrorCode::kData,
               {.where = file.string(),
                .what = "the checkpoint is damaged",
                .expected = expected,
                .found = found,
-               .todo = fmt::format("Name an older iter_ folder of the run in {}, or train without "
-                                   "--load",
-                                   kLatestFile)});
+               .todo = "Take another one with --ckpt-step, or train without --load"});
 }
 
-int64_t ReadIteration(const std::filesystem::path& latest) {
-  const std::string text = ReadFile(latest);
-  int64_t iteration = -1;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), iteration);
-  const bool is_whole =
-      std::string_view(end, text.data() + text.size()) == "\n" || end == text.data() + text.size();
-  if (status != std::errc() || !is_whole || iteration < 0) {
-    DamagedCheckpoint(latest, "the number of a checkpoint", "'" + text.substr(0, 40) + "'");
-  }
-  return iteration;
+// The field's own check of replayed routing: below 1 % of the pairs (Miles,
+// MILES_TEST_R3_THRESHOLD).
+void WarnIfRoutedElsewhere(const RoutingOverlap& routing) {
+  constexpr double kMostDisjoint = 0.01;
+  if (routing.disjoint() < kMostDisjoint) return;
+  Log().warn(
+      "{:.1f} % of the (token, layer) pairs are trained through none of the experts that the "
+      "router "
+      "would choose now: the weights have moved far since the rollout, or the record is of another "
+      "model",
+      100 * routing.disjoint());
+}
+
+bool IsSameFolder(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code absent;
+  return std::filesystem::equivalent(a, b, absent);
 }
 
 // A counter of state.json.
 int64_t CountOf(const Json& state, const char* key, const std::filesystem::path& folder) {
   const Json value = state.value(key, Json());
   if (!value.is_number_integer() || value.get<int64_t>() < 0) {
-    DamagedCheckpoint(folder / "state.json", fmt::format("a count under \"{}\"", key),
-                      value.dump());
+    DamagedState(folder / "state.json", fmt::format("a count under \"{}\"", key), value.dump());
   }
   return value.get<int64_t>();
+}
+
+RoutingReplay RoutingReplayOf(const RolloutArgs& rollout, const ModelConfig& model) {
+  const bool has_experts = model.num_moe_layers() > 0;
+  if (rollout.use_rollout_routing_replay.value_or(false) && !has_experts) {
+    throw Error(ErrorCode::kUsage, {.where = "--use-rollout-routing-replay",
+                                    .what = "the model has no experts to route to",
+                                    .expected = "a mixture of experts",
+                                    .found = "a dense model",
+                                    .todo = "Drop the flag"});
+  }
+  return rollout.use_rollout_routing_replay.value_or(has_experts) ? RoutingReplay::kOn
+                                                                  : RoutingReplay::kOff;
 }
 
 RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
@@ -77,6 +88,7 @@ RewardNormalization NormalizationOf(const AlgorithmArgs& algorithm) {
 
 Run::Run(const RlConfig& config, const Json& flags)
     : config_(config),
+      flags_(flags),
       pool_(config.threads),
       ctx_{pool_},
       models_(config),
@@ -89,6 +101,39 @@ Run::Run(const RlConfig& config, const Json& flags)
   reward_ = MakeReward(reward);
   if (!config_.rollout.eval_reward_key.empty()) reward.reward_key = config_.rollout.eval_reward_key;
   eval_reward_ = MakeReward(reward);
+  routing_replay_ = RoutingReplayOf(config_.rollout, models_.hf().config());
+  ReadData();
+  parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(),
+                      config_.optimizer, models_.scheme().value_or(QuantScheme{}),
+                      config_.qat.qat_init_calibrated ? MasterStart::kCodes : MasterStart::kValues);
+  models_.ReleaseStart();
+  if (const ModelWeights* quantized = models_.quantized_table()) dead_zone_.emplace(*quantized);
+  trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
+                   TrainerConfig{config_.algorithm.loss,
+                                 static_cast<float>(config_.rollout.rollout_temperature)});
+  if (!config_.debug.train_only) {
+    EngineConfig engine;
+    engine.scheduler.max_num_seqs = 256;
+    engine_.emplace(ctx_, models_.rollout_decoder(), engine);
+    MakeSampler();
+  }
+  // Nothing is written before all of the above has been found sound.
+  const std::filesystem::path save = config_.checkpoint.save;
+  PrepareRunFolder(save, config_.checkpoint.load);
+  OpenLogFile(save / "train.log");
+  store_.emplace(CheckpointStoreOptions{.run = save,
+                                        .num_kept = config_.checkpoint.keep_last_n,
+                                        .save_hf = config_.checkpoint.save_hf});
+  Resume();
+  WriteFileAtomic(save / "config.json", flags.dump(2) + "\n");
+  metrics_ = std::make_unique<MetricsWriter>(save / kMetricsFile);
+  samples_ = std::make_unique<MetricsWriter>(save / kSamplesFile);
+  Log().info("{}: {} weights, {} of them quantised{}; {} threads", models_.hf().name(),
+             models_.trained().size(), models_.num_quantized(),
+             models_.scheme() ? " as " + models_.scheme()->Name() : "", pool_.num_threads());
+}
+
+void Run::ReadData() {
   PromptDatasetOptions data;
   data.input_key = config_.rollout.input_key;
   data.label_key = config_.rollout.label_key;
@@ -104,28 +149,6 @@ Run::Run(const RlConfig& config, const Json& flags)
                       ? config_.rollout.num_rollout
                       : NumRollouts(dataset_->size(), config_.rollout.rollout_batch_size,
                                     config_.rollout.num_epoch);
-  parameters_.emplace(ctx_, models_.start_weights(), &models_.trained(), models_.separate_rollout(),
-                      config_.optimizer, models_.scheme().value_or(QuantScheme{}),
-                      config_.qat.qat_init_calibrated ? MasterStart::kCodes : MasterStart::kValues);
-  models_.ReleaseStart();
-  trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
-                   TrainerConfig{config_.algorithm.loss,
-                                 static_cast<float>(config_.rollout.rollout_temperature)});
-  EngineConfig engine;
-  engine.scheduler.max_num_seqs = 256;
-  engine_.emplace(ctx_, models_.rollout_decoder(), engine);
-  MakeSampler();
-  // Nothing is written before all of the above has been found sound.
-  const std::filesystem::path save = config_.checkpoint.save;
-  PrepareRunFolder(save, config_.checkpoint.load);
-  OpenLogFile(save / "train.log");
-  Resume();
-  WriteFileAtomic(save / "config.json", flags.dump(2) + "\n");
-  metrics_ = std::make_unique<MetricsWriter>(save / "metrics.jsonl");
-  samples_ = std::make_unique<MetricsWriter>(save / "samples.jsonl");
-  Log().info("{}: {} weights, {} of them quantised{}; {} threads", models_.hf().name(),
-             models_.trained().size(), models_.num_quantized(),
-             models_.scheme() ? " as " + models_.scheme()->Name() : "", pool_.num_threads());
 }
 
 void Run::CheckPromptsFit() const {
@@ -148,19 +171,20 @@ void Run::CheckPromptsFit() const {
 }
 
 void Run::Resume() {
-  if (config_.checkpoint.load.empty()) return;
-  const std::filesystem::path latest = std::filesystem::path(config_.checkpoint.load) / kLatestFile;
-  if (!std::filesystem::exists(latest)) {
-    Log().info("{} holds no checkpoint; training starts from {}", config_.checkpoint.load,
+  const std::filesystem::path load = config_.checkpoint.load;
+  if (load.empty()) return;
+  const auto iteration = FindCheckpoint(load, config_.checkpoint.ckpt_step);
+  if (!iteration.has_value()) {
+    GoBackInLogs({{kMetricsFile, 0u}, {kSamplesFile, 0u}});
+    Log().info("{} holds no checkpoint; training starts from {}", load.string(),
                models_.start().name());
     return;
   }
-  const std::filesystem::path iteration =
-      IterationFolder(config_.checkpoint.load, ReadIteration(latest));
-  const std::filesystem::path folder = iteration / "state";
+  const std::filesystem::path folder = *iteration / "state";
   const Json state = LoadTrainingState(ctx_, folder, *parameters_);
-  if (models_.reference() != nullptr && std::filesystem::exists(iteration / "reference")) {
-    const ModelWeights saved = LoadWeights(Checkpoint(iteration / "reference"), at::kBFloat16);
+  if (dead_zone_) dead_zone_->Restore(folder);
+  if (models_.reference() != nullptr && std::filesystem::exists(*iteration / "reference")) {
+    const ModelWeights saved = LoadWeights(Checkpoint(*iteration / "reference"), at::kBFloat16);
     for (size_t i = 0; i < saved.size(); ++i) {
       (*models_.reference())[i].dense.copy_(saved[i].dense);
     }
@@ -169,14 +193,50 @@ void Run::Resume() {
   policy_version_ = CountOf(state, "policy_version", folder);
   dataset_->Restore(state.value("dataset", Json::object()));
   const std::filesystem::path partial = folder / kPartialFile;
-  if (std::filesystem::exists(partial)) {
-    const std::string bytes = ReadFile(partial);
-    const Json kept = Json::from_cbor(bytes, true, false);
-    if (kept.is_discarded()) DamagedCheckpoint(partial, "CBOR", "other bytes");
+  if (std::filesystem::exists(partial) && sampler_) {
+    const Json kept = Json::from_cbor(ReadFile(partial), true, false);
+    if (kept.is_discarded()) DamagedState(partial, "CBOR", "other bytes");
     sampler_->Restore(kept, *dataset_);
   }
-  engine_->UpdateWeights(policy_version_);
-  Log().info("resumed from {} after {} rollouts", config_.checkpoint.load, start_rollout_);
+  if (engine_) engine_->UpdateWeights(policy_version_);
+  NoteChangedFlags(state);
+  if (config_.checkpoint.ckpt_step > 0 && IsSameFolder(load, config_.checkpoint.save))
+    WriteFileAtomic(load / kLatestFile, fmt::format("{}\n", start_rollout_));
+  GoBackInLogs(state.value("log_sizes", Json::object()));
+  Log().info("resumed from {} after {} rollouts", iteration->string(), start_rollout_);
+}
+
+// Metrics and samples of rollouts that the checkpoint does not know are run again; a run that was
+// killed and resumed then has the rows of one that was not.
+void Run::GoBackInLogs(const Json& sizes) const {
+  const std::filesystem::path save = config_.checkpoint.save;
+  if (!IsSameFolder(save, config_.checkpoint.load)) return;
+  std::error_code absent;
+  for (const auto& [name, value] : sizes.items()) {
+    const bool is_ours = name == kMetricsFile || name == kSamplesFile;
+    const uint64_t size = std::filesystem::file_size(save / name, absent);
+    if (absent || !is_ours || !value.is_number_unsigned() || value.get<uint64_t>() >= size)
+      continue;
+    std::filesystem::resize_file(save / name, value.get<uint64_t>(), absent);
+  }
+}
+
+void Run::NoteChangedFlags(const Json& state) const {
+  const Json before = state.value("config", Json::object());
+  std::string changes;
+  const auto note = [&](const std::string& name) {
+    const bool is_about_this_start = name == "load" || name == "save" || name == "threads" ||
+                                     name == "defaults" || name.starts_with("debug-");
+    const Json was = before.value(name, Json("unset")), is = flags_.value(name, Json("unset"));
+    if (is_about_this_start || was == is) return;
+    changes += fmt::format(" {} {} -> {};", name, DumpJson(was), DumpJson(is));
+  };
+  for (const auto& [name, value] : before.items()) note(name);
+  for (const auto& [name, value] : flags_.items()) {
+    if (!before.contains(name)) note(name);
+  }
+  if (!before.empty() && !changes.empty())
+    Log().warn("flags that differ from those of the checkpoint:{}", changes);
 }
 
 RolloutOptions Run::TrainRolloutOptions() const {
@@ -189,7 +249,7 @@ RolloutOptions Run::TrainRolloutOptions() const {
   options.n_samples_per_prompt = config_.rollout.n_samples_per_prompt;
   options.seed = config_.rollout.rollout_seed;
   options.apply_chat_template = config_.rollout.apply_chat_template;
-  options.record_routing = config_.rollout.use_rollout_routing_replay;
+  options.record_routing = routing_replay_ == RoutingReplay::kOn;
   return options;
 }
 
@@ -220,12 +280,37 @@ void Run::MakeSampler() {
   sampler_.emplace(*engine_, text, *reward_, options);
 }
 
+std::vector<Sample> Run::Sampled(int64_t rollout, const StepNote& note) {
+  const RolloutArgs& args = config_.rollout;
+  const int64_t total = args.rollout_batch_size * args.n_samples_per_prompt;
+  const std::string& load = config_.debug.load_rollout_data;
+  if (load.empty()) {
+    return sampler_->Next(*dataset_, rollout,
+                          [&](int64_t done) { note(fmt::format("sampled {}/{}", done, total)); });
+  }
+  const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
+  const std::string path = WithRolloutId(load, rollout + 1);
+  std::vector<Sample> samples = LoadRolloutData(path, text);
+  if (static_cast<int64_t>(samples.size()) != total) {
+    throw Error(ErrorCode::kUsage,
+                {.where = path,
+                 .what = "the rollout has another number of samples",
+                 .expected = fmt::format("--rollout-batch-size {} times "
+                                         "--n-samples-per-prompt {}",
+                                         args.rollout_batch_size, args.n_samples_per_prompt),
+                 .found = fmt::format("{}", samples.size())});
+  }
+  return samples;
+}
+
 std::vector<Sample> Run::Generate(int64_t rollout, Json& row, const StepNote& note) {
   Timer timer;
   const RolloutArgs& args = config_.rollout;
-  const int64_t total = args.rollout_batch_size * args.n_samples_per_prompt;
-  std::vector<Sample> samples = sampler_->Next(
-      *dataset_, rollout, [&](int64_t done) { note(fmt::format("sampled {}/{}", done, total)); });
+  std::vector<Sample> samples = Sampled(rollout, note);
+  if (!config_.debug.save_rollout_data.empty()) {
+    SaveRolloutData(WithRolloutId(config_.debug.save_rollout_data, rollout + 1), rollout + 1,
+                    samples);
+  }
   if (args.mask_offpolicy_in_partial_rollout) {
     for (Sample& sample : samples)
       sample.num_masked_tokens = sample.completion.num_offpolicy_tokens;
@@ -236,7 +321,12 @@ std::vector<Sample> Run::Generate(int64_t rollout, Json& row, const StepNote& no
   metrics.AppendTo(row);
   const bool is_selective = args.partial_rollout || args.group_filter != GroupFilter::kNone ||
                             args.over_sampling_batch_size > args.rollout_batch_size;
-  if (is_selective) sampler_->stats().AppendTo(row);
+  if (is_selective && sampler_) sampler_->stats().AppendTo(row);
+  if (routing_replay_ == RoutingReplay::kOn) {
+    int64_t bytes = 0;
+    for (const Sample& sample : samples) bytes += sample.completion.routed_experts.size_bytes();
+    row["rollout/routing_bytes"] = bytes;
+  }
   row["perf/rollout_time"] = timer.seconds();
   return samples;
 }
@@ -262,6 +352,7 @@ BatcherOptions Run::StepOptions() const {
   options.micro_batch_size = batch.micro_batch_size;
   options.reduction =
       batch.calculate_per_token_loss ? LossReduction::kTokenMean : LossReduction::kSampleMean;
+  options.routing_replay = routing_replay_;
   return options;
 }
 
@@ -286,10 +377,10 @@ void Run::Score(const std::vector<Sample>& samples, std::vector<std::vector<Trai
   if (const Decoder* reference = models_.reference_decoder()) {
     for (auto& step : cut) {
       for (TrainBatch& batch : step) {
-        batch.ref_logprobs_T =
-            ScoreBatch(ctx_, *reference, batch,
-                       static_cast<float>(config_.rollout.rollout_temperature), Entropy::kSkip)
-                .logprobs_T;
+        batch.ref_logprobs_T = ScoreBatch(ctx_, *reference, batch,
+                                          static_cast<float>(config_.rollout.rollout_temperature),
+                                          Entropy::kSkip, RoutingSource::kRouter)
+                                   .logprobs_T;
       }
     }
     if (is_cut_anew) CopyTokens(scored, steps, &TrainBatch::ref_logprobs_T);
@@ -317,6 +408,7 @@ void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row,
     const TrainStepResult result = trainer_->Step(step, config_.optimizer.lr, [&](size_t done) {
       note(fmt::format("trained {}/{} micro-batches", done, step.size()));
     });
+    if (dead_zone_) dead_zone_->Observe(ctx_, *parameters_);
     // With several steps a rollout the last one's numbers stand in the row.
     result.loss.AppendTo(row);
     row["train/grad_norm"] = result.grad_norm;
@@ -327,16 +419,33 @@ void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row,
       row["train/scale_change_rate"] = static_cast<double>(result.optimizer.num_changed_scales) /
                                        static_cast<double>(result.optimizer.num_scales);
     }
+    if (result.routing.num_choices > 0) {
+      row["train/routing_overlap"] = result.routing.shared();
+      row["train/routing_disjoint"] = result.routing.disjoint();
+      WarnIfRoutedElsewhere(result.routing);
+    }
     row["perf/optimizer_time"] = row.value("perf/optimizer_time", 0.0) + result.optimizer_seconds;
   }
+  if (dead_zone_) dead_zone_->AppendTo(row);
+  if (!has_reported_state_) ReportState(row);
   row["step"] = parameters_->step();
   row["perf/actor_train_time"] = timer.seconds();
 }
 
+void Run::ReportState(Json& row) {
+  has_reported_state_ = true;
+  const StateBytes state = MeasureState(models_, *parameters_, trainer_->gradient_bytes(),
+                                        dead_zone_ ? dead_zone_->size_bytes() : 0);
+  Log().info("{}", state.Text());
+  state.AppendTo(row);
+}
+
 void Run::UpdateWeights(Json& row) {
   Timer timer;
-  engine_->UpdateWeights(++policy_version_);
+  ++policy_version_;
+  if (engine_) engine_->UpdateWeights(policy_version_);
   row["perf/update_weights_time"] = timer.seconds();
+  if (config_.debug.check_weight_update_equal) parameters_->CheckWeights(ctx_);
 }
 
 void Run::UpdateReference(int64_t rollout) {
@@ -350,6 +459,7 @@ void Run::UpdateReference(int64_t rollout) {
 }
 
 void Run::Evaluate(Json& row) {
+  if (!engine_) return;
   Timer timer;
   const RolloutText text{tokenizer_, chat_template_ ? &*chat_template_ : nullptr};
   for (const EvalSet& set : eval_sets_) {
@@ -363,43 +473,66 @@ void Run::Evaluate(Json& row) {
     row["eval/" + set.name + "/standard_error"] = result.standard_error;
     row["eval/" + set.name + "/truncated_ratio"] = result.truncated_ratio;
     row["eval/" + set.name + "/response_len_mean"] = result.response_len_mean;
+    for (const auto& [k, share] : result.pass_at_k)
+      row[fmt::format("eval/{}/pass@{}", set.name, k)] = share;
   }
   if (!eval_sets_.empty()) row["perf/eval_time"] = timer.seconds();
 }
 
-void Run::Save(int64_t next_rollout) {
-  const std::filesystem::path run = config_.checkpoint.save;
-  AtomicFolder folder(IterationFolder(run, next_rollout));
-  std::filesystem::create_directories(folder.path() / "bf16");
+void Run::Append(const Json& row) {
+  metrics_->Append(row);
+  for (const char* name : {kMetricsFile, kSamplesFile}) {
+    std::error_code absent;
+    const uint64_t size =
+        std::filesystem::file_size(std::filesystem::path(config_.checkpoint.save) / name, absent);
+    if (!absent) log_sizes_[name] = size;
+  }
+}
+
+CheckpointSnapshot Run::Snapshot(int64_t next_rollout) {
+  CheckpointSnapshot snapshot;
+  snapshot.next_rollout = next_rollout;
+  snapshot.source = &models_.start();
   std::vector<Weight> dense;
   for (size_t i = 0; i < parameters_->size(); ++i) {
     dense.push_back({parameters_->spec(i), parameters_->master(i).to(at::kBFloat16), {}});
   }
-  ExportModel(models_.start(), ModelWeights(std::move(dense)), {}, folder.path() / "bf16");
+  snapshot.bf16.emplace(std::move(dense));
   if (const ModelWeights* quantized = models_.quantized_table()) {
-    const QuantMetadata metadata{models_.scheme()->scale_rule, models_.scheme()->grid(),
-                                 config_.seed};
-    std::filesystem::create_directories(folder.path() / "int4");
-    ExportModel(models_.start(), *quantized, {*models_.scheme(), MakeMetadata(metadata)},
-                folder.path() / "int4");
+    snapshot.quantized.emplace(CopyWeights(*quantized));
+    snapshot.quantized_format = {
+        *models_.scheme(),
+        MakeMetadata({models_.scheme()->scale_rule, models_.scheme()->grid(), config_.seed})};
   }
-  if (config_.algorithm.ref_update_interval > 0 && models_.reference() != nullptr) {
-    std::filesystem::create_directories(folder.path() / "reference");
-    ExportModel(models_.start(), *models_.reference(), {}, folder.path() / "reference");
-  }
-  SaveTrainingState(*parameters_,
-                    {{"next_rollout", next_rollout},
-                     {"policy_version", policy_version_},
-                     {"dataset", dataset_->State()}},
-                    folder.path() / "state");
-  if (config_.rollout.partial_rollout) {
+  if (config_.algorithm.ref_update_interval > 0 && models_.reference() != nullptr)
+    snapshot.reference.emplace(CopyWeights(*models_.reference()));
+  const bool is_async = config_.checkpoint.async_save;
+  snapshot.training = SnapshotTraining(*parameters_,
+                                       {{"next_rollout", next_rollout},
+                                        {"policy_version", policy_version_},
+                                        {"dataset", dataset_->State()},
+                                        {"log_sizes", log_sizes_},
+                                        {"config", flags_}},
+                                       is_async ? SnapshotMode::kCopy : SnapshotMode::kBorrow);
+  if (dead_zone_) dead_zone_->AddTo(snapshot.training);
+  if (config_.rollout.partial_rollout && sampler_) {
     const std::vector<uint8_t> bytes = Json::to_cbor(sampler_->State());
-    WriteFileAtomic(folder.path() / "state" / kPartialFile,
-                    {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    snapshot.partial_rollouts.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
-  folder.Commit();
-  WriteFileAtomic(run / kLatestFile, fmt::format("{}\n", next_rollout));
-  Log().info("saved {}", IterationFolder(run, next_rollout).string());
+  return snapshot;
+}
+
+void Run::Save(int64_t next_rollout) {
+  store_->Save(Snapshot(next_rollout),
+               config_.checkpoint.async_save ? SaveMode::kInBackground : SaveMode::kNow);
+}
+
+std::string Run::KeepFailedRollout(int64_t rollout, const std::vector<Sample>& samples) const {
+  const std::filesystem::path path = std::filesystem::path(config_.checkpoint.save) /
+                                     fmt::format("failed_rollout_{:07}.cbor", rollout + 1);
+  SaveRolloutData(path, rollout + 1, samples);
+  return fmt::format("Its samples are kept: --debug-train-only --load-debug-rollout-data {}",
+                     path.string());
 }
 
 }  // namespace quatrain

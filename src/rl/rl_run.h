@@ -9,11 +9,13 @@
 #include "base/metrics.h"
 #include "engine/engine.h"
 #include "rl/batcher.h"
+#include "rl/checkpoint_store.h"
 #include "rl/evaluate.h"
 #include "rl/prompt_dataset.h"
 #include "rl/rl_config.h"
 #include "rl/rollout_sampler.h"
 #include "rl/setup.h"
+#include "train/dead_zone.h"
 #include "train/trainer.h"
 
 namespace quatrain {
@@ -28,7 +30,8 @@ class Run {
   int64_t start_rollout() const { return start_rollout_; }
   int64_t num_rollouts() const { return num_rollouts_; }
 
-  // The steps of one rollout, in order; each adds its numbers and seconds to `row`.
+  // The steps of one rollout, in order; each adds its numbers and seconds to `row`. Under
+  // --load-debug-rollout-data the samples are read.
   std::vector<Sample> Generate(int64_t rollout, Json& row, const StepNote& note);
   // Some samples with what the trainer made of them, so after Score.
   void LogSamples(int64_t rollout, const std::vector<Sample>& samples,
@@ -43,11 +46,21 @@ class Run {
   // Every --ref-update-interval rollouts the reference takes the policy's BF16 weights.
   void UpdateReference(int64_t rollout);
   void Evaluate(Json& row);
-  void Append(const Json& row) { metrics_->Append(row); }
+  void Append(const Json& row);
+  // Ends before the next rollout begins, unless --async-save.
   void Save(int64_t next_rollout);
+  void WaitForSave() { store_->Wait(); }
+  // Keeps the samples of a rollout that could not be trained on; returns how to repeat the step.
+  std::string KeepFailedRollout(int64_t rollout, const std::vector<Sample>& samples) const;
 
  private:
+  void ReadData();
   void Resume();
+  void GoBackInLogs(const Json& sizes) const;
+  void NoteChangedFlags(const Json& state) const;
+  CheckpointSnapshot Snapshot(int64_t next_rollout);
+  void ReportState(Json& row);
+  std::vector<Sample> Sampled(int64_t rollout, const StepNote& note);
   void MakeSampler();
   BatcherOptions StepOptions() const;
   RolloutOptions TrainRolloutOptions() const;
@@ -55,11 +68,13 @@ class Run {
   void CheckPromptsFit() const;
 
   RlConfig config_;
+  Json flags_;
   ThreadPool pool_;
   OpContext ctx_;
   TrainingModels models_;
   std::optional<Parameters> parameters_;
   std::optional<Trainer> trainer_;
+  std::optional<DeadZoneMonitor> dead_zone_;  // where codes are made
   std::optional<Engine> engine_;
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> chat_template_;
@@ -68,7 +83,11 @@ class Run {
   std::optional<PromptDataset> dataset_;
   std::optional<RolloutSampler> sampler_;
   std::vector<EvalSet> eval_sets_;
+  bool has_reported_state_ = false;
+  RoutingReplay routing_replay_ = RoutingReplay::kOff;
+  std::optional<CheckpointStore> store_;
   std::unique_ptr<MetricsWriter> metrics_, samples_;
+  Json log_sizes_ = Json::object();  // bytes of both after the last whole rollout
   int64_t start_rollout_ = 0, num_rollouts_ = 0, policy_version_ = 0;
 };
 

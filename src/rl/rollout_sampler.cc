@@ -1,67 +1,15 @@
 #include "rl/rollout_sampler.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/interrupt.h"
 #include "base/random.h"
+#include "rl/sample_io.h"
 
 namespace quatrain {
 namespace {
 
 constexpr int64_t kFewestFilteredInARow = 64;
-
-template <class T>
-Json Binary(const std::vector<T>& values) {
-  std::vector<uint8_t> bytes(values.size() * sizeof(T));
-  if (!values.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
-  return Json::binary(std::move(bytes));
-}
-
-template <class T>
-std::vector<T> FromBinary(const Json& json) {
-  const std::vector<uint8_t>& bytes = json.get_binary();
-  std::vector<T> values(bytes.size() / sizeof(T));
-  if (!values.empty()) std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
-  return values;
-}
-
-Json StateOf(const Sample& sample) {
-  const Completion& completion = sample.completion;
-  const RoutedExperts& routing = completion.routed_experts;
-  return {
-      {"draw_key", sample.draw_key},
-      {"token_ids", Binary(completion.token_ids)},
-      {"logprobs", Binary(completion.rollout_logprobs)},
-      {"routing", Binary(routing.ids_TLK)},
-      {"routing_shape", {routing.num_tokens, routing.num_moe_layers, routing.num_experts_per_tok}},
-      {"finish_reason", static_cast<int>(completion.finish_reason)},
-      {"policy_versions", {completion.policy_version_min, completion.policy_version_max}},
-      {"reward", sample.reward.reward},
-      {"verdict", static_cast<int>(sample.reward.verdict)},
-      {"answer",
-       Binary(std::vector<char>(sample.reward.answer.begin(), sample.reward.answer.end()))}};
-}
-
-void RestoreSample(const Json& state, const RolloutText& text, Sample& sample) {
-  sample.draw_key = state.at("draw_key").get<uint64_t>();
-  Completion& completion = sample.completion;
-  completion.token_ids = FromBinary<int32_t>(state.at("token_ids"));
-  completion.rollout_logprobs = FromBinary<float>(state.at("logprobs"));
-  RoutedExperts& routing = completion.routed_experts;
-  routing.ids_TLK = FromBinary<int32_t>(state.at("routing"));
-  routing.num_tokens = state.at("routing_shape").at(0).get<int64_t>();
-  routing.num_moe_layers = state.at("routing_shape").at(1).get<int64_t>();
-  routing.num_experts_per_tok = state.at("routing_shape").at(2).get<int64_t>();
-  completion.finish_reason = static_cast<FinishReason>(state.at("finish_reason").get<int>());
-  completion.policy_version_min = state.at("policy_versions").at(0).get<int64_t>();
-  completion.policy_version_max = state.at("policy_versions").at(1).get<int64_t>();
-  sample.reward.reward = state.at("reward").get<double>();
-  sample.reward.verdict = static_cast<RewardVerdict>(state.at("verdict").get<int>());
-  const std::vector<char> answer = FromBinary<char>(state.at("answer"));
-  sample.reward.answer.assign(answer.begin(), answer.end());
-  sample.response_text = ResponseText(text, completion);
-}
 
 bool IsFinished(const Sample& sample) {
   return sample.completion.finish_reason != FinishReason::kAbort;
@@ -259,7 +207,7 @@ Json RolloutSampler::State() const {
   Json groups = Json::array();
   for (const Group& group : kept_) {
     Json samples = Json::array();
-    for (const Sample& sample : group.samples) samples.push_back(StateOf(sample));
+    for (const Sample& sample : group.samples) samples.push_back(SampleToJson(sample));
     groups.push_back({{"serial", group.serial},
                       {"prompt", group.samples[0].prompt.id},
                       {"samples", std::move(samples)}});
@@ -286,7 +234,7 @@ void RolloutSampler::Restore(const Json& state, const PromptDataset& dataset) {
         Sample sample;
         sample.prompt = dataset.prompts()[static_cast<size_t>(prompt)];
         sample.prompt_ids = PromptIds(text_, sample.prompt, options_.rollout);
-        RestoreSample(saved_sample, text_, sample);
+        SampleFromJson(saved_sample, text_, sample);
         sample.completion.num_offpolicy_tokens = sample.response_length();
         group.num_finished += IsFinished(sample) ? 1 : 0;
         group.samples.push_back(std::move(sample));

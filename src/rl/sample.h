@@ -25,7 +25,7 @@ struct Prompt {
 struct Completion {
   std::vector<int32_t> token_ids;       // the stop token included
   std::vector<float> rollout_logprobs;  // one a token, nats, at the rollout temperature
-  RoutedExperts routed_experts;         // prompt + completion - 1 tokens; empty: not recorded
+  RoutingRecord routed_experts;         // prompt + completion - 1 tokens; empty: not recorded
   FinishReason finish_reason = FinishReason::kStop;
   int64_t policy_version_min = 0;  // of the weights that drew the tokens
   int64_t policy_version_max = 0;

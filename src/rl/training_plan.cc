@@ -21,6 +21,8 @@ TrainingPlan PlanTraining(const RlConfig& config, const Checkpoint& hf, QatMode 
   if (mode == QatMode::kBf16TrainInt4Rollout || mode == QatMode::kQatTrainBf16Rollout) {
     plan.weight_bytes += bf16;
   }
+  // train/dead_zone.h keeps two copies of the codes.
+  if (mode != QatMode::kBf16) plan.weight_bytes += num_parameters;
   plan.optimizer_bytes = 16 * num_parameters;
   const ModelConfig& model = hf.config();
   const int64_t micro_batch_tokens =

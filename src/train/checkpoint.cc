@@ -17,28 +17,39 @@ std::array<std::pair<std::string, at::Tensor>, 3> TensorsOf(Parameters& paramete
            {"exp_avg_sq.", parameters.exp_avg_sq(i)}}};
 }
 
+DType DTypeOf(const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kInt) return DType::kI32;
+  if (tensor.scalar_type() == at::kBFloat16) return DType::kBF16;
+  QT_CHECK(tensor.scalar_type() == at::kFloat);
+  return DType::kF32;
+}
+
 }  // namespace
 
-void SaveTrainingState(Parameters& parameters, const Json& state,
-                       const std::filesystem::path& folder) {
+TrainingSnapshot SnapshotTraining(Parameters& parameters, const Json& state, SnapshotMode mode) {
+  TrainingSnapshot snapshot;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    for (const auto& [prefix, tensor] : TensorsOf(parameters, i)) {
+      snapshot.tensors.push_back({prefix + parameters.spec(i).name,
+                                  mode == SnapshotMode::kCopy ? tensor.clone() : tensor});
+    }
+  }
+  snapshot.state = state;
+  snapshot.state["step"] = parameters.step();
+  return snapshot;
+}
+
+void SaveTrainingState(const TrainingSnapshot& snapshot, const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
   std::vector<TensorPlan> plan;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    for (const auto& [prefix, tensor] : TensorsOf(parameters, i)) {
-      plan.push_back({prefix + parameters.spec(i).name, DType::kF32, parameters.spec(i).shape});
-    }
-  }
+  for (const auto& [name, values] : snapshot.tensors)
+    plan.push_back({name, DTypeOf(values), values.sizes().vec()});
   SafetensorsWriter writer(folder, plan);
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    for (const auto& [prefix, tensor] : TensorsOf(parameters, i)) {
-      writer.Write(prefix + parameters.spec(i).name,
-                   {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()});
-    }
+  for (const auto& [name, values] : snapshot.tensors) {
+    writer.Write(name, {static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()});
   }
   writer.Finish();
-  Json json = state;
-  json["step"] = parameters.step();
-  WriteFileAtomic(folder / "state.json", json.dump(2) + "\n");
+  WriteFileAtomic(folder / "state.json", snapshot.state.dump(2) + "\n");
 }
 
 Json LoadTrainingState(const OpContext& ctx, const std::filesystem::path& folder,

@@ -40,7 +40,12 @@ TEST_F(TrainingState, AResumedOptimizerGoesOnBitForBit) {
   Parameters parameters(ctx_, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
   Step(ctx_, parameters, *start_, 1);
   Step(ctx_, parameters, *start_, 2);
-  SaveTrainingState(parameters, {{"next_rollout", 2}}, folder_ / "state");
+  const TrainingSnapshot snapshot =
+      SnapshotTraining(parameters, {{"next_rollout", 2}}, SnapshotMode::kCopy);
+  const at::Tensor before = parameters.master(0).clone();
+  SaveTrainingState(snapshot, folder_ / "state");
+  EXPECT_FALSE(snapshot.tensors[0].values.is_alias_of(parameters.master(0)));
+  EXPECT_TRUE(at::equal(snapshot.tensors[0].values, before));
 
   ModelWeights resumed = AllocateLike(*start_, 0);
   Parameters again(ctx_, *start_, &resumed, nullptr, {}, {}, MasterStart::kValues);
@@ -62,7 +67,8 @@ TEST_F(TrainingState, AResumedOptimizerGoesOnBitForBit) {
 TEST_F(TrainingState, AStateOfAnotherModelOrWithoutItsStepIsRefusedByName) {
   ModelWeights trained = AllocateLike(*start_, 0);
   Parameters parameters(ctx_, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
-  SaveTrainingState(parameters, Json::object(), folder_ / "state");
+  SaveTrainingState(SnapshotTraining(parameters, Json::object(), SnapshotMode::kBorrow),
+                    folder_ / "state");
   Json config = SmallMoeConfig();
   config["vocab_size"] = 40;
   const Checkpoint other(

@@ -109,6 +109,7 @@ std::vector<AdamWTask> Parameters::Tasks(Gradients* gradients) {
   std::vector<AdamWTask> tasks;
   for (size_t i = 0; i < masters_.size(); ++i) {
     AdamWTask task;
+    task.name = specs_[i].name.c_str();
     task.master = DataOf<float>(masters_[i]);
     task.exp_avg = DataOf<float>(exp_avg_[i]);
     task.exp_avg_sq = DataOf<float>(exp_avg_sq_[i]);
@@ -135,7 +136,8 @@ Parameters::StepResult Parameters::Step(const OpContext& ctx, Gradients& gradien
   ZeroClippedGradients(ctx, gradients);
   result.grad_norm = GlobalNorm(ctx, gradients);
   if (!std::isfinite(result.grad_norm)) {
-    throw Error(ErrorCode::kData, {.where = "optimizer step " + std::to_string(step_ + 1),
+    throw Error(ErrorCode::kData, {.where = fmt::format("optimizer step {}, {}", step_ + 1,
+                                                        FirstNonFinite(ctx, gradients)),
                                    .what = "the gradient is not finite",
                                    .todo = "Nothing was changed by this step. Lower --lr, or "
                                            "look at the last samples "
@@ -153,6 +155,49 @@ Parameters::StepResult Parameters::Step(const OpContext& ctx, Gradients& gradien
   }
   result.stats = AdamWUpdate(ctx.pool, step, Tasks(&gradients));
   return result;
+}
+
+void Parameters::CheckWeights(const OpContext& ctx) {
+  for (size_t i = 0; i < masters_.size(); ++i) {
+    for (ModelWeights* table : {trained_, rollout_}) {
+      if (table != nullptr && !IsCurrent(ctx, i, (*table)[i])) {
+        throw Error(ErrorCode::kData,
+                    {.where = specs_[i].name,
+                     .what = table == trained_ && rollout_ != nullptr
+                                 ? "the trained weight is not that of its master"
+                                 : "the rollout's weight is not that of its master",
+                     .expected = "the same bits",
+                     .todo = "This is a bug of ours; please report it with the configuration"});
+      }
+    }
+  }
+}
+
+bool Parameters::IsCurrent(const OpContext& ctx, size_t index, const Weight& weight) {
+  Weight fresh = weight;  // scales too: under kFrozen they stay
+  if (weight.dense.defined()) fresh.dense = at::empty_like(weight.dense);
+  AdamWTask task;
+  task.name = specs_[index].name.c_str();
+  task.master = DataOf<float>(masters_[index]);
+  const std::vector<int64_t>& shape = specs_[index].shape;
+  task.out_features = shape.size() == 1 ? 1 : shape[0];
+  task.in_features = shape.back();
+  AddOutput(fresh, &task);
+  WriteWeightFromMaster(ctx.pool, {&task, 1});
+  if (!weight.is_quantized()) return at::equal(fresh.dense, weight.dense);
+  return fresh.codes.packed == weight.codes.packed &&
+         std::equal(fresh.codes.scale.begin(), fresh.codes.scale.end(), weight.codes.scale.begin(),
+                    [](BFloat16 a, BFloat16 b) { return a.bits == b.bits; });
+}
+
+std::string Parameters::FirstNonFinite(const OpContext& ctx, Gradients& gradients) const {
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients.IsTouched(static_cast<int>(i))) continue;
+    const at::Tensor& grad = gradients.Of(static_cast<int>(i));
+    if (!std::isfinite(SumOfSquares(ctx.pool, DataOf<float>(grad), grad.numel())))
+      return specs_[i].name;
+  }
+  return "all tensors together";
 }
 
 double GlobalNorm(const OpContext& ctx, Gradients& gradients) {

@@ -51,6 +51,10 @@ class Parameters {
   at::Tensor& exp_avg_sq(size_t index) { return exp_avg_sq_[index]; }
   int64_t step() const { return step_; }
 
+  // --check-weight-update-equal: makes every weight of both tables anew from its master and
+  // compares bits. Error kData naming the first that differs.
+  void CheckWeights(const OpContext& ctx);
+
   // After a resume filled masters and moments: sets the step and writes the weights.
   void Restore(const OpContext& ctx, int64_t step);
 
@@ -58,8 +62,8 @@ class Parameters {
     double grad_norm = 0.0;  // global L2 before clipping
     AdamWStats stats;
   };
-  // One optimizer step from accumulated gradients (missing ones count as zero). Error kData when
-  // the norm is not finite; nothing has changed then.
+  // One optimizer step from accumulated gradients (missing ones count as zero). Error kData naming
+  // the step and the first such tensor when the norm is not finite; nothing has changed then.
   StepResult Step(const OpContext& ctx, Gradients& gradients, double lr);
 
  private:
@@ -68,6 +72,8 @@ class Parameters {
   // The table's weight, or the rollout table's, that holds codes; null if neither does.
   Weight* QuantizedOf(size_t index) const;
   void MoveMastersIntoCells();
+  bool IsCurrent(const OpContext& ctx, size_t index, const Weight& weight);
+  std::string FirstNonFinite(const OpContext& ctx, Gradients& gradients) const;
   void ZeroClippedGradients(const OpContext& ctx, Gradients& gradients) const;
 
   OptimizerConfig config_;

@@ -134,10 +134,34 @@ TEST_F(ParametersTest, AGradientThatIsNoNumberChangesNothing) {
   FillGradients(gradients, 1.0f);
   gradients.Of(3).data_ptr<float>()[1] = std::numeric_limits<float>::quiet_NaN();
   const at::Tensor before = parameters.master(0).clone();
-  EXPECT_TRUE(Contains(MessageOf([&] { parameters.Step(ctx_, gradients, 1e-3); }), "not finite"));
+  const std::string message = MessageOf([&] { parameters.Step(ctx_, gradients, 1e-3); });
+  EXPECT_TRUE(Contains(message, "not finite")) << message;
+  EXPECT_TRUE(Contains(message, "optimizer step 1, " + (*start_)[3].spec.name)) << message;
   EXPECT_EQ(parameters.step(), 0);
   EXPECT_TRUE(at::equal(before, parameters.master(0)));
   ExpectWeightsOfMasters(parameters);
+}
+
+TEST_F(ParametersTest, AWeightThatIsNotItsMastersIsFoundByName) {
+  Parameters parameters(ctx_, *start_, &*trained_, nullptr, {}, {}, MasterStart::kValues);
+  parameters.CheckWeights(ctx_);
+  for (size_t i = 0; i < trained_->size(); ++i) {
+    Weight& weight = (*trained_)[i];
+    const Weight good{weight.spec, weight.dense.defined() ? weight.dense.clone() : at::Tensor(),
+                      weight.codes};
+    if (weight.is_quantized()) {
+      weight.codes.packed.back() ^= 1 << 28;
+    } else {
+      weight.dense.view({-1})[0].add_(1.0);
+    }
+    EXPECT_TRUE(Contains(MessageOf([&] { parameters.CheckWeights(ctx_); }), weight.spec.name));
+    if (weight.is_quantized()) {
+      weight.codes.packed = good.codes.packed;
+    } else {
+      weight.dense.copy_(good.dense);
+    }
+  }
+  parameters.CheckWeights(ctx_);
 }
 
 TEST_F(ParametersTest, AStartThatIsNoNumberIsNamedByPlace) {

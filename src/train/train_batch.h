@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "models/routing_replay.h"
+#include "models/routing_record.h"
 
 namespace quatrain {
 
@@ -31,7 +31,7 @@ struct TrainBatch {
   // Records of the sequences' first length - 1 tokens, packed: T - S rows (the last token of a
   // sequence predicts nothing, so neither the engine nor the trainer runs it). Empty: nothing is
   // replayed.
-  RoutedExperts routed_experts;
+  RoutingRecord routed_experts;
 
   // Weight in the loss of each trained token of a sequence, fixed by the whole optimizer step
   // before it is cut into micro-batches: 1 / (trained tokens of the sequence * samples of the

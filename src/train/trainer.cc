@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <cmath>
+
 #include "base/metrics.h"
 
 namespace quatrain {
@@ -9,13 +11,14 @@ namespace {
 // its rows predict a trained token.
 struct TrainForward {
   ForwardBatch batch;
+  RoutedExperts replay;          // what batch.replay points to, if it is set
   std::vector<int64_t> rows;     // R, rows of the forward
   std::vector<int32_t> targets;  // R, the tokens they predict
   std::vector<int64_t> tokens;   // R, their place in the TrainBatch
 };
 
-TrainForward ForwardOf(const TrainBatch& train) {
-  TrainForward forward;
+// Fills `forward` in place, since its batch may point into it.
+void FillForward(const TrainBatch& train, RoutingSource routing, TrainForward& forward) {
   ForwardBatch& batch = forward.batch;
   for (int64_t s = 0; s < train.num_sequences(); ++s) {
     const int64_t begin = train.cu_seqlens[static_cast<size_t>(s)];
@@ -35,8 +38,40 @@ TrainForward ForwardOf(const TrainBatch& train) {
       batch.positions.push_back(train.positions_T[static_cast<size_t>(token)]);
     }
   }
-  if (!train.routed_experts.empty()) batch.replay = &train.routed_experts;
-  return forward;
+  if (train.routed_experts.empty() || routing == RoutingSource::kRouter) return;
+  forward.replay = train.routed_experts.Expand();
+  batch.replay = &forward.replay;
+}
+
+template <class T>
+std::vector<T> Part(const std::vector<T>& values, int64_t begin, int64_t end) {
+  if (values.empty()) return {};
+  return {values.begin() + begin, values.begin() + end};
+}
+
+// One sequence of a batch, as a batch.
+TrainBatch SequenceOf(const TrainBatch& batch, int64_t s) {
+  const auto at = static_cast<size_t>(s);
+  const int64_t begin = batch.cu_seqlens[at], end = batch.cu_seqlens[at + 1];
+  TrainBatch one;
+  one.token_ids_T = Part(batch.token_ids_T, begin, end);
+  one.positions_T = Part(batch.positions_T, begin, end);
+  one.cu_seqlens = {0, end - begin};
+  one.loss_mask_T = Part(batch.loss_mask_T, begin, end);
+  one.advantages_T = Part(batch.advantages_T, begin, end);
+  one.rollout_logprobs_T = Part(batch.rollout_logprobs_T, begin, end);
+  one.old_logprobs_T = Part(batch.old_logprobs_T, begin, end);
+  one.ref_logprobs_T = Part(batch.ref_logprobs_T, begin, end);
+  one.loss_weights_S = {batch.loss_weights_S[at]};
+  one.sample_ids_S = {batch.sample_ids_S[at]};
+  if (batch.routed_experts.empty()) return one;
+  one.routed_experts = batch.routed_experts;
+  // The last token of every sequence before this one has no row.
+  const int64_t bytes = batch.routed_experts.bytes_per_token(), first = begin - s;
+  one.routed_experts.num_tokens = end - begin - 1;
+  one.routed_experts.ids_TLK =
+      Part(batch.routed_experts.ids_TLK, first * bytes, (first + end - begin - 1) * bytes);
+  return one;
 }
 
 at::Tensor PredictingRows(const TrainForward& forward, const at::Tensor& hidden_TD) {
@@ -65,8 +100,9 @@ std::vector<float> Pick(const TrainForward& forward, const std::vector<float>& v
 }  // namespace
 
 BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const TrainBatch& batch,
-                         float temperature, Entropy entropy) {
-  const TrainForward forward = ForwardOf(batch);
+                         float temperature, Entropy entropy, RoutingSource routing) {
+  TrainForward forward;
+  FillForward(batch, routing, forward);
   const at::Tensor rows_RD = PredictingRows(forward, decoder.Forward(ctx, forward.batch));
   const TokenLogprobs scored =
       LmHeadLogprobs(ctx, rows_RD, decoder.LmHead(), forward.targets, 1.0f / temperature, entropy);
@@ -85,6 +121,15 @@ Trainer::Trainer(const OpContext& ctx, const Decoder& decoder, Parameters& param
   CheckPolicyLossConfig(config.loss);
 }
 
+int64_t Trainer::gradient_bytes() {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < gradients_.size(); ++i) {
+    const int index = static_cast<int>(i);
+    if (gradients_.IsTouched(index)) bytes += static_cast<int64_t>(gradients_.Of(index).nbytes());
+  }
+  return bytes;
+}
+
 void Trainer::ScoreOld(std::span<TrainBatch> batches) const {
   for (TrainBatch& batch : batches) {
     batch.old_logprobs_T =
@@ -92,10 +137,15 @@ void Trainer::ScoreOld(std::span<TrainBatch> batches) const {
   }
 }
 
-PolicyLossSums Trainer::Accumulate(const TrainBatch& batch) {
-  const TrainForward forward = ForwardOf(batch);
+PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* routing) {
+  TrainForward forward;
+  FillForward(batch, RoutingSource::kRecord, forward);
   DecoderTape tape;
+  RoutedExperts own;
+  if (forward.batch.replay != nullptr) forward.batch.record = &own;
   const at::Tensor hidden_TD = decoder_.ForwardWithTape(ctx_, forward.batch, &tape);
+  forward.batch.record = nullptr;
+  if (forward.batch.replay != nullptr) routing->Add(CompareRouting(own, forward.replay));
   const at::Tensor rows_RD = PredictingRows(forward, hidden_TD);
   const float inv_temperature = 1.0f / config_.temperature;
   const TokenLogprobs scored = LmHeadLogprobs(ctx_, rows_RD, decoder_.LmHead(), forward.targets,
@@ -121,6 +171,29 @@ PolicyLossSums Trainer::Accumulate(const TrainBatch& batch) {
   return loss.sums;
 }
 
+std::string Trainer::CulpritOf(std::span<const TrainBatch> batches) {
+  RoutingOverlap ignored;
+  for (const TrainBatch& batch : batches) {
+    for (int64_t s = 0; s < batch.num_sequences(); ++s) {
+      gradients_.Clear();
+      Accumulate(SequenceOf(batch, s), &ignored);
+      if (!std::isfinite(GlobalNorm(ctx_, gradients_)))
+        return fmt::format("sample {}:", batch.sample_ids_S[static_cast<size_t>(s)]);
+    }
+  }
+  return "no sample alone, but their sum:";
+}
+
+Parameters::StepResult Trainer::StepOrName(std::span<const TrainBatch> batches, double lr) {
+  try {
+    return parameters_.Step(ctx_, gradients_, lr);
+  } catch (const Error& error) {
+    // The message names step and tensor; a second look, sample by sample, names the sample.
+    if (std::isfinite(GlobalNorm(ctx_, gradients_))) throw;
+    throw Error(error.code(), fmt::format("{} {}", CulpritOf(batches), error.what()));
+  }
+}
+
 TrainStepResult Trainer::Step(std::span<const TrainBatch> batches, double lr,
                               const std::function<void(size_t num_done)>& progress) {
   TrainStepResult result;
@@ -129,12 +202,12 @@ TrainStepResult Trainer::Step(std::span<const TrainBatch> batches, double lr,
   PolicyLossSums sums;
   for (size_t i = 0; i < batches.size(); ++i) {
     if (progress) progress(i);
-    sums.Add(Accumulate(batches[i]));
+    sums.Add(Accumulate(batches[i], &result.routing));
   }
   result.loss = sums.Finish();
   result.forward_backward_seconds = timer.seconds();
   timer.Restart();
-  const Parameters::StepResult step = parameters_.Step(ctx_, gradients_, lr);
+  const Parameters::StepResult step = StepOrName(batches, lr);
   result.grad_norm = step.grad_norm;
   result.optimizer = step.stats;
   result.optimizer_seconds = timer.seconds();

@@ -30,6 +30,8 @@ struct TrainStepResult {
   PolicyLossMetrics loss;
   double grad_norm = 0.0;  // before clipping
   AdamWStats optimizer;
+  // The router of the training forward against the replayed record; nothing without one.
+  RoutingOverlap routing;
   double forward_backward_seconds = 0.0;
   double optimizer_seconds = 0.0;
 };
@@ -40,8 +42,15 @@ struct BatchLogprobs {
   std::vector<float> logprobs_T;
   std::vector<float> entropy_T;
 };
+// Whose experts a forward takes where the batch has a routing record.
+enum class RoutingSource {
+  kRecord,  // the rollout's (R3): probabilities from the router at hand, which gets its gradient
+  kRouter,  // the model's own, as the reference model does
+};
+
 BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const TrainBatch& batch,
-                         float temperature, Entropy entropy);
+                         float temperature, Entropy entropy,
+                         RoutingSource routing = RoutingSource::kRecord);
 
 class Trainer {
  public:
@@ -50,16 +59,23 @@ class Trainer {
   Trainer(const OpContext& ctx, const Decoder& decoder, Parameters& parameters,
           const TrainerConfig& config);
 
+  // Of the gradients held now.
+  int64_t gradient_bytes();
+
   // Fills old_logprobs_T with the current weights.
   void ScoreOld(std::span<TrainBatch> batches) const;
 
   // Forward and backward of every micro-batch, then one optimizer step. `progress` is called before
-  // each micro-batch with the number of those done.
+  // each micro-batch with the number of those done. Error kData naming step, tensor and sample
+  // where a number is not finite; no weight has changed then.
   TrainStepResult Step(std::span<const TrainBatch> batches, double lr,
                        const std::function<void(size_t num_done)>& progress);
 
  private:
-  PolicyLossSums Accumulate(const TrainBatch& batch);
+  // The sample whose own gradient is not finite, to name it; runs every sample alone.
+  std::string CulpritOf(std::span<const TrainBatch> batches);
+  Parameters::StepResult StepOrName(std::span<const TrainBatch> batches, double lr);
+  PolicyLossSums Accumulate(const TrainBatch& batch, RoutingOverlap* routing);
 
   OpContext ctx_;
   const Decoder& decoder_;

@@ -111,6 +111,68 @@ TEST_F(TrainerTest, ScoresDoNotDependOnTheBatch) {
     EXPECT_EQ(logprobs[t] != 0.0f, batch.loss_mask_T[t] != 0) << t;
 }
 
+TEST_F(TrainerTest, AGradientThatIsNotFiniteNamesStepTensorAndSample) {
+  ThreadPool pool(1);
+  const OpContext ctx{pool};
+  ModelWeights trained = AllocateLike(*start_, 0);
+  Parameters parameters(ctx, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
+  const Decoder decoder(checkpoint_->config(), trained);
+  Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
+  std::vector<TrainBatch> batches = {Batch(0, 2), Batch(2, 6)};
+  const int64_t begin = batches[1].cu_seqlens[1], end = batches[1].cu_seqlens[2];
+  // Finite, and a gradient beyond FP32 all the same.
+  for (int64_t t = begin; t < end; ++t) {
+    float& advantage = batches[1].advantages_T[static_cast<size_t>(t)];
+    if (advantage != 0.0f) advantage = -3e38f;
+  }
+  batches[1].loss_weights_S[1] = 100.0;
+  const at::Tensor before = parameters.master(0).clone();
+  const std::string message = MessageOf([&] { trainer.Step(batches, 1e-3, {}); });
+  EXPECT_TRUE(Contains(message, "sample 3")) << message;
+  EXPECT_TRUE(Contains(message, "optimizer step 1, model.")) << message;
+  EXPECT_TRUE(at::equal(before, parameters.master(0)));
+}
+
+TEST_F(TrainerTest, ReplayOfTheOwnRoutingIsExactAndAnotherOneShowsInTheOverlap) {
+  ThreadPool pool(1);
+  const OpContext ctx{pool};
+  ModelWeights trained = AllocateLike(*start_, 0);
+  Parameters parameters(ctx, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
+  const Decoder decoder(checkpoint_->config(), trained);
+  const auto record = [&](TrainBatch& batch) {
+    std::vector<std::vector<int32_t>> sequences;
+    for (int64_t s = 0; s < batch.num_sequences(); ++s) {
+      const auto first = batch.token_ids_T.begin();
+      sequences.emplace_back(first + batch.cu_seqlens[static_cast<size_t>(s)],
+                             first + batch.cu_seqlens[static_cast<size_t>(s) + 1] - 1);
+    }
+    ForwardBatch forward = MakeVarlenBatch(sequences);
+    RoutedExperts routing;
+    forward.record = &routing;
+    decoder.Forward(ctx, forward);
+    batch.routed_experts.Append(routing, 0, routing.num_tokens, checkpoint_->config().num_experts);
+  };
+  TrainBatch plain = Batch(0, 4), replayed = Batch(0, 4);
+  record(replayed);
+  EXPECT_EQ(ScoreBatch(ctx, decoder, plain, 0.8f, Entropy::kSkip).logprobs_T,
+            ScoreBatch(ctx, decoder, replayed, 0.8f, Entropy::kSkip).logprobs_T);
+  TrainBatch other = replayed;
+  for (uint8_t& id : other.routed_experts.ids_TLK) id = static_cast<uint8_t>((id + 1) % 4);
+  const auto of = [&](RoutingSource source) {
+    return ScoreBatch(ctx, decoder, other, 0.8f, Entropy::kSkip, source).logprobs_T;
+  };
+  EXPECT_NE(of(RoutingSource::kRecord), of(RoutingSource::kRouter));
+  EXPECT_EQ(of(RoutingSource::kRouter),
+            ScoreBatch(ctx, decoder, plain, 0.8f, Entropy::kSkip).logprobs_T);
+  Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
+  std::vector<TrainBatch> step = {replayed};
+  trainer.ScoreOld(step);
+  const TrainStepResult own = trainer.Step(step, 0.0, {});
+  EXPECT_EQ(own.routing.shared(), 1.0);
+  EXPECT_EQ(own.routing.num_choices, 2 * replayed.routed_experts.num_tokens) << "two MoE layers";
+  EXPECT_LT(trainer.Step(std::vector<TrainBatch>{other}, 0.0, {}).routing.shared(), 1.0);
+}
+
 TEST_F(TrainerTest, ALossThatMeansNothingIsRefused) {
   ThreadPool pool(1);
   ModelWeights trained = AllocateLike(*start_, 0);

@@ -135,7 +135,8 @@ void RoundChecked(const AdamWTask& task, int64_t task_index, int64_t row, const 
   const int64_t column = FindBadColumn(scratch.weight.data(), task.in_features);
   if (column < 0) return;
   throw Error(ErrorCode::kData,
-              {.where = fmt::format("AdamW task {}, row {}, column {}", task_index, row, column),
+              {.where = fmt::format("{}{}AdamW task {}, row {}, column {}", task.name,
+                                    *task.name != '\0' ? ", " : "", task_index, row, column),
                .what = "the master weight left the range of BF16 weights",
                .expected = "a finite value",
                .found = fmt::format("{}", master_I[column]),
