@@ -13,7 +13,7 @@
 namespace quatrain {
 namespace {
 
-constexpr int64_t kBatchTokens = 2048;  // of samples that run together
+constexpr int64_t kBatchTokens = 1024;  // of samples that run together
 
 std::vector<SampleBatch> MakeBatches(const CalibrationData& data) {
   std::vector<SampleBatch> batches;

@@ -14,11 +14,15 @@ constexpr int64_t kRowsPerChunk = 64;
 
 template <class T>
 void PackPanel(const T* inputs_TI, int64_t num_tokens, int64_t in_features, int64_t panel,
-               float* to) {
+               float* __restrict to) {
   const int64_t first = panel * kPanelColumns;
   const int64_t columns = std::min(kPanelColumns, in_features - first);
   for (int64_t t = 0; t < num_tokens; ++t, to += kPanelColumns) {
     const T* from = inputs_TI + t * in_features + first;
+    if (columns == kPanelColumns) {  // of known length, for the compiler's vectors
+      for (int64_t i = 0; i < kPanelColumns; ++i) to[i] = ToFloat(from[i]);
+      continue;
+    }
     for (int64_t i = 0; i < columns; ++i) to[i] = ToFloat(from[i]);
     std::fill(to + columns, to + kPanelColumns, 0.0f);
   }
@@ -108,9 +112,25 @@ template void AccumulateHessian(ThreadPool&, const float*, int64_t, Hessian&);
 
 template <class T>
 std::optional<BadInput> FindBadInput(const T* inputs_TI, int64_t num_tokens, int64_t in_features) {
-  for (int64_t at = 0; at < num_tokens * in_features; ++at) {
-    const float value = ToFloat(inputs_TI[at]);
-    if (!std::isfinite(value)) return BadInput{at / in_features, at % in_features, value};
+  constexpr int64_t kBlock = 256;  // of known length, for the compiler's vectors
+  const int64_t count = num_tokens * in_features;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    if (first + kBlock <= count) {
+      // 0 * value is 0, but NaN for NaN and Inf; so is the sum with one of them.
+      float sums[8] = {};
+      for (int64_t i = 0; i < kBlock; i += 8) {
+        for (int64_t lane = 0; lane < 8; ++lane) {
+          sums[lane] += 0.0f * ToFloat(inputs_TI[first + i + lane]);
+        }
+      }
+      float sum = 0.0f;
+      for (const float of_lane : sums) sum += of_lane;
+      if (sum == 0.0f) continue;
+    }
+    for (int64_t at = first; at < std::min(count, first + kBlock); ++at) {
+      const float value = ToFloat(inputs_TI[at]);
+      if (!std::isfinite(value)) return BadInput{at / in_features, at % in_features, value};
+    }
   }
   return std::nullopt;
 }

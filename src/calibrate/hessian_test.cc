@@ -135,6 +135,21 @@ TEST(Hessian, OutputErrorIsTheQuadraticForm) {
   }
 }
 
+TEST(FindBadInput, FindsOneAnywhereInManyValues) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    for (const int64_t place : {0, 255, 256, 300, 1099}) {
+      std::vector<BFloat16> inputs = RandomInputs(100, 11, 8);
+      EXPECT_FALSE(FindBadInput(inputs.data(), 100, 11).has_value());
+      inputs[static_cast<size_t>(place)] = ToBFloat16(bad);
+      inputs.back() = ToBFloat16(bad);
+      const auto found = FindBadInput(inputs.data(), 100, 11);
+      ASSERT_TRUE(found.has_value());
+      EXPECT_EQ(found->token, place / 11);
+      EXPECT_EQ(found->feature, place % 11);
+    }
+  }
+}
+
 TEST(FindBadInput, NamesTokenAndFeatureOfTheFirstNaN) {
   std::vector<BFloat16> inputs = RandomInputs(4, 5, 8);
   EXPECT_FALSE(FindBadInput(inputs.data(), 4, 5).has_value());

@@ -44,6 +44,23 @@ int64_t OutputsOfError(const LayerInput& input, const WeightSpec& spec) {
   return is_alone && 2 * spec.shape[0] < spec.shape[1] ? spec.shape[0] : 0;
 }
 
+// x* - x, FP32.
+template <class T>
+at::Tensor DifferenceOf(const OpContext& ctx, const at::Tensor& reference_TI,
+                        const at::Tensor& x_TI) {
+  at::Tensor difference_TI = EmptyTensor(x_TI.sizes(), at::kFloat);
+  const T* reference = DataOf<T>(reference_TI);
+  const T* x = DataOf<T>(x_TI);
+  float* difference = DataOf<float>(difference_TI);
+  const int64_t features = x_TI.size(1);
+  ctx.pool.ParallelFor(x_TI.size(0), [&](int64_t row, int) {
+    for (int64_t at = row * features; at < (row + 1) * features; ++at) {
+      difference[at] = ToFloat(reference[at]) - ToFloat(x[at]);
+    }
+  });
+  return difference_TI;
+}
+
 void AccumulateError(const OpContext& ctx, const Weight& weight, const at::Tensor& x_TI,
                      const at::Tensor& reference_TI, LayerInput& input) {
   if (!reference_TI.defined()) return;
@@ -56,8 +73,8 @@ void AccumulateError(const OpContext& ctx, const Weight& weight, const at::Tenso
       AccumulateInputError(ctx.pool, DataOf<T>(x_TI), DataOf<T>(reference_TI), x_TI.size(0), error);
       return;
     }
-    const at::Tensor difference_TI = reference_TI.to(at::kFloat).sub_(x_TI);
-    const at::Tensor error_TO = LinearLogits(ctx, difference_TI, weight.View());
+    const at::Tensor error_TO =
+        LinearLogits(ctx, DifferenceOf<T>(ctx, reference_TI, x_TI), weight.View());
     AccumulateOutputError(ctx.pool, DataOf<T>(x_TI), DataOf<float>(error_TO), x_TI.size(0), error);
   });
 }

@@ -9,7 +9,7 @@
 namespace quatrain {
 namespace {
 
-constexpr double kBatchTokens = 2048;  // of calibration; longer samples run alone
+constexpr double kBatchTokens = 1024;  // of calibration; longer samples run alone
 
 double ElementsOf(const WeightSpec& spec) {
   double count = 1;

@@ -1,6 +1,7 @@
 #include "cli/convert.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -182,6 +183,10 @@ void RunConvert(const ConvertFlags& flags) {
         "--trust-remote-code has no effect: no Python of the model is ever run. Files *.py are "
         "copied.");
   }
+  // Large blocks go back to the system when they are freed: kept for later ones of other sizes they
+  // would double the memory that a layer takes.
+  constexpr int kLargeBlock = 1 << 22;
+  mallopt(M_MMAP_THRESHOLD, kLargeBlock);
   ThreadPool pool(flags.num_threads);
   std::optional<Progress> progress;
   const ConversionSummary summary =

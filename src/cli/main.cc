@@ -1,6 +1,7 @@
 // The `quatrain` program: one subcommand a job. Errors end here: one paragraph on standard error
 // and an exit status (2: the user can mend it, 3: written, but a threshold is missed, 130:
 // interrupted, 1: our bug).
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -84,6 +85,8 @@ int Run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   quatrain::InstallInterruptHandler();
+  // Our own pool does the work; libtorch's threads would spin beside it between its small ops.
+  at::set_num_threads(1);
   try {
     return quatrain::Run(argc, argv);
   } catch (const quatrain::Error& error) {
