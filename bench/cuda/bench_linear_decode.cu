@@ -2,7 +2,8 @@
 //
 //   nvcc -std=c++20 -O3 --fmad=false -gencode arch=compute_90a,code=sm_90a -DFMT_CONSTEVAL=
 //   -DFMT_USE_CONSTEXPR=1 -DFMT_HEADER_ONLY -Isrc -I. -o bench_linear_decode
-//   bench/cuda/bench_linear_decode.cu src/kernels/cuda/linear_*.cu src/kernels/cuda/pack.cu
+//   bench/cuda/bench_linear_decode.cu src/kernels/cuda/linear_*.cu
+//   src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
 //   src/base/error.cc -lcublas
 //   ./bench_linear_decode [all|int4|int8|bf16|sweep] > rows.jsonl
 //
@@ -78,26 +79,20 @@ class LinearBench {
     Prepare(c, 1);
     const int64_t units = cuda::NumUnits(shape_);
     const int segments = cuda::NumSegments(c.n, c.k);
+    const bool is_plain = c.type == WeightType::kBFloat16;
     for (const int m : tokens) {
       for (const int row_units : {1, 2}) {
-        for (int groups = 1; groups * segments <= 8; ++groups) {
-          for (const int budget : {112 << 10, 220 << 10}) {
+        if (is_plain == (row_units == 2)) continue;
+        for (const int per_sm : {1, 2}) {
+          for (const int stage_chunks : {0, 2, 4, 8}) {
             const int64_t all = (units + row_units - 1) / row_units;
-            const int ctas = budget > (112 << 10) ? 132 : 264;
-            cuda::DecodePlan plan{row_units, groups, 0, 0, budget};
-            plan.num_rounds = static_cast<int>((all + groups * ctas - 1) / (groups * ctas));
-            const int per_cta = groups * plan.num_rounds;
-            if (plan.num_rounds > 6) continue;
-            plan.num_ctas = static_cast<int>((all + per_cta - 1) / per_cta);
-            Graph pdl(stream_, 24, [&](int i) { Ours(c, m, i, &plan, LaunchOrder::kOverlap); });
-            Graph plain(stream_, 24,
-                        [&](int i) { Ours(c, m, i, &plan, LaunchOrder::kAfterPrevious); });
-            const std::vector<double> us = MeasureInterleaved({&pdl, &plain}, 3);
-            std::printf(
-                "sweep %lldx%lld m %d units %d groups %d rounds %d ctas %d kb %d us %.2f plain "
-                "%.2f\n",
-                static_cast<long long>(c.n), static_cast<long long>(c.k), m, row_units, groups,
-                plan.num_rounds, plan.num_ctas, budget >> 10, us[0], us[1]);
+            const int ctas = static_cast<int>(std::min<int64_t>(all, 132 * per_sm));
+            const int most = static_cast<int>((all + ctas - 1) / ctas);
+            for (int rounds = 1; rounds <= 3; ++rounds) {
+              const int groups = is_plain && most > 12 ? 3 + rounds : (most + rounds - 1) / rounds;
+              if (groups * segments > 8 || groups < 1 || (rounds > most)) continue;
+              SweepOne(c, m, {row_units, groups, ctas, (m > 16 ? 220 : 112) << 10, stage_chunks});
+            }
           }
         }
       }
@@ -106,6 +101,24 @@ class LinearBench {
   }
 
  private:
+  void SweepOne(const Case& c, int m, const cuda::DecodePlan& plan) {
+    try {
+      Graph pdl(stream_, 24, [&](int i) { Ours(c, m, i, &plan, LaunchOrder::kOverlap); });
+      Graph plain(stream_, 24, [&](int i) { Ours(c, m, i, &plan, LaunchOrder::kAfterPrevious); });
+      const std::vector<double> us = MeasureInterleaved({&pdl, &plain}, 3);
+      std::printf(
+          "sweep %lldx%lld m %d units %d groups %d ctas %d kb %d stage %d us %.2f plain %.2f\n",
+          static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.row_units,
+          plan.num_groups, plan.num_ctas, plan.shared_budget >> 10, plan.stage_chunks, us[0],
+          us[1]);
+    } catch (const Error&) {
+      // No room for this plan.
+      cudaGraph_t graph = nullptr;
+      cudaStreamEndCapture(stream_, &graph);
+      cudaGetLastError();
+    }
+  }
+
   static const char* Name(WeightType type) {
     return type == WeightType::kInt4 ? "w4a16" : type == WeightType::kInt8 ? "w8a16" : "bf16";
   }
@@ -254,11 +267,20 @@ void RunAll(const std::string& which, LinearBench* bench) {
     bench->Run({WeightType::kInt4, 8192, 8192, 8192}, {1});
   }
   if (which == "sweep") {
-    bench->Sweep({WeightType::kInt4, 6144, 4096, 128}, {1, 16});
-    bench->Sweep({WeightType::kInt4, 8192, 8192, 128}, {1, 16});
-    bench->Sweep({WeightType::kInt4, 16384, 16384, 128}, {1, 16});
-    bench->Sweep({WeightType::kInt4, 28672, 8192, 128}, {1, 16});
-    bench->Sweep({WeightType::kBFloat16, 5120, 2048, 0}, {1});
+    for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{4096, 4096},
+                                                                       {6144, 4096},
+                                                                       {4096, 12288},
+                                                                       {8192, 8192},
+                                                                       {24576, 4096},
+                                                                       {16384, 16384},
+                                                                       {28672, 8192}}) {
+      bench->Sweep({WeightType::kInt4, n, k, 128}, {1, 8, 16});
+    }
+    bench->Sweep({WeightType::kInt4, 8192, 8192, 128}, {32, 64});
+    for (const auto& [n, k] :
+         std::vector<std::pair<int64_t, int64_t>>{{5120, 2048}, {2048, 4096}, {151936, 2048}}) {
+      bench->Sweep({WeightType::kBFloat16, n, k, 0}, {1, 8, 16});
+    }
   }
   if (wants("bf16")) {
     bench->Run({WeightType::kBFloat16, 5120, 2048, 0}, {1, 8, 16, 64});

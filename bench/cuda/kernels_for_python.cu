@@ -1,15 +1,17 @@
-// The device kernels behind C names, for bench_kernels.py (ctypes). Pointers are device memory.
+// The device kernels behind C names, for bench_kernels.py and bench_moe.py (ctypes). Pointers are
+// device memory.
 //
 //   nvcc -std=c++20 -O3 -fmad=false -DFMT_CONSTEVAL= -Isrc -gencode arch=compute_90a,code=sm_90a
 //   -shared
 //     -Xcompiler -fPIC -o libquatrain_kernels_gpu.so bench/cuda/kernels_for_python.cu
-//     src/kernels/cuda/{adamw,attention_decode,attention_prefill,elementwise,int4_quantize,logprob}.cu
-//     src/base/error.cc -lfmt
+//     src/kernels/cuda/*.cu src/base/error.cc -lfmt
 #include "kernels/cuda/adamw.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/int4_quantize.h"
 #include "kernels/cuda/logprob.h"
+#include "kernels/cuda/moe.h"
+#include "kernels/cuda/pack.h"
 
 namespace {
 
@@ -180,6 +182,89 @@ void QtAttentionDecode(const QtAttention* a, cudaStream_t stream) {
 }
 void QtAttentionPrefill(const QtAttention* a, cudaStream_t stream) {
   quatrain::cuda::AttentionPrefill(ArgsOf(*a), stream, kAfter);
+}
+
+// Codes and scales of a matrix to kernel layout, and to BF16.
+struct QtWeight {
+  void *codes, *scale, *packed, *plain;
+  int64_t rows, columns, group;
+};
+int64_t QtPackedBytes(int64_t rows, int64_t columns, int64_t group) {
+  return quatrain::cuda::PackedBytes({rows, columns, group, 4});
+}
+void QtPackWeights(const QtWeight* a, cudaStream_t stream) {
+  quatrain::cuda::PackWeights({a->rows, a->columns, a->group, 4},
+                              {static_cast<int32_t*>(a->codes), Weights(a->scale)},
+                              static_cast<uint8_t*>(a->packed), nullptr, stream);
+}
+void QtDequantizeWeights(const QtWeight* a, cudaStream_t stream) {
+  quatrain::cuda::DequantizeWeights({a->rows, a->columns, a->group, 4},
+                                    {static_cast<int32_t*>(a->codes), Weights(a->scale)},
+                                    Weights(a->plain), stream);
+}
+
+struct QtMoe {
+  void *x, *router, *given, *logits, *counters;
+  void *ids, *weights, *expert_begin, *row_token, *slot_row, *tiles, *num_tiles;
+  void *gate_up, *down, *h, *y, *out;
+  int64_t tokens, experts, slots, hidden, inter, group, groups, per_multiprocessor;
+};
+static quatrain::cuda::MoeRouting RoutingOf(const QtMoe& a) {
+  return {static_cast<int32_t*>(a.ids),          Floats(a.weights),
+          static_cast<int32_t*>(a.expert_begin), static_cast<int32_t*>(a.row_token),
+          static_cast<int32_t*>(a.slot_row),     static_cast<quatrain::cuda::MoeTile*>(a.tiles),
+          static_cast<int32_t*>(a.num_tiles)};
+}
+static quatrain::cuda::MoeExpertsArgs ExpertsOf(const QtMoe& a) {
+  return {.num_experts = a.experts,
+          .num_tokens = a.tokens,
+          .num_slots = a.slots,
+          .routing = RoutingOf(a),
+          .plan = {static_cast<int>(a.groups), static_cast<int>(a.per_multiprocessor)}};
+}
+static LaunchOrder OrderOf(int64_t overlap) {
+  return overlap ? LaunchOrder::kOverlap : LaunchOrder::kAfterPrevious;
+}
+int64_t QtMaxMoeTiles(int64_t rows, int64_t experts) {
+  return quatrain::cuda::MaxMoeTiles(rows, experts);
+}
+int64_t QtRouterCounters(int64_t tokens) { return quatrain::cuda::RouterCounters(tokens); }
+void QtMoeRouter(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeRouter({.config = {a->experts, a->slots, true},
+                             .x = Weights(a->x),
+                             .weight_ED = Weights(a->router),
+                             .num_tokens = a->tokens,
+                             .hidden = a->hidden,
+                             .replayed_ids = static_cast<int32_t*>(a->given),
+                             .logits_TE = Floats(a->logits),
+                             .routing = RoutingOf(*a),
+                             .counters = static_cast<int32_t*>(a->counters)},
+                            stream, OrderOf(overlap));
+}
+void QtMoeGateUp(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
+  args.shape = {2 * a->inter, a->hidden, a->group, 4};
+  args.weight = a->gate_up;
+  args.x = Weights(a->x);
+  args.y = Weights(a->h);
+  quatrain::cuda::MoeGateUp(args, stream, OrderOf(overlap));
+}
+void QtMoeDown(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
+  args.shape = {a->hidden, a->inter, a->group, 4};
+  args.weight = a->down;
+  args.x = Weights(a->h);
+  args.y = Weights(a->y);
+  quatrain::cuda::MoeDown(args, stream, OrderOf(overlap));
+}
+void QtMoeCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeCombine({.y = Weights(a->y),
+                              .routing = RoutingOf(*a),
+                              .num_tokens = a->tokens,
+                              .num_slots = a->slots,
+                              .hidden = a->hidden,
+                              .out = Weights(a->out)},
+                             stream, OrderOf(overlap));
 }
 
 }  // extern "C"

@@ -169,7 +169,17 @@ __device__ __forceinline__ void CopyBulk(uint32_t destination, const void* sourc
       : "memory");
 }
 
-// The same for weights, which are read once: first out of the L2.
+// A box of a matrix by its tensor map (a __grid_constant__ parameter), from `column` and `row` on.
+__device__ __forceinline__ void CopyBox(uint32_t destination, const void* map, int column, int row,
+                                        uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3}], [%4];" ::"r"(destination),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// Weights, in bulk; they are read once: first out of the L2.
 __device__ __forceinline__ void CopyBulkOnce(uint32_t destination, const void* source,
                                              uint32_t bytes, uint32_t barrier, uint64_t policy) {
   asm volatile(

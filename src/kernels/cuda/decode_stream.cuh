@@ -2,35 +2,40 @@
 //
 //   one CTA = W chain warps + a weight warp + an activation warp
 //
-//   weight warp ------bulk copies, a ring for each chain warp--->  [stage][stage]...   K256 a stage
-//   activation warp --bulk copies, all rows of x---------------->  [slot][slot]...     K256 a slot
+//   weight warp ------bulk copies, a ring for each chain warp--->  [stage][stage]...
+//   activation warp --copies, all rows of x--------------------->  [slot][slot]...
 //                                                                       |
-//   chain warp: codes (LDS.128) -> BF16 B fragments (fma) -- A fragments (ldmatrix) --> k16 steps
+//   chain warp: codes (LDS.128) -> BF16 A fragments (fma) -- B fragments (ldmatrix) --> k16 steps
 //
-// Weights stand on the n8 side of the tensor-core step (8 rows a unit), tokens on the m16 side, so
-// one kernel serves every number of tokens with the same bits. A warp walks kRowUnits units x
-// kTokenTiles tiles of 16 tokens, one chain each, over the whole K of its segment. Fragments are
-// loaded a chunk (K128, 8 steps) ahead, into the registers that the step before has just left. The
-// first weight copies are under way before griddepcontrol.wait, which only the activation warp
-// executes.
+// Weights stand on the m16 side of the tensor-core step (two units of 8 rows, or one and zeros),
+// tokens on the n8 side in tiles of 8: what a warp reads from shared memory grows with the tokens,
+// not with the tile, and one kernel serves every number of tokens with the same bits. A warp walks
+// kRowUnits units x kTokenTiles tiles over the whole K of its segment, chunk by chunk (K128, 8
+// steps). Operands are made a pair of steps ahead, codes are read half a chunk ahead. The first
+// weight copies are under way before griddepcontrol.wait, which only the activation warp executes.
 //
 // What a unit is, where x rows lie and what becomes of a finished sum is the Work's affair:
 //   int num_rounds                                       units a warp handles one after the other
+//   bool Has(round, group)                               whether a group has units in a round
 //   const uint8_t* Source(round, group, stream, segment) start of a weight stream
+//   bool HasNewX(round)                                  whether x differs from the round before
 //   int Rows(round), const BFloat16* Row(round, row)     the activations of a round
-//   void Store(round, group, totals)                     epilogue of one warp's units
+//   kIsTiled                                             x comes in boxes of 64 columns, by
+//     x_map, x_row                                       its tensor map, from this row on
+//   void Store(round, group, lane, sums)                 epilogue of one warp's units
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
 
 namespace quatrain::cuda {
 
-inline constexpr int kStageInputs = 256;
-inline constexpr int kSlotRowBytes = kStageInputs * 2 + 16;  // padded: ldmatrix without conflicts
-inline constexpr int kZeroBytes = 1152;                      // a chunk or a row of zeros
+inline constexpr int kBoxColumns = 64;  // of x, where a tensor map brings it
+inline constexpr int kBoxRowBytes = 128;
+inline constexpr int kBoxesPerChunk = 2;
 inline constexpr int kMaxChainWarps = 8;
 
 // How the shared memory of a CTA is cut and how far K goes; made by the host, the same for all
@@ -38,83 +43,32 @@ inline constexpr int kMaxChainWarps = 8;
 struct StreamLayout {
   int num_warps = 0;       // chain warps
   int num_segments = 1;    // of K; warps of one unit group that work on different segments
-  int num_stages = 0;      // K256 steps of the longest segment
   int segment_inputs = 0;  // K of all segments but the last
   int in_features = 0;     // K
+  int stage_chunks = 0;    // chunks in a stage: a slot of x and of a ring
+  int num_stages = 0;      // of the longest segment
   int weight_slots = 0;    // of each warp's ring
   int x_slots = 0;
-  int x_rows = 0;            // rows reserved in a slot
-  int x_is_resident = 0;     // the slots hold all of x, which is the same in every round
-  uint32_t zero_offset = 0;  // offsets in shared memory
-  uint32_t partial_offset = 0;
+  int x_rows = 0;               // rows reserved in a slot
+  int x_is_resident = 0;        // the slots hold all of x, until a round has a new one
+  uint32_t stream_pitch = 0;    // of a weight stream in a ring slot
+  uint32_t x_pitch = 0;         // of a row of x in a slot
+  uint32_t partial_offset = 0;  // offsets in shared memory
   uint32_t x_offset = 0;
   uint32_t weight_offset = 0;
   uint32_t shared_bytes = 0;
-};
 
-// Codes of kBits with kScales (1, 2, 4) scales of each row in a chunk.
-template <int kBits_, int kScales_>
-struct CodeFormat {
-  static constexpr int kBits = kBits_;
-  static constexpr int kScales = kScales_;
-  static constexpr bool kIsCodes = true;
-  static constexpr int kStreamsPerUnit = 1;
-  static constexpr int kCodeBytes = 1024 * kBits / 8;
-  static constexpr int kChunkBytes = kCodeBytes + 16 * kScales;
-  static constexpr int kStageBytes = 2 * kChunkBytes;  // of one stream
-  static constexpr int kStreamPitch = kStageBytes;     // in a ring slot
-  static constexpr float kUnscale = kCodeUnscale;
-  // Bytes of a stream over `inputs` of K.
-  static __device__ int StreamBytes(int inputs) { return (inputs + 127) / 128 * kChunkBytes; }
-
-  struct Chunk {
-    uint4 codes[kBits / 4];
-    uint32_t scales[kScales > 2 ? 2 : 1];
-  };
-  // `address`: of the chunk in shared memory.
-  static __device__ __forceinline__ void Load(uint32_t address, int lane, Chunk* chunk) {
-    chunk->codes[0] = LoadShared16(address + lane * 16);
-    if constexpr (kBits == 8) chunk->codes[1] = LoadShared16(address + 512 + lane * 16);
-    const uint32_t at = address + kCodeBytes + (lane / 4) * 2 * kScales;
-    if constexpr (kScales == 1) {
-      asm volatile("ld.shared.u16 %0, [%1];" : "=r"(chunk->scales[0]) : "r"(at) : "memory");
-    } else if constexpr (kScales == 2) {
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(chunk->scales[0]) : "r"(at) : "memory");
-    } else {
-      asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];"
-                   : "=r"(chunk->scales[0]), "=r"(chunk->scales[1])
-                   : "r"(at)
-                   : "memory");
-    }
+  QT_HOST_DEVICE uint32_t XSlotBytes() const { return num_segments * x_rows * x_pitch; }
+  // Inputs of a segment, and those of its stage.
+  QT_HOST_DEVICE int InputsOf(int segment) const {
+    const int left = in_features - segment * segment_inputs;
+    return left < 0 ? 0 : left < segment_inputs ? left : segment_inputs;
   }
-  // B fragments of steps 2 pair and 2 pair + 1; `factors` is carried from pair to pair of a chunk.
-  static __device__ __forceinline__ void Weights(const Chunk& chunk, int pair,
-                                                 GroupFactors* factors, uint32_t* b) {
-    if (pair * kScales % 4 == 0) {
-      const int group = pair * kScales / 4;
-      const uint32_t word = chunk.scales[group / 2];
-      *factors = FactorsOf<kBits>(__byte_perm(word, word, group % 2 == 0 ? 0x1010 : 0x3232));
-    }
-    if constexpr (kBits == 4) {
-      const uint4& c = chunk.codes[0];
-      WeightsOfInt4Word(pair == 0 ? c.x : pair == 1 ? c.y : pair == 2 ? c.z : c.w, *factors, b);
-    } else {
-      const uint4& c = chunk.codes[pair / 2];
-      WeightsOfInt8Word(pair % 2 == 0 ? c.x : c.z, *factors, b);
-      WeightsOfInt8Word(pair % 2 == 0 ? c.y : c.w, *factors, b + 2);
-    }
+  QT_HOST_DEVICE int InputsOf(int segment, int stage) const {
+    const int stage_inputs = stage_chunks * static_cast<int>(kChunkInputs);
+    const int left = InputsOf(segment) - stage * stage_inputs;
+    return left < 0 ? 0 : left < stage_inputs ? left : stage_inputs;
   }
-};
-
-// Plain BF16 weights [N, K], row-major: a stream is a row.
-struct BFloat16Format {
-  static constexpr bool kIsCodes = false;
-  static constexpr int kStreamsPerUnit = 8;
-  static constexpr int kStageBytes = kStageInputs * 2;
-  static constexpr int kStreamPitch = kSlotRowBytes;
-  static constexpr float kUnscale = 1.0f;
-  static __device__ int StreamBytes(int inputs) { return inputs * 2; }
-  struct Chunk {};
 };
 
 // Barriers of one CTA, 8 bytes each, at the start of shared memory.
@@ -145,52 +99,84 @@ struct RingPosition {
   }
 };
 
-// Activation warp: x of every round, K256 by K256, into the slots. Columns past a segment are zero.
+// x of one stage as at most 32 rows, each in one copy; lane l has row l. Columns past a segment's
+// end are zero to the end of the chunk.
+__device__ __forceinline__ void CopyRows(const StreamLayout& layout, const BFloat16* row_of_lane,
+                                         int rows, int stage, int lane, uint32_t slot,
+                                         uint32_t full) {
+  int total = 0;
+  for (int segment = 0; segment < layout.num_segments; ++segment) {
+    const int bytes = 2 * layout.InputsOf(segment, stage);
+    total += bytes * rows;
+    for (int row = 0; bytes % kChunkXBytes != 0 && row < rows; ++row) {
+      const uint32_t at = slot + (segment * layout.x_rows + row) * layout.x_pitch;
+      const int end = (bytes + kChunkXBytes - 1) / kChunkXBytes * kChunkXBytes;
+      ClearShared(at + bytes, end - bytes, lane);
+    }
+  }
+  __syncwarp();
+  if (lane == 0) BarrierExpect(full, total);
+  __syncwarp();
+  for (int segment = 0; segment < layout.num_segments; ++segment) {
+    const int bytes = 2 * layout.InputsOf(segment, stage);
+    const int first = segment * layout.segment_inputs +
+                      stage * layout.stage_chunks * static_cast<int>(kChunkInputs);
+    if (lane < rows && bytes > 0) {
+      CopyBulk(slot + (segment * layout.x_rows + lane) * layout.x_pitch, row_of_lane + first, bytes,
+               full);
+    }
+  }
+}
+
+// The same as boxes of all rows by 64 columns, 128 bytes a row, in which the 16-byte parts of row r
+// change places by r % 8. Rows and columns past the end are zero.
+template <class Work>
+__device__ __forceinline__ void CopyBoxes(const StreamLayout& layout, const Work& work, int stage,
+                                          int lane, uint32_t slot, uint32_t full) {
+  const uint32_t box_bytes = layout.x_rows * kBoxRowBytes;
+  const auto boxes_of = [&](int segment) {
+    return (layout.InputsOf(segment, stage) + static_cast<int>(kChunkInputs) - 1) /
+           static_cast<int>(kChunkInputs) * kBoxesPerChunk;
+  };
+  if (lane == 0) {
+    int boxes = 0;
+    for (int segment = 0; segment < layout.num_segments; ++segment) boxes += boxes_of(segment);
+    BarrierExpect(full, boxes * box_bytes);
+  }
+  __syncwarp();
+  for (int segment = 0; segment < layout.num_segments; ++segment) {
+    const int first = segment * layout.segment_inputs +
+                      stage * layout.stage_chunks * static_cast<int>(kChunkInputs);
+    for (int box = lane; box < boxes_of(segment); box += 32) {
+      CopyBox(slot + (segment * layout.stage_chunks * kBoxesPerChunk + box) * box_bytes, work.x_map,
+              first + box * kBoxColumns, work.x_row, full);
+    }
+  }
+}
+
+// Activation warp: x of every round, stage by stage, into the slots.
 template <class Work>
 __device__ void StreamActivations(const StreamLayout& layout, const Work& work, uint32_t base,
                                   int lane) {
   const StreamBarriers barriers(base, layout, 0);
-  const int rounds = layout.x_is_resident ? (work.num_rounds > 0 ? 1 : 0) : work.num_rounds;
   RingPosition ring;
   int filled = 0;
-  for (int round = 0; round < rounds; ++round) {
+  for (int round = 0; round < work.num_rounds; ++round) {
+    if (layout.x_is_resident && !work.HasNewX(round)) continue;
     const int rows = work.Rows(round);
+    const BFloat16* const row_of_lane = lane < rows ? work.Row(round, lane) : nullptr;
     for (int stage = 0; stage < layout.num_stages; ++stage) {
       if (filled >= layout.x_slots) {
         BarrierWait(barriers.x_empty + 8 * ring.slot, ring.parity ^ 1);
       } else {
         ++filled;
       }
+      const uint32_t slot = base + layout.x_offset + ring.slot * layout.XSlotBytes();
       const uint32_t full = barriers.x_full + 8 * ring.slot;
-      const uint32_t slot = base + layout.x_offset +
-                            ring.slot * (layout.num_segments * layout.x_rows * kSlotRowBytes);
-      int total = 0;
-      for (int segment = 0; segment < layout.num_segments; ++segment) {
-        const int begin = segment * layout.segment_inputs + stage * kStageInputs;
-        const int end = min(layout.in_features, (segment + 1) * layout.segment_inputs);
-        const int bytes = 2 * max(0, min(kStageInputs, end - begin));
-        total += bytes * rows;
-        if (bytes < 2 * kStageInputs) {
-          for (int row = 0; row < rows; ++row) {
-            const uint32_t at = slot + (segment * layout.x_rows + row) * kSlotRowBytes;
-            for (int i = bytes + 16 * lane; i < 2 * kStageInputs; i += 16 * 32) {
-              asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(at + i), "r"(0)
-                           : "memory");
-            }
-          }
-        }
-      }
-      __syncwarp();
-      if (lane == 0) BarrierExpect(full, total);
-      __syncwarp();
-      for (int segment = 0; segment < layout.num_segments; ++segment) {
-        const int begin = segment * layout.segment_inputs + stage * kStageInputs;
-        const int end = min(layout.in_features, (segment + 1) * layout.segment_inputs);
-        const int bytes = 2 * max(0, min(kStageInputs, end - begin));
-        for (int row = lane; row < rows && bytes > 0; row += 32) {
-          CopyBulk(slot + (segment * layout.x_rows + row) * kSlotRowBytes,
-                   work.Row(round, row) + begin, bytes, full);
-        }
+      if constexpr (Work::kIsTiled) {
+        CopyBoxes(layout, work, stage, lane, slot, full);
+      } else {
+        CopyRows(layout, row_of_lane, rows, stage, lane, slot, full);
       }
       ring.Advance(layout.x_slots);
     }
@@ -202,11 +188,11 @@ template <class Format, int kRowUnits, class Work>
 __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint32_t base,
                               int lane) {
   constexpr int kStreams = kRowUnits * Format::kStreamsPerUnit;
-  constexpr int kSlotBytes = kStreams * Format::kStreamPitch;
   constexpr int kPasses = (kStreams * kMaxChainWarps + 31) / 32;
   const uint64_t policy = EvictFirstPolicy();
-  RingPosition ring;
-  int filled = 0;
+  const int stage_bytes = layout.stage_chunks * Format::kChunkBytes;
+  RingPosition ring[kPasses];
+  int filled[kPasses] = {};
   for (int round = 0; round < work.num_rounds; ++round) {
     const uint8_t* source[kPasses];
     int left[kPasses];
@@ -217,10 +203,9 @@ __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint
       const int segment = warp % layout.num_segments;
       left[pass] = 0;
       source[pass] = nullptr;
-      if (warp < layout.num_warps) {
+      if (warp < layout.num_warps && work.Has(round, warp / layout.num_segments)) {
         source[pass] = work.Source(round, warp / layout.num_segments, index % kStreams, segment);
-        left[pass] = Format::StreamBytes(max(
-            0, min(layout.segment_inputs, layout.in_features - segment * layout.segment_inputs)));
+        left[pass] = Format::StreamBytes(layout.InputsOf(segment));
       }
     }
     for (int stage = 0; stage < layout.num_stages; ++stage) {
@@ -228,142 +213,214 @@ __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint
       for (int pass = 0; pass < kPasses; ++pass) {
         const int index = pass * 32 + lane;
         const int warp = index / kStreams;
-        const bool is_on = warp < layout.num_warps;
+        const bool is_on = left[pass] > 0;
         const StreamBarriers barriers(base, layout, is_on ? warp : 0);
-        const uint32_t full = barriers.weight_full + 8 * ring.slot;
-        const int bytes = min(Format::kStageBytes, left[pass]);
-        if (is_on && filled >= layout.weight_slots) {
-          BarrierWait(barriers.weight_empty + 8 * ring.slot, ring.parity ^ 1);
+        const uint32_t full = barriers.weight_full + 8 * ring[pass].slot;
+        const int bytes = min(stage_bytes, left[pass]);
+        if (is_on && filled[pass] >= layout.weight_slots) {
+          BarrierWait(barriers.weight_empty + 8 * ring[pass].slot, ring[pass].parity ^ 1);
         }
         if (is_on && index % kStreams == 0) BarrierExpect(full, bytes * kStreams);
         __syncwarp();
-        if (is_on && bytes > 0) {
-          CopyBulkOnce(base + layout.weight_offset +
-                           (warp * layout.weight_slots + ring.slot) * kSlotBytes +
-                           index % kStreams * Format::kStreamPitch,
-                       source[pass], bytes, full, policy);
+        if (is_on) {
+          CopyBulkOnce(
+              base + layout.weight_offset +
+                  ((warp * layout.weight_slots + ring[pass].slot) * kStreams + index % kStreams) *
+                      layout.stream_pitch,
+              source[pass], bytes, full, policy);
+          source[pass] += bytes;
+          left[pass] -= bytes;
+          ++filled[pass];
+          ring[pass].Advance(layout.weight_slots);
         }
-        source[pass] += bytes;
-        left[pass] -= bytes;
       }
-      ++filled;
-      ring.Advance(layout.weight_slots);
     }
   }
 }
 
-// One chain warp. Tokens past the last are rows of zeros.
+// One chain warp. Tiles past the last token repeat rows; their sums are not stored. Rows of a tile
+// that were never filled give sums of their own only.
 template <class Format, int kRowUnits, int kTokenTiles, class Work>
 struct ChainWarp {
   static constexpr int kStreams = kRowUnits * Format::kStreamsPerUnit;
-  static constexpr int kSlotBytes = kStreams * Format::kStreamPitch;
-  using Chunk = typename Format::Chunk;
+  static constexpr int kRowTiles = (kRowUnits + 1) / 2;
+
+  struct Codes {
+    typename Format::Chunk unit[kRowUnits];
+  };
+  // Of a pair of steps.
+  struct Operands {
+    uint32_t weights[kRowUnits][4];  // step 0: inputs 0-7, 8-15; step 1: the same
+    uint32_t x[kTokenTiles][4];      // likewise
+  };
 
   const StreamLayout& layout;
   const Work& work;
-  const uint32_t base;
   const int lane, group, segment;
+  const uint32_t base;
   const StreamBarriers barriers;
-  const uint32_t ring;  // of this warp
-  int stream_bytes;     // of one weight stream of this segment
+  uint32_t weights_at;  // of this lane in slot 0 of the ring
+  uint32_t slot_bytes, x_slot_bytes, stream_pitch;
+  int stage_chunks, weight_slots, x_slots;
+  uint32_t x_parity_mask;  // resident slots change their phase with x, not round by round
+  uint32_t x_phase;
+  bool gives_x_back;  // in this round
+  uint32_t x_chunk_bytes, x_box_bytes;
   uint32_t x_address[kTokenTiles];
-  uint32_t x_slot_stride[kTokenTiles];
-  float sums[kRowUnits][kTokenTiles][4];
+  RingPosition w, x;
+  uint32_t now_w, now_x;  // current chunk: of this lane; offset of x
+  int in_stage;           // chunks of the stage before the current one
+  int left;               // chunks after the current one
+  GroupFactors factors[kRowUnits];
+  float sums[kRowTiles][kTokenTiles][4];
 
-  __device__ ChainWarp(const StreamLayout& l, const Work& w, uint32_t shared, int warp, int thread)
+  __device__ ChainWarp(const StreamLayout& l, const Work& w_, uint32_t shared, int warp, int thread)
       : layout(l),
-        work(w),
-        base(shared),
+        work(w_),
         lane(thread),
         group(warp / l.num_segments),
         segment(warp % l.num_segments),
+        base(shared),
         barriers(shared, l, warp),
-        ring(shared + l.weight_offset + warp * l.weight_slots * kSlotBytes) {
-    stream_bytes = Format::StreamBytes(
-        max(0, min(l.segment_inputs, l.in_features - segment * l.segment_inputs)));
+        slot_bytes(kStreams * l.stream_pitch),
+        x_slot_bytes(l.XSlotBytes()),
+        stream_pitch(l.stream_pitch),
+        stage_chunks(l.stage_chunks),
+        weight_slots(l.weight_slots),
+        x_slots(l.x_slots),
+        x_parity_mask(l.x_is_resident ? 0 : 1),
+        x_phase(0),
+        gives_x_back(true),
+        x_chunk_bytes(Work::kIsTiled ? kBoxesPerChunk * l.x_rows * kBoxRowBytes : kChunkXBytes),
+        x_box_bytes(l.x_rows * kBoxRowBytes) {
+    weights_at = shared + l.weight_offset + warp * l.weight_slots * slot_bytes;
+    // Rows of BF16 weights are read like those of x.
+    if (!Format::kIsCodes) weights_at += lane % 8 * stream_pitch + 16 * (lane / 8);
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      const int row = t * 16 + lane / 8 % 2 * 8 + lane % 8;
-      const uint32_t column = 16 * (lane / 16);
-      const bool is_row = row < l.x_rows;
-      x_slot_stride[t] = is_row ? l.num_segments * l.x_rows * kSlotRowBytes : 0;
-      x_address[t] =
-          base + column +
-          (is_row ? l.x_offset + (segment * l.x_rows + row) * kSlotRowBytes : l.zero_offset);
-      KeepInRegister(&x_slot_stride[t]);
+      const int row = min(t * 8 + lane % 8, l.x_rows - 1);
+      if constexpr (Work::kIsTiled) {
+        x_address[t] = shared + l.x_offset + segment * stage_chunks * x_chunk_bytes +
+                       row * kBoxRowBytes + 16 * ((lane / 8) ^ (lane % 8));
+      } else {
+        x_address[t] =
+            shared + l.x_offset + (segment * l.x_rows + row) * l.x_pitch + 16 * (lane / 8);
+      }
       KeepInRegister(&x_address[t]);
     }
-    KeepInRegister(&stream_bytes);
-    Clear();
+    KeepInRegister(&weights_at);
+    KeepInRegister(&slot_bytes);
+    KeepInRegister(&x_slot_bytes);
+    KeepInRegister(&stream_pitch);
+    KeepInRegister(&stage_chunks);
+    KeepInRegister(&weight_slots);
+    KeepInRegister(&x_slots);
+    KeepInRegister(&x_parity_mask);
+    if constexpr (Work::kIsTiled) {
+      KeepInRegister(&x_chunk_bytes);
+      KeepInRegister(&x_box_bytes);
+    }
   }
 
-  __device__ __forceinline__ void Clear() {
+  // Waits for the stage at w and x and points to its first chunk.
+  __device__ __forceinline__ void EnterStage() {
+    BarrierWaitBoth(barriers.weight_full + 8 * w.slot, w.parity, barriers.x_full + 8 * x.slot,
+                    (x.parity & x_parity_mask) ^ x_phase);
+    now_w = weights_at + w.slot * slot_bytes;
+    now_x = x.slot * x_slot_bytes;
+    in_stage = 0;
+  }
+
+  __device__ __forceinline__ void LoadCodes(Codes* codes) {
+    if constexpr (Format::kIsCodes) {
 #pragma unroll
-    for (int u = 0; u < kRowUnits; ++u) {
-#pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[u][t][i] = 0.0f;
+      for (int u = 0; u < kRowUnits; ++u) {
+        Format::Load(now_w + u * stream_pitch, lane, &codes->unit[u]);
       }
     }
   }
 
-  // A fragments of pair 0..7 (two steps, K32) of a slot.
-  __device__ __forceinline__ void LoadActivations(int slot, int pair, uint32_t* a) {
+  // Operands of pair 0..3 of the chunk at (now_w, now_x); its codes lie in `codes`.
+  __device__ __forceinline__ void MakeOperands(const Codes& codes, int pair, Operands* o) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      const uint32_t at = x_address[t] + slot * x_slot_stride[t] + pair * 64;
-      LoadMatrices(at, a + 8 * t);
-      LoadMatrices(at + 32, a + 8 * t + 4);
+      if constexpr (Work::kIsTiled) {
+        LoadMatrices((x_address[t] + now_x + pair / 2 * x_box_bytes) ^ (pair % 2 * 64), o->x[t]);
+      } else {
+        LoadMatrices(x_address[t] + now_x + pair * 64, o->x[t]);
+      }
     }
-  }
-
-  // B fragments of pair 0..7 of a slot, BF16 weights.
-  __device__ __forceinline__ void LoadWeights(int slot, int pair, uint32_t (*b)[4]) {
 #pragma unroll
     for (int u = 0; u < kRowUnits; ++u) {
-      // Matrices: inputs 0-7, 8-15 of the first step, then of the second.
-      LoadMatrices(ring + slot * kSlotBytes + (u * 8 + lane % 8) * kSlotRowBytes + 16 * (lane / 8) +
-                       pair * 64,
-                   b[u]);
+      if constexpr (Format::kIsCodes) {
+        Format::Weights(codes.unit[u], pair, &factors[u], o->weights[u]);
+      } else {
+        LoadMatrices(now_w + 8 * u * stream_pitch + pair * 64, o->weights[u]);
+      }
     }
   }
 
-  // Codes of chunk `half` of a stage, zeros past the end of K.
-  __device__ __forceinline__ void LoadChunk(int slot, int stage, int half, Chunk* chunk) {
-    const bool is_there = (2 * stage + half) * Format::kChunkBytes < stream_bytes;
-#pragma unroll
-    for (int u = 0; u < kRowUnits; ++u) {
-      const uint32_t at = is_there ? ring + slot * kSlotBytes + u * Format::kStreamPitch +
-                                         half * Format::kChunkBytes
-                                   : base + layout.zero_offset;
-      Format::Load(at, lane, &chunk[u]);
-    }
-  }
-
-  __device__ __forceinline__ void Step(const uint32_t* a, const uint32_t (*b)[4]) {
+  __device__ __forceinline__ void Step(const Operands& o) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
+      for (int m = 0; m < kRowTiles; ++m) {
+        const bool is_whole = 2 * m + 1 < kRowUnits;
+        const uint32_t* upper = o.weights[2 * m] + 2 * half;
+        const uint32_t* lower = o.weights[is_whole ? 2 * m + 1 : 0] + 2 * half;
 #pragma unroll
-        for (int u = 0; u < kRowUnits; ++u) {
-          const uint32_t* f = a + 8 * t + 4 * half;
-          ChainStep(sums[u][t], f[0], f[1], f[2], f[3], b[u] + 2 * half);
+        for (int t = 0; t < kTokenTiles; ++t) {
+          ChainStep(sums[m][t], upper[0], is_whole ? lower[0] : 0u, upper[1],
+                    is_whole ? lower[1] : 0u, o.x[t] + 2 * half);
         }
+      }
+    }
+  }
+
+  // Walks one chunk, whose first pair is in `o[0]`; leaves the first pair of the next there and its
+  // codes in `next`. After the last chunk of a round both are what nobody uses.
+  __device__ __forceinline__ void WalkChunk(const Codes& now, Codes* next, Operands (&o)[2]) {
+    MakeOperands(now, 1, &o[1]);
+    Step(o[0]);
+    MakeOperands(now, 2, &o[0]);
+    Step(o[1]);
+    MakeOperands(now, 3, &o[1]);
+    const bool is_end_of_stage = in_stage + 1 == stage_chunks || left == 0;
+    const uint32_t weight_done = barriers.weight_empty + 8 * w.slot;
+    const uint32_t x_done = barriers.x_empty + 8 * x.slot;
+    if (is_end_of_stage) {
+      w.Advance(weight_slots);
+      x.Advance(x_slots);
+      if (left > 0) EnterStage();
+    } else {
+      now_w += Format::kChunkBytes;
+      now_x += x_chunk_bytes;
+      ++in_stage;
+    }
+    LoadCodes(next);
+    Step(o[0]);
+    MakeOperands(*next, 0, &o[0]);
+    Step(o[1]);
+    if (is_end_of_stage) {
+      // Everything of the stage has been used.
+      __syncwarp();
+      if (lane == 0) {
+        BarrierArrive(weight_done);
+        if (gives_x_back) BarrierArrive(x_done);
       }
     }
   }
 
   // Sum of the segments' sums, in ascending order, in the warp of segment 0.
   __device__ __forceinline__ void AddSegments() {
-    constexpr int kWarpBytes = kRowUnits * kTokenTiles * 32 * 16;
+    constexpr int kTiles = kRowTiles * kTokenTiles;
+    constexpr int kWarpBytes = kTiles * 32 * 16;
     const uint32_t partials =
         base + layout.partial_offset + group * (layout.num_segments - 1) * kWarpBytes;
     const int threads = 32 * layout.num_segments;
     if (segment > 0) {
 #pragma unroll
-      for (int i = 0; i < kRowUnits * kTokenTiles; ++i) {
+      for (int i = 0; i < kTiles; ++i) {
         const float* s = sums[i / kTokenTiles][i % kTokenTiles];
         asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(
                          partials + (segment - 1) * kWarpBytes + i * 512 + lane * 16),
@@ -374,7 +431,7 @@ struct ChainWarp {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
     for (int from = 0; segment == 0 && from < layout.num_segments - 1; ++from) {
 #pragma unroll
-      for (int i = 0; i < kRowUnits * kTokenTiles; ++i) {
+      for (int i = 0; i < kTiles; ++i) {
         float* s = sums[i / kTokenTiles][i % kTokenTiles];
         const uint4 p = LoadShared16(partials + from * kWarpBytes + i * 512 + lane * 16);
         s[0] = __fadd_rn(s[0], __uint_as_float(p.x));
@@ -386,90 +443,93 @@ struct ChainWarp {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
   }
 
-  __device__ __forceinline__ void Finish(int round) {
-    if (layout.num_segments > 1) AddSegments();
-    if (segment == 0) work.Store(round, group, lane, sums);
-    Clear();
-  }
-
-  // Fragments of a chunk; with up to 32 tokens two sets take turns, beyond that one is refilled.
-  struct Fragments {
-    uint32_t a[4][8 * kTokenTiles];
-    uint32_t b[Format::kIsCodes ? 1 : 4][kRowUnits][4];
-  };
-  static constexpr int kSets = kTokenTiles <= 2 ? 2 : 1;
-
-  __device__ __forceinline__ void LoadFragments(int x_slot, int weight_slot, int half, int pair,
-                                                Fragments* f) {
-    LoadActivations(x_slot, 4 * half + pair, f->a[pair]);
-    if constexpr (!Format::kIsCodes) LoadWeights(weight_slot, 4 * half + pair, f->b[pair]);
-  }
-
-  // Walks the chains over one chunk while the fragments of the next, at `half` of its slots, are
-  // loaded.
-  __device__ __forceinline__ void WalkChunk(const Chunk* chunk, Fragments* now, Fragments* next,
-                                            int x_slot, int weight_slot, int half) {
-    GroupFactors factors[kRowUnits];
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      if constexpr (kSets == 2) LoadFragments(x_slot, weight_slot, half, pair, next);
-      if constexpr (Format::kIsCodes) {
-#pragma unroll
-        for (int u = 0; u < kRowUnits; ++u) {
-          Format::Weights(chunk[u], pair, &factors[u], now->b[0][u]);
-        }
+  // Gives x of `stages` stages back that this warp does not use.
+  __device__ __forceinline__ void PassStages(int stages) {
+    for (int i = 0; i < stages; ++i) {
+      if (gives_x_back) {
+        BarrierWait(barriers.x_full + 8 * x.slot, (x.parity & x_parity_mask) ^ x_phase);
+        __syncwarp();
+        if (lane == 0) BarrierArrive(barriers.x_empty + 8 * x.slot);
       }
-      Step(now->a[pair], now->b[Format::kIsCodes ? 0 : pair]);
-      if constexpr (kSets == 1) LoadFragments(x_slot, weight_slot, half, pair, next);
+      x.Advance(x_slots);
     }
   }
 
   __device__ void Run() {
-    const int total = layout.num_stages * work.num_rounds;
-    if (total == 0) return;
-    int num_stages = layout.num_stages;
-    int weight_slots = layout.weight_slots;
-    int x_slots = layout.x_slots;
-    // Resident slots stay in their first phase.
-    uint32_t x_parity_mask = layout.x_is_resident ? 0 : 1;
-    KeepInRegister(&num_stages);
-    KeepInRegister(&weight_slots);
-    KeepInRegister(&x_slots);
-    KeepInRegister(&x_parity_mask);
-    Chunk chunk[2][kRowUnits];
-    Fragments fragments[kSets];
-    RingPosition w, x;
-    BarrierWaitBoth(barriers.weight_full, 0, barriers.x_full, 0);
-    if constexpr (Format::kIsCodes) LoadChunk(0, 0, 0, chunk[0]);
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) LoadFragments(0, 0, 0, pair, &fragments[0]);
-    int round = 0;
-    int stage = 0;
+    const int num_chunks =
+        (layout.InputsOf(segment) + static_cast<int>(kChunkInputs) - 1) / kChunkInputs;
+    const int my_stages = (num_chunks + stage_chunks - 1) / stage_chunks;
 #pragma unroll 1
-    for (int i = 1; i <= total; ++i) {
-      const uint32_t weight_done = barriers.weight_empty + 8 * w.slot;
-      const uint32_t x_done = barriers.x_empty + 8 * x.slot;
-      if constexpr (Format::kIsCodes) LoadChunk(w.slot, stage, 1, chunk[1]);
-      WalkChunk(chunk[0], &fragments[0], &fragments[kSets - 1], x.slot, w.slot, 1);
-      w.Advance(weight_slots);
-      x.Advance(x_slots);
-      if (++stage == num_stages) stage = 0;
-      if (i < total) {
-        BarrierWaitBoth(barriers.weight_full + 8 * w.slot, w.parity, barriers.x_full + 8 * x.slot,
-                        x.parity & x_parity_mask);
+    for (int round = 0; round < work.num_rounds; ++round) {
+      if (layout.x_is_resident) {
+        if (round > 0 && work.HasNewX(round)) x_phase ^= 1;
+        gives_x_back = round + 1 < work.num_rounds && work.HasNewX(round + 1);
       }
-      // After the last stage these loads bring what nobody uses.
-      if constexpr (Format::kIsCodes) LoadChunk(w.slot, stage, 0, chunk[0]);
-      WalkChunk(chunk[1], &fragments[kSets - 1], &fragments[0], x.slot, w.slot, 0);
-      // Everything of the stage before has been used.
-      __syncwarp();
-      if (lane == 0) {
-        BarrierArrive(weight_done);
-        BarrierArrive(x_done);
+      if (!work.Has(round, group)) {
+        PassStages(layout.num_stages);
+        continue;
       }
-      if (stage == 0) Finish(round++);
+#pragma unroll
+      for (int i = 0; i < kRowTiles * kTokenTiles * 4; ++i) {
+        sums[i / 4 / kTokenTiles][i / 4 % kTokenTiles][i % 4] = 0.0f;
+      }
+      Codes codes[2];
+      Operands operands[2];
+      EnterStage();
+      LoadCodes(&codes[0]);
+      MakeOperands(codes[0], 0, &operands[0]);
+      left = num_chunks;
+#pragma unroll 1
+      while (true) {
+        --left;
+        WalkChunk(codes[0], &codes[1], operands);
+        if (left == 0) break;
+        --left;
+        WalkChunk(codes[1], &codes[0], operands);
+        if (left == 0) break;
+      }
+      PassStages(layout.num_stages - my_stages);
+      if (layout.num_segments > 1) AddSegments();
+      if (segment == 0) work.Store(round, group, lane, sums);
     }
   }
 };
+
+// All warps of a CTA; the barriers lie at the start of shared memory, the rest as StreamLayout
+// says.
+template <class Format, int kRowUnits, int kTokenTiles, class Work>
+__device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work& work,
+                                          uint8_t* shared) {
+  const uint32_t base = SharedAddress(shared);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const StreamBarriers barriers(base, layout, 0);
+  if (warp < layout.num_warps) {
+    __syncthreads();
+    ChainWarp<Format, kRowUnits, kTokenTiles, Work> chain(layout, work, base, warp, lane);
+    chain.Run();
+  } else if (warp == layout.num_warps) {
+    const int num_slots = layout.num_warps * layout.weight_slots;
+    for (int i = lane; i < 2 * num_slots; i += 32) BarrierInit(barriers.weight_full + 8 * i, 1);
+    // Past the end of a row of BF16 weights: zeros from the start, or old weights.
+    const bool is_ragged = (layout.segment_inputs | layout.in_features) % kChunkInputs != 0;
+    if (!Format::kIsCodes && is_ragged) {
+      ClearShared(base + layout.weight_offset,
+                  num_slots * kRowUnits * Format::kStreamsPerUnit * layout.stream_pitch, lane);
+    }
+    FenceForCopies();
+    __syncthreads();
+    StreamWeights<Format, kRowUnits>(layout, work, base, lane);
+  } else {
+    for (int i = lane; i < layout.x_slots; i += 32) {
+      BarrierInit(barriers.x_full + 8 * i, 1);
+      BarrierInit(barriers.x_empty + 8 * i, layout.num_warps);
+    }
+    FenceForCopies();
+    __syncthreads();
+    WaitForPreviousKernel();
+    StreamActivations(layout, work, base, lane);
+  }
+}
 
 }  // namespace quatrain::cuda

@@ -10,8 +10,6 @@ namespace quatrain::cuda {
 namespace {
 
 constexpr int64_t kMaxTokensPerLaunch = 64;
-constexpr int kHalfMultiprocessor = 112 << 10;  // two CTAs at a time: the next kernel prefetches
-constexpr int kWholeMultiprocessor = 220 << 10;
 
 [[noreturn]] void ThrowShape(const std::string& expected, const std::string& found) {
   throw Error(ErrorCode::kShape,
@@ -59,31 +57,26 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
   const int segments = NumSegments(args.shape.out_features, args.shape.in_features);
   const int max_groups = kMaxChainWarps / segments;
   DecodePlan plan;
-  plan.shared_budget = args.num_tokens <= 16 ? kHalfMultiprocessor : kWholeMultiprocessor;
-  // Measured on an H100 (bench/cuda/bench_linear_decode.cu sweep): up to 8 chains of 8 rows on a
-  // multiprocessor go to a warp each, more in pairs; above 4, two CTAs hide each other's waits.
-  // Eight rows of BF16 fill a ring slot as 64 rows of INT4 do, so BF16 warps take one unit.
-  const int64_t chains = units * segments;
   const bool is_plain = args.type == WeightType::kBFloat16;
-  plan.row_units = is_plain || chains <= 8 * num_multiprocessors ? 1 : 2;
+  plan.row_units = is_plain || units * segments <= 2 * num_multiprocessors ? 1 : 2;
   const int64_t all = (units + plan.row_units - 1) / plan.row_units;
-  const bool is_paired = !is_plain && chains > 4 * num_multiprocessors && args.num_tokens <= 16;
-  const int64_t ctas = num_multiprocessors * (is_paired ? 2 : 1);
-  const int64_t needed = (all + ctas - 1) / ctas;
-  // The fewest rounds that waste least.
-  int64_t least = INT64_MAX;
-  for (int64_t rounds = 1; rounds <= needed; ++rounds) {
-    const int64_t groups = (needed + rounds - 1) / rounds;
-    if (groups > max_groups) continue;
-    if (groups * rounds < least) {
-      least = groups * rounds;
-      plan.num_rounds = static_cast<int>(rounds);
-      plan.num_groups = static_cast<int>(groups);
-    }
-    if (groups <= 4 || least == needed) break;
-  }
-  const int64_t per_cta = static_cast<int64_t>(plan.num_groups) * plan.num_rounds;
-  plan.num_ctas = static_cast<int>((all + per_cta - 1) / per_cta);
+  // Measured on an H100 (bench/cuda/bench_linear_decode.cu sweep). Up to 6 warps' work on a
+  // multiprocessor: one CTA of half its memory, beside it the next kernel's, whose weights arrive
+  // while this one works. More: two CTAs, which hide each other's waits.
+  const int64_t enough_for_one = is_plain ? 4 : 6;
+  const bool is_large = all * segments > enough_for_one * num_multiprocessors;
+  // Rows of BF16 for many rounds leave little room for more than 8 tokens.
+  const bool is_whole =
+      args.num_tokens > 16 || (is_plain && args.num_tokens > 8 && all > 16 * num_multiprocessors);
+  plan.shared_budget = is_whole ? kWholeMultiprocessor : kHalfMultiprocessor;
+  const bool is_double = is_large && !is_whole;
+  plan.num_ctas =
+      static_cast<int>(std::min<int64_t>(all, num_multiprocessors * (is_double ? 2 : 1)));
+  const int64_t most = (all + plan.num_ctas - 1) / plan.num_ctas;
+  const int64_t rounds = (most + max_groups - 1) / max_groups;
+  plan.num_groups = static_cast<int>((most + rounds - 1) / rounds);
+  // Few warps keep up with BF16 weights, and leave longer copies.
+  if (is_plain && rounds > 1) plan.num_groups = std::min(max_groups, 4);
   return plan;
 }
 

@@ -20,7 +20,7 @@ namespace quatrain::cuda {
 // 16-byte aligned.
 struct LinearDecodeArgs {
   WeightType type = WeightType::kBFloat16;  // kInt4 and kInt8: kernel layout; kBFloat16: [N, K]
-  PackedShape shape;                        // num_bits and group_size: codes only
+  PackedShape shape = {};                   // num_bits and group_size: codes only
   const void* weight = nullptr;
   const BFloat16* x = nullptr;  // [tokens, K], rows x_stride elements apart (0: K)
   int64_t x_stride = 0;
@@ -36,13 +36,13 @@ int NumSegments(int64_t out_features, int64_t in_features);
 // Inputs of each segment but the last: a multiple of 128.
 int64_t SegmentInputs(int64_t out_features, int64_t in_features);
 
-// How a launch cuts the work; any plan gives the same bits.
+// How a launch cuts the work; any plan gives the same bits. Groups are dealt to the CTAs evenly.
 struct DecodePlan {
-  int row_units = 1;   // units of 8 rows a warp holds at once: 1 or 2
+  int row_units = 1;   // units of 8 rows a warp holds at once: 1 or 2 (BF16: 1)
   int num_groups = 1;  // row groups a CTA holds at once; times segments: warps, at most 8
-  int num_rounds = 1;  // groups a warp handles one after the other
   int num_ctas = 1;
   int shared_budget = 0;  // bytes of shared memory a CTA may take
+  int stage_chunks = 0;   // chunks of K128 a copy brings; 0: by the room there is
 };
 DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessors);
 

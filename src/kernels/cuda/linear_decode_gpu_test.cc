@@ -1,67 +1,12 @@
 #if defined(QT_WITH_CUDA)
 #include <cmath>
 
-#include "kernels/cuda/device_test.h"
+#include "kernels/cuda/device_weight_test.h"
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_reference.h"
-#include "kernels/cuda/pack.h"
-#include "kernels/int4.h"
-#include "kernels/kernel_test.h"
 
 namespace quatrain::cuda {
 namespace {
-
-// Random codes and scales of a shape, on the host.
-struct HostCodes {
-  std::vector<int32_t> codes;
-  std::vector<BFloat16> scale;
-};
-
-HostCodes RandomCodes(const PackedShape& shape, uint64_t seed) {
-  HostCodes host;
-  const int64_t k = shape.in_features;
-  const int64_t words = PackedWords(k, shape.num_bits);
-  host.codes.assign(shape.out_features * words, 0);
-  for (size_t i = 0; i < host.codes.size(); ++i) {
-    host.codes[i] = static_cast<int32_t>(UniformDouble(seed, i, 0) * 4294967296.0 - 2147483648.0);
-  }
-  for (const float v : RandomFloats(shape.out_features * (k / shape.group_size), seed + 1)) {
-    host.scale.push_back(ToBFloat16(0.01f * std::exp(v)));
-  }
-  return host;
-}
-
-std::vector<BFloat16> Dequantize(const PackedShape& shape, const HostCodes& host) {
-  const int64_t k = shape.in_features;
-  std::vector<BFloat16> weight(shape.out_features * k);
-  for (int64_t n = 0; n < shape.out_features; ++n) {
-    const int32_t* row = host.codes.data() + n * PackedWords(k, shape.num_bits);
-    for (int64_t i = 0; i < k; ++i) {
-      weight[n * k + i] =
-          DequantizeCode(UnpackCode(row, i, shape.num_bits),
-                         host.scale[n * (k / shape.group_size) + i / shape.group_size]);
-    }
-  }
-  return weight;
-}
-
-// A weight on the device in every form a kernel reads.
-struct DeviceWeight {
-  PackedShape shape;
-  DeviceVector<int32_t> codes;
-  DeviceVector<BFloat16> scale;
-  DeviceVector<BFloat16> plain;  // w'
-  DeviceVector<uint8_t> packed;
-
-  DeviceWeight(const PackedShape& s, const HostCodes& host)
-      : shape(s),
-        codes(host.codes),
-        scale(host.scale),
-        plain(Dequantize(s, host)),
-        packed(static_cast<size_t>(PackedBytes(s))) {
-    PackWeights(shape, {codes.data(), scale.data()}, packed.data(), nullptr, nullptr);
-  }
-};
 
 std::vector<float> Decode(LinearDecodeArgs args) {
   DeviceVector<float> y(args.num_tokens * args.shape.out_features);
@@ -207,13 +152,15 @@ TEST(LinearDecodeGpu, EveryPlanGivesTheSameBits) {
                               .y_float = y.data()};
   for (const int row_units : {1, 2}) {
     for (const int groups : {1, 3, 8}) {
-      for (const int rounds : {1, 2, 5}) {
-        const int per_cta = row_units * groups * rounds;
-        const DecodePlan plan{row_units, groups, rounds, (125 + per_cta - 1) / per_cta, 112 << 10};
-        CheckCuda(cudaMemset(y.data(), 0xA5, 4 * 16 * 1000), "cudaMemset");
-        LinearDecode(args, plan, nullptr, LaunchOrder::kAfterPrevious);
-        EXPECT_EQ(CountDifferences(y.Download(), expected), 0)
-            << row_units << " units, " << groups << " groups, " << rounds << " rounds";
+      for (const int ctas : {3, 7, 62}) {
+        for (const int stage_chunks : {0, 1, 2, 3, 4}) {
+          const DecodePlan plan{row_units, groups, ctas, 112 << 10, stage_chunks};
+          CheckCuda(cudaMemset(y.data(), 0xA5, 4 * 16 * 1000), "cudaMemset");
+          LinearDecode(args, plan, nullptr, LaunchOrder::kAfterPrevious);
+          EXPECT_EQ(CountDifferences(y.Download(), expected), 0)
+              << row_units << " units, " << groups << " groups, " << ctas << " CTAs, stages of "
+              << stage_chunks;
+        }
       }
     }
   }

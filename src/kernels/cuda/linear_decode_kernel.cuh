@@ -2,9 +2,11 @@
 // instantiates it.
 #pragma once
 
+#include "kernels/cuda/decode_layout.h"
 #include "kernels/cuda/decode_stream.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
 
@@ -22,10 +24,12 @@ void LaunchInt4Decode(const DenseLaunch& launch);
 void LaunchInt8Decode(const DenseLaunch& launch);
 void LaunchBFloat16Decode(const DenseLaunch& launch);
 
-// A dense matrix: round r of CTA b holds the groups (r * CTAs + b) * num_groups + 0..num_groups
-// - 1.
-template <class Format, int kRowUnits, int kTokenTiles>
+// A dense matrix: CTA b holds the groups from b * all / CTAs on, num_groups of them in each round.
+template <class Format, int kRowUnits, int kTokenTiles, bool kTiled>
 struct DenseWork {
+  static constexpr bool kIsTiled = kTiled;
+  const void* x_map;
+  int x_row;
   const uint8_t* weight;
   const BFloat16* x;
   const BFloat16* bias;
@@ -39,10 +43,21 @@ struct DenseWork {
   int out_features;
   int num_tokens;
   int num_groups;
-  int num_rounds;
+  int num_rounds;   // of this CTA; set by Deal
+  int first_group;  // likewise
+  int group_count;  // likewise; before Deal: groups in all
 
+  __device__ __forceinline__ void Deal() {
+    const int64_t all = group_count;
+    first_group = static_cast<int>(blockIdx.x * all / gridDim.x);
+    group_count = static_cast<int>((blockIdx.x + 1) * all / gridDim.x) - first_group;
+    num_rounds = (group_count + num_groups - 1) / num_groups;
+  }
+  __device__ __forceinline__ bool Has(int round, int group) const {
+    return round * num_groups + group < group_count;
+  }
   __device__ __forceinline__ int64_t Group(int round, int group) const {
-    return (static_cast<int64_t>(round) * gridDim.x + blockIdx.x) * num_groups + group;
+    return first_group + round * num_groups + group;
   }
   __device__ __forceinline__ const uint8_t* Source(int round, int group, int stream,
                                                    int segment) const {
@@ -51,6 +66,7 @@ struct DenseWork {
     return weight + min(index, static_cast<int64_t>(num_streams - 1)) * stream_stride +
            segment * segment_stride;
   }
+  __device__ __forceinline__ bool HasNewX(int round) const { return round == 0; }
   __device__ __forceinline__ int Rows(int) const { return num_tokens; }
   __device__ __forceinline__ const BFloat16* Row(int, int row) const { return x + row * x_stride; }
 
@@ -67,20 +83,22 @@ struct DenseWork {
     }
     y[at] = value;
   }
+  template <int kRowTiles>
   __device__ __forceinline__ void Store(int round, int group, int lane,
-                                        const float (&sums)[kRowUnits][kTokenTiles][4]) const {
-    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane % 4 * 2;
+                                        const float (&sums)[kRowTiles][kTokenTiles][4]) const {
+    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane / 4;
 #pragma unroll
-    for (int u = 0; u < kRowUnits; ++u) {
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int64_t n = first + u * 8 + i % 2;
-          const int token = t * 16 + i / 2 * 8 + lane / 4;
+          if (2 * m + i / 2 >= kRowUnits) continue;
+          const int64_t n = first + m * 16 + i / 2 * 8;
+          const int token = t * 8 + lane % 4 * 2 + i % 2;
           if (n < out_features && token < num_tokens) {
             StoreOne(static_cast<int64_t>(token) * out_features + n, static_cast<int>(n),
-                     sums[u][t][i]);
+                     sums[m][t][i]);
           }
         }
       }
@@ -88,102 +106,44 @@ struct DenseWork {
   }
 };
 
-// First columns of shared memory are barriers; see StreamLayout for the rest.
-template <class Format, int kRowUnits, int kTokenTiles, class Work>
-__device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work& work,
-                                          uint8_t* shared) {
-  const uint32_t base = SharedAddress(shared);
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const StreamBarriers barriers(base, layout, 0);
-  if (warp < layout.num_warps) {
-    __syncthreads();
-    ChainWarp<Format, kRowUnits, kTokenTiles, Work> chain(layout, work, base, warp, lane);
-    chain.Run();
-  } else if (warp == layout.num_warps) {
-    constexpr int kSlotBytes = kRowUnits * Format::kStreamsPerUnit * Format::kStreamPitch;
-    const int num_slots = layout.num_warps * layout.weight_slots;
-    for (int i = lane; i < 2 * num_slots; i += 32) BarrierInit(barriers.weight_full + 8 * i, 1);
-    // Past the end of a row of BF16 weights: zeros from the start, or old weights.
-    const bool is_ragged = (layout.segment_inputs | layout.in_features) % kStageInputs != 0;
-    if (!Format::kIsCodes && is_ragged) {
-      ClearShared(base + layout.weight_offset, num_slots * kSlotBytes, lane);
-    }
-    FenceForCopies();
-    __syncthreads();
-    StreamWeights<Format, kRowUnits>(layout, work, base, lane);
-  } else {
-    for (int i = lane; i < layout.x_slots; i += 32) {
-      BarrierInit(barriers.x_full + 8 * i, 1);
-      BarrierInit(barriers.x_empty + 8 * i, layout.num_warps);
-    }
-    ClearShared(base + layout.zero_offset, kZeroBytes, lane);
-    FenceForCopies();
-    __syncthreads();
-    WaitForPreviousKernel();
-    StreamActivations(layout, work, base, lane);
-  }
-}
-
-template <class Format, int kRowUnits, int kTokenTiles>
-__global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), kTokenTiles == 1 ? 2 : 1)
-    LinearDecodeKernel(const __grid_constant__ StreamLayout layout,
-                       const __grid_constant__ DenseWork<Format, kRowUnits, kTokenTiles> work) {
-  extern __shared__ __align__(128) uint8_t shared[];
+template <class Format, int kRowUnits, int kTokenTiles, bool kTiled>
+__global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), kTokenTiles <= 2 ? 2 : 1)
+    LinearDecodeKernel(
+        const __grid_constant__ StreamLayout layout,
+        const __grid_constant__ DenseWork<Format, kRowUnits, kTokenTiles, kTiled> args,
+        const __grid_constant__ CUtensorMap x_map) {
+  extern __shared__ __align__(1024) uint8_t shared[];
   LetNextKernelStart();
+  DenseWork<Format, kRowUnits, kTokenTiles, kTiled> work = args;
+  work.Deal();
+  work.x_map = &x_map;
   RunStream<Format, kRowUnits, kTokenTiles>(layout, work, shared);
 }
 
-// Fills slots and offsets. `slot_bytes`: of one warp's ring slot; `warp_partial_bytes`: one warp's
-// sums.
-inline void CutSharedMemory(int slot_bytes, int warp_partial_bytes, int num_rounds, int budget,
-                            StreamLayout* layout) {
-  StreamLayout& l = *layout;
-  const int groups = l.num_warps / l.num_segments;
-  const int partial_bytes = groups * (l.num_segments - 1) * warp_partial_bytes;
-  const int x_slot = l.num_segments * l.x_rows * kSlotRowBytes;
-  const int fixed = kZeroBytes + partial_bytes + 1024;
-  // Activations take a third, weights the rest.
-  l.x_slots = std::max(2, std::min(l.num_stages, (budget - fixed) / 3 / x_slot));
-  l.x_is_resident = l.x_slots >= l.num_stages ? 1 : 0;
-  if (l.x_is_resident) l.x_slots = l.num_stages;
-  const int left = budget - fixed - l.x_slots * (x_slot + 16);
-  l.weight_slots = std::min(left / (l.num_warps * (slot_bytes + 16)), l.num_stages * num_rounds);
-  // A chain warp waits for a stage before it gives the one before back.
-  QT_CHECK(l.weight_slots >= 2 || l.num_stages * num_rounds == 1,
-           "no room for weights: {} bytes for {} warps", left, l.num_warps);
-  uint32_t at = 16 * (l.x_slots + l.num_warps * l.weight_slots);
-  const auto take = [&at](uint32_t bytes) {
-    at = (at + 127) / 128 * 128;
-    const uint32_t offset = at;
-    at += bytes;
-    return offset;
-  };
-  l.zero_offset = take(kZeroBytes);
-  l.partial_offset = take(partial_bytes);
-  l.x_offset = take(l.x_slots * x_slot);
-  l.weight_offset = take(l.num_warps * l.weight_slots * slot_bytes);
-  l.shared_bytes = at;
-}
-
-template <class Format, int kRowUnits, int kTokenTiles>
+template <class Format, int kRowUnits, int kTokenTiles, bool kTiled>
 void LaunchDecode(const DenseLaunch& launch) {
   const LinearDecodeArgs& args = launch.args;
   const int64_t k = args.shape.in_features;
   const int64_t n = args.shape.out_features;
+  const int64_t units = NumUnits(args.shape);
+  DenseWork<Format, kRowUnits, kTokenTiles, kTiled> work = {};
+  work.group_count = static_cast<int>((units + kRowUnits - 1) / kRowUnits);
+  const int per_cta = (work.group_count + launch.plan.num_ctas - 1) / launch.plan.num_ctas;
   StreamLayout layout;
   layout.num_segments = launch.num_segments;
   layout.num_warps = launch.plan.num_groups * launch.num_segments;
   layout.segment_inputs = static_cast<int>(launch.segment_inputs);
   layout.in_features = static_cast<int>(k);
-  layout.num_stages = static_cast<int>(
-      (std::min<int64_t>(launch.segment_inputs, k) + kStageInputs - 1) / kStageInputs);
-  layout.x_rows = static_cast<int>(args.num_tokens);
-  constexpr int kSlotBytes = kRowUnits * Format::kStreamsPerUnit * Format::kStreamPitch;
-  CutSharedMemory(kSlotBytes, kRowUnits * kTokenTiles * 512, launch.plan.num_rounds,
-                  launch.plan.shared_budget, &layout);
-
-  DenseWork<Format, kRowUnits, kTokenTiles> work;
+  layout.x_rows = work.kIsTiled ? 8 * kTokenTiles : static_cast<int>(args.num_tokens);
+  CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
+                   .padding = Format::kPadding,
+                   .num_streams = kRowUnits * Format::kStreamsPerUnit,
+                   .partial_bytes = (kRowUnits + 1) / 2 * kTokenTiles * 512,
+                   .stage_chunks = launch.plan.stage_chunks,
+                   .budget = launch.plan.shared_budget,
+                   .num_rounds = (per_cta + launch.plan.num_groups - 1) / launch.plan.num_groups,
+                   .is_tiled = work.kIsTiled},
+                  &layout);
   work.weight = static_cast<const uint8_t*>(args.weight);
   work.x = args.x;
   work.bias = args.bias;
@@ -195,13 +155,16 @@ void LaunchDecode(const DenseLaunch& launch) {
   work.segment_stride = Format::kIsCodes
                             ? launch.segment_inputs / kChunkInputs * ChunkBytes(args.shape)
                             : 2 * launch.segment_inputs;
-  work.num_streams = static_cast<int>(Format::kIsCodes ? NumUnits(args.shape) : n);
+  work.num_streams = static_cast<int>(Format::kIsCodes ? units : n);
   work.out_features = static_cast<int>(n);
   work.num_tokens = static_cast<int>(args.num_tokens);
   work.num_groups = launch.plan.num_groups;
-  work.num_rounds = launch.plan.num_rounds;
 
-  const auto kernel = LinearDecodeKernel<Format, kRowUnits, kTokenTiles>;
+  CUtensorMap x_map = {};
+  if (work.kIsTiled) {
+    x_map = BoxesOf({args.x, args.num_tokens, k, work.x_stride}, layout.x_rows);
+  }
+  const auto kernel = LinearDecodeKernel<Format, kRowUnits, kTokenTiles, kTiled>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(layout.shared_bytes)),
             "shared memory of linear_decode");
@@ -210,20 +173,25 @@ void LaunchDecode(const DenseLaunch& launch) {
                 .shared_bytes = layout.shared_bytes,
                 .stream = launch.stream,
                 .order = launch.order},
-               kernel, layout, work);
+               kernel, layout, work, x_map);
+}
+
+template <class Format, int kRowUnits>
+void LaunchDecodeUnits(const DenseLaunch& launch) {
+  const int64_t m = launch.args.num_tokens;
+  // Boxes always have the rows of whole tiles, so one or two rows come one by one.
+  if (m <= 2) return LaunchDecode<Format, kRowUnits, 1, false>(launch);
+  if (m <= 8) return LaunchDecode<Format, kRowUnits, 1, true>(launch);
+  if (m <= 16) return LaunchDecode<Format, kRowUnits, 2, true>(launch);
+  if (m <= 32) return LaunchDecode<Format, kRowUnits, 4, true>(launch);
+  return LaunchDecode<Format, kRowUnits, 8, true>(launch);
 }
 
 template <class Format>
 void LaunchDecodeFormat(const DenseLaunch& launch) {
-  const int64_t m = launch.args.num_tokens;
-  if (launch.plan.row_units == 1) {
-    if (m <= 16) return LaunchDecode<Format, 1, 1>(launch);
-    if (m <= 32) return LaunchDecode<Format, 1, 2>(launch);
-    return LaunchDecode<Format, 1, 4>(launch);
-  }
-  if (m <= 16) return LaunchDecode<Format, 2, 1>(launch);
-  if (m <= 32) return LaunchDecode<Format, 2, 2>(launch);
-  return LaunchDecode<Format, 2, 4>(launch);
+  // A unit of BF16 rows fills a ring slot as eight units of INT4 do.
+  if (!Format::kIsCodes || launch.plan.row_units == 1) return LaunchDecodeUnits<Format, 1>(launch);
+  if constexpr (Format::kIsCodes) return LaunchDecodeUnits<Format, 2>(launch);
 }
 
 }  // namespace quatrain::cuda

@@ -1,6 +1,6 @@
+#include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/int4.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -100,20 +100,50 @@ __global__ void UnpackKernel(PackedShape shape, const uint8_t* packed, uint32_t*
   }
 }
 
-__global__ void DequantizeKernel(PackedShape shape, const int32_t* codes, const BFloat16* scale,
-                                 BFloat16* weight) {
-  const int64_t k = shape.in_features;
-  const int64_t first = 4 * (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x);
-  if (first >= shape.out_features * k) return;
-  const int64_t row = first / k;
-  const BFloat16 s = scale[row * (k / shape.group_size) + first % k / shape.group_size];
-  const int32_t* row_words = codes + row * (k * shape.num_bits / 32);
-  ushort4 out;
-  out.x = DequantizeCode(UnpackCode(row_words, first % k, shape.num_bits), s).bits;
-  out.y = DequantizeCode(UnpackCode(row_words, first % k + 1, shape.num_bits), s).bits;
-  out.z = DequantizeCode(UnpackCode(row_words, first % k + 2, shape.num_bits), s).bits;
-  out.w = DequantizeCode(UnpackCode(row_words, first % k + 3, shape.num_bits), s).bits;
-  *reinterpret_cast<ushort4*>(weight + first) = out;
+// Four words of codes a thread, all loads first. float(q) comes from the bits of 2^23 + u.
+template <int kBits>
+__global__ void __launch_bounds__(kThreads)
+    DequantizeKernel(PackedShape shape, const uint32_t* codes, const BFloat16* scale,
+                     BFloat16* weight) {
+  constexpr int kWords = 4;
+  constexpr int kPerWord = 32 / kBits;
+  const auto row_words = static_cast<uint32_t>(shape.in_features / kPerWord);
+  const auto group_size = static_cast<uint32_t>(shape.group_size);
+  const auto row_scales = static_cast<uint32_t>(shape.in_features / shape.group_size);
+  const int64_t total = shape.out_features * row_words;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kWords) + threadIdx.x;
+  uint32_t words[kWords] = {};
+  float scales[kWords] = {};
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    const int64_t at = first + i * kThreads;
+    if (at >= total) continue;
+    words[i] = __ldcs(codes + at);
+    const uint32_t row = static_cast<uint32_t>(at) / row_words;
+    const uint32_t input = (static_cast<uint32_t>(at) - row * row_words) * kPerWord;
+    scales[i] = ToFloat(scale[static_cast<int64_t>(row) * row_scales + input / group_size]);
+  }
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    const int64_t at = first + i * kThreads;
+    if (at >= total) continue;
+    uint32_t pairs[kPerWord / 2];
+#pragma unroll
+    for (int j = 0; j < kPerWord; j += 2) {
+      float w[2];
+      for (int side = 0; side < 2; ++side) {
+        const uint32_t u = words[i] >> (kBits * (j + side)) & ((1u << kBits) - 1);
+        const float q = FloatFromBits(0x4B000000u | u) - (8388608.0f + (1 << (kBits - 1)));
+        w[side] = __fmul_rn(q, scales[i]);
+      }
+      pairs[j / 2] = RoundPair(w[0], w[1]);
+    }
+    if constexpr (kBits == 4) {
+      reinterpret_cast<uint4*>(weight)[at] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    } else {
+      reinterpret_cast<uint2*>(weight)[at] = make_uint2(pairs[0], pairs[1]);
+    }
+  }
 }
 
 LaunchShape ShapeFor(int64_t threads, cudaStream_t stream) {
@@ -161,8 +191,11 @@ void UnpackWeights(const PackedShape& shape, const uint8_t* packed, const CodeTe
 void DequantizeWeights(const PackedShape& shape, const CodeTensors& tensors, BFloat16* weight_NK,
                        cudaStream_t stream) {
   CheckPackedShape(shape);
-  LaunchKernel(ShapeFor(shape.out_features * shape.in_features / 4, stream), DequantizeKernel,
-               shape, tensors.codes, tensors.scale, weight_NK);
+  const int64_t words = shape.out_features * shape.in_features * shape.num_bits / 32;
+  QT_CHECK(words < int64_t{1} << 32, "{} words of codes", words);
+  LaunchKernel(ShapeFor((words + 3) / 4, stream),
+               shape.num_bits == 4 ? DequantizeKernel<4> : DequantizeKernel<8>, shape,
+               reinterpret_cast<const uint32_t*>(tensors.codes), tensors.scale, weight_NK);
 }
 
 }  // namespace quatrain::cuda

@@ -1,0 +1,103 @@
+// Mixture of experts on the device: router with top-k, the work list, the experts of a decode step
+// and the combine. docs/numerics.md, "GPU order", rules 1, 3 and 7.
+//
+// Nothing here needs a count on the host: a CUDA graph captured once serves any routing of the same
+// number of tokens. No sum is made with atomics. Letters: T tokens, E experts, S slots (experts per
+// token), R = T * S routed rows, sorted by expert, then token, then slot; D hidden, I inner size.
+// All pointers are device memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/packed_layout.h"
+#include "kernels/moe.h"
+
+namespace quatrain::cuda {
+
+// At most this many rows of one expert, which one pass over its weights serves.
+inline constexpr int kMoeTileRows = 16;
+
+struct MoeTile {
+  int32_t expert;
+  int32_t row_begin;  // of R
+  int32_t num_rows;   // 1 .. kMoeTileRows
+  int32_t reserved;
+};
+
+// Tiles that R rows can make at most.
+QT_HOST_DEVICE int64_t MaxMoeTiles(int64_t num_rows, int64_t num_experts) {
+  const int64_t with_one = num_rows < num_experts ? num_rows : num_experts;
+  return with_one + num_rows / kMoeTileRows;
+}
+
+// What the router leaves: the choice, and where its rows go.
+struct MoeRouting {
+  int32_t* ids = nullptr;           // [T, S], largest logit first, or the replayed order
+  float* weights = nullptr;         // [T, S]
+  int32_t* expert_begin = nullptr;  // [E + 1]
+  int32_t* row_token = nullptr;     // [R]
+  int32_t* slot_row = nullptr;      // [T, S]
+  MoeTile* tiles = nullptr;         // [MaxMoeTiles(R, E)], by expert, then row
+  int32_t* num_tiles = nullptr;     // [1]
+};
+
+struct MoeRouterArgs {
+  RouterConfig config = {};             // at most 1024 experts, 32 slots
+  const BFloat16* x = nullptr;          // [T, D], D a multiple of 8
+  const BFloat16* weight_ED = nullptr;  // row-major
+  int64_t num_tokens = 0;
+  int64_t hidden = 0;
+  const int32_t* replayed_ids = nullptr;  // [T, S] or null: take these, compute weights only
+  float* logits_TE = nullptr;             // FP32, finite
+  MoeRouting routing = {};
+  int32_t* counters = nullptr;  // [RouterCounters(T)], zero before the first call, and after each
+};
+int64_t RouterCounters(int64_t num_tokens);
+
+// Logits by the chain, top-k by (logit descending, index ascending), weights, rows by expert and
+// tiles, in one launch. weights: norm_topk_prob: softmax over the chosen; otherwise over all.
+// Never starts before the kernel before it has ended when there are more than 128 tokens: with
+// kOverlap and 256 tokens of 128 experts an H100 reported an illegal instruction whose cause has
+// not been found.
+void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order);
+
+// How a launch cuts the work; any plan gives the same bits.
+struct MoePlan {
+  int num_groups = 0;  // pairs of units a CTA holds at once, 1 to 8; 0: chosen by the shape
+  int ctas_per_multiprocessor = 1;  // 1 or 2
+};
+
+// One projection of all experts, codes in kernel layout: shape.out_features rows for each expert,
+// one expert after the other.
+struct MoeExpertsArgs {
+  PackedShape shape = {};  // of one expert
+  const void* weight = nullptr;
+  int64_t num_experts = 0;
+  int64_t num_tokens = 0;
+  int64_t num_slots = 0;
+  MoeRouting routing = {};
+  const BFloat16* x = nullptr;
+  BFloat16* y = nullptr;
+  MoePlan plan = {};
+};
+// h_RI = round(silu(gate) * up), gate and up = rounded sums over x_TD[row_token]. Rows of a weight:
+// I of gate, then I of up; I a multiple of 8. The work list may be written by the kernel before.
+void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
+// y_RD = rounded sums over x_RI; D a multiple of 16. With kOverlap the work list is read at once:
+// only the kernel before this one may still be running, and it does not write the list.
+void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
+
+// out_TD = round(chain over slots ascending of weight * y); with residual round(residual + that).
+struct MoeCombineArgs {
+  const BFloat16* y = nullptr;  // [R, D], D a multiple of 8
+  MoeRouting routing = {};
+  int64_t num_tokens = 0, num_slots = 0, hidden = 0;
+  const BFloat16* residual = nullptr;  // [T, D] or null
+  BFloat16* out = nullptr;             // [T, D]
+};
+void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order);
+
+}  // namespace quatrain::cuda

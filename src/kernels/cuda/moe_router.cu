@@ -1,0 +1,371 @@
+// Router, top-k and the work list in one launch, and the combine.
+//
+// CTAs (b, t) compute the logits of 16 experts for 16 tokens with the decode engine. The last CTA
+// of a tile of tokens chooses their experts; the last CTA of all sorts the rows. "Last" is found by
+// counting arrivals; which CTA that is changes nothing.
+#include <algorithm>
+
+#include "kernels/cuda/canonical.cuh"
+#include "kernels/cuda/linear_decode_kernel.cuh"
+#include "kernels/cuda/moe.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kTokensPerTile = 16;
+constexpr int kRouterWarps = 2;  // chain warps of a CTA, 8 experts each
+constexpr int kRouterThreads = 32 * (kRouterWarps + 2);
+constexpr int kMaxExperts = 1024;
+constexpr int kMaxSlots = 32;
+constexpr int kStagedIds = 4096;
+constexpr int kMostTokensOfOverlap = 128;  // see moe.h
+constexpr int kCombineThreads = 128;
+
+using RouterLinear = DenseWork<BFloat16Format, 1, 2, false>;
+
+struct RouterParameters {
+  int num_experts;
+  int num_slots;
+  int norm_topk_prob;
+  int num_tokens;
+  const int32_t* replayed_ids;
+  float* logits;
+  MoeRouting routing;
+  int32_t* counters;  // [0] tiles that are done, [1 + t] CTAs of tile t
+};
+
+// A float as an integer of the same order.
+__device__ __forceinline__ uint32_t OrderedBits(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// True in every thread of the CTA that arrives last of `count`; all writes of the others are
+// visible to it. Leaves *counter at zero.
+__device__ bool IsLastOf(int32_t* counter, int count, int32_t* shared_flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const bool is_last = atomicAdd(counter, 1) == count - 1;
+    if (is_last) *counter = 0;
+    *shared_flag = is_last ? 1 : 0;
+  }
+  __syncthreads();
+  const bool is_last = *shared_flag != 0;
+  __threadfence();
+  __syncthreads();
+  return is_last;
+}
+
+// One warp: the k largest of a row of logits, in order, and their weights. Lane l holds experts
+// l * P .. l * P + P - 1; ties go to the lower index.
+template <int kPerLane>
+__device__ void ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
+  const float* logits = p.logits + token * p.num_experts;
+  const int first = lane * kPerLane;
+  float value[kPerLane];
+  uint32_t key[kPerLane];  // 0: absent or taken
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const bool is_there = first + i < p.num_experts;
+    value[i] = is_there ? __ldcg(logits + first + i) : -INFINITY;
+    key[i] = is_there ? OrderedBits(AddRn(value[i], 0.0f)) : 0u;  // -0 is 0
+  }
+  int my_id = 0;  // lane k holds slot k
+  if (p.replayed_ids != nullptr) {
+    if (lane < p.num_slots) my_id = p.replayed_ids[token * p.num_slots + lane];
+  } else {
+    for (int slot = 0; slot < p.num_slots; ++slot) {
+      uint32_t largest = 0;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) largest = max(largest, key[i]);
+      const uint32_t best = __reduce_max_sync(0xFFFFFFFFu, largest);
+      const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, largest == best)) - 1;
+      int at = kPerLane;
+#pragma unroll
+      for (int i = kPerLane - 1; i >= 0; --i) at = key[i] == best ? i : at;
+      at = __shfl_sync(0xFFFFFFFFu, at, owner);
+      if (lane == slot) my_id = owner * kPerLane + at;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (lane == owner && i == at) key[i] = 0;
+      }
+    }
+  }
+  const float z = lane < p.num_slots ? __ldcg(logits + my_id) : -INFINITY;
+  float largest = z;
+  if (p.norm_topk_prob == 0) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) largest = fmaxf(largest, value[i]);
+  }
+#pragma unroll
+  for (int width = 16; width >= 1; width /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, width));
+  }
+  const float e = lane < p.num_slots ? RouterExp(z, largest) : 0.0f;
+  float sum = 0.0f;
+  if (p.norm_topk_prob != 0) {
+    for (int slot = 0; slot < p.num_slots; ++slot) {
+      sum = AddRn(sum, __shfl_sync(0xFFFFFFFFu, e, slot));
+    }
+  } else {
+    // Neighbour pairs over all experts, absent ones are zero.
+    float part[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      part[i] = first + i < p.num_experts ? RouterExp(value[i], largest) : 0.0f;
+    }
+    sum = NeighbourTree(part);
+#pragma unroll
+    for (int width = 1; width <= 16; width *= 2) {
+      sum = AddRn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, width));
+    }
+  }
+  if (lane < p.num_slots) {
+    p.routing.ids[token * p.num_slots + lane] = my_id;
+    p.routing.weights[token * p.num_slots + lane] = DivRn(e, sum);
+  }
+}
+
+// The whole CTA: rows by (expert, token, slot) and the tiles of each expert.
+// count_E, ids: shared memory; the first kStagedIds of the ids are kept there.
+__device__ void SortRows(const RouterParameters& p, int32_t* count, int32_t* ids) {
+  // count: of each expert, then where its next row goes.
+  const int num_rows = p.num_tokens * p.num_slots;
+  for (int i = threadIdx.x; i < p.num_experts; i += kRouterThreads) count[i] = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < num_rows; i += kRouterThreads) {
+    const int32_t id = __ldcg(p.routing.ids + i);
+    if (i < kStagedIds) ids[i] = id;
+    atomicAdd(&count[id], 1);
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  int row = 0;
+  int tile = 0;
+  for (int begin = 0; begin < p.num_experts; begin += 32) {
+    const int expert = begin + lane;
+    const int rows = expert < p.num_experts ? count[expert] : 0;
+    const int tiles = (rows + kMoeTileRows - 1) / kMoeTileRows;
+    int rows_up_to = rows;
+    int tiles_up_to = tiles;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int r = __shfl_up_sync(0xFFFFFFFFu, rows_up_to, distance);
+      const int t = __shfl_up_sync(0xFFFFFFFFu, tiles_up_to, distance);
+      if (lane >= distance) {
+        rows_up_to += r;
+        tiles_up_to += t;
+      }
+    }
+    const int first_row = row + rows_up_to - rows;
+    const int first_tile = tile + tiles_up_to - tiles;
+    if (expert < p.num_experts) {
+      count[expert] = first_row;
+      p.routing.expert_begin[expert] = first_row;
+    }
+    for (int i = 0; i < tiles; ++i) {
+      p.routing.tiles[first_tile + i] = {expert, first_row + i * kMoeTileRows,
+                                         min(kMoeTileRows, rows - i * kMoeTileRows), 0};
+    }
+    row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
+    tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
+  }
+  if (lane == 0) {
+    p.routing.expert_begin[p.num_experts] = row;
+    *p.routing.num_tiles = tile;
+  }
+  __syncwarp();
+  // Rows in order; those of one expert among 32 are ranked by lane.
+  for (int begin = 0; begin < num_rows; begin += 32) {
+    const int slot = begin + lane;
+    int expert = -1;
+    if (slot < num_rows) expert = slot < kStagedIds ? ids[slot] : __ldcg(p.routing.ids + slot);
+    const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
+    const int rank = __popc(peers & ((1u << lane) - 1u));
+    int at = 0;
+    if (expert >= 0) at = count[expert] + rank;
+    __syncwarp();
+    if (expert >= 0) {
+      if (rank == 0) count[expert] += __popc(peers);
+      p.routing.slot_row[slot] = at;
+      p.routing.row_token[at] = slot / p.num_slots;
+    }
+    __syncwarp();
+  }
+}
+
+__global__ void __launch_bounds__(kRouterThreads)
+    RouterKernel(const __grid_constant__ StreamLayout layout,
+                 const __grid_constant__ RouterLinear linear,
+                 const __grid_constant__ RouterParameters p) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ int32_t flag;
+  __shared__ int32_t count[kMaxExperts];
+  LetNextKernelStart();
+  RouterLinear work = linear;
+  const int first_token = blockIdx.y * kTokensPerTile;
+  work.x += first_token * work.x_stride;
+  work.y_float += static_cast<int64_t>(first_token) * p.num_experts;
+  work.num_tokens = min(kTokensPerTile, p.num_tokens - first_token);
+  work.Deal();
+  RunStream<BFloat16Format, 1, 2>(layout, work, shared);
+  if (!IsLastOf(p.counters + 1 + blockIdx.y, gridDim.x, &flag)) return;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  for (int i = warp; i < work.num_tokens; i += kRouterThreads / 32) {
+    const int64_t token = first_token + i;
+    if (p.num_experts <= 128) {
+      ChooseExperts<4>(p, token, lane);
+    } else if (p.num_experts <= 512) {
+      ChooseExperts<16>(p, token, lane);
+    } else {
+      ChooseExperts<32>(p, token, lane);
+    }
+  }
+  if (gridDim.y > 1) {
+    if (!IsLastOf(p.counters, gridDim.y, &flag)) return;
+  } else {
+    __threadfence_block();
+    __syncthreads();
+  }
+  SortRows(p, count, reinterpret_cast<int32_t*>(shared));
+}
+
+struct CombineParameters {
+  const BFloat16* y;
+  const float* weights;
+  const int32_t* slot_row;
+  const BFloat16* residual;
+  BFloat16* out;
+  int num_slots;
+  int hidden;
+};
+
+// Eight outputs a thread.
+__global__ void __launch_bounds__(kCombineThreads) CombineKernel(CombineParameters p) {
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  const int64_t token = blockIdx.x;
+  const int d = 8 * static_cast<int>(blockIdx.y * kCombineThreads + threadIdx.x);
+  if (d >= p.hidden) return;
+  float sum[8] = {};
+  for (int slot = 0; slot < p.num_slots; ++slot) {
+    const int64_t at = token * p.num_slots + slot;
+    const float weight = p.weights[at];
+    const uint4 y =
+        *reinterpret_cast<const uint4*>(p.y + static_cast<int64_t>(p.slot_row[at]) * p.hidden + d);
+    const uint32_t pairs[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[2 * i] = CombineStep(weight, LowOfPair(pairs[i]), sum[2 * i]);
+      sum[2 * i + 1] = CombineStep(weight, HighOfPair(pairs[i]), sum[2 * i + 1]);
+    }
+  }
+  uint32_t out[4];
+  const int64_t at = token * p.hidden + d;
+  uint4 residual = {};
+  if (p.residual != nullptr) residual = *reinterpret_cast<const uint4*>(p.residual + at);
+  const uint32_t old[4] = {residual.x, residual.y, residual.z, residual.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[i] = RoundPair(sum[2 * i], sum[2 * i + 1]);
+    if (p.residual != nullptr) {
+      out[i] = RoundPair(ResidualSum(LowOfPair(old[i]), LowOfPair(out[i])),
+                         ResidualSum(HighOfPair(old[i]), HighOfPair(out[i])));
+    }
+  }
+  *reinterpret_cast<uint4*>(p.out + at) = make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+[[noreturn]] void ThrowShape(const char* where, const std::string& expected,
+                             const std::string& found) {
+  throw Error(ErrorCode::kShape, ErrorParts{.where = where, .expected = expected, .found = found});
+}
+
+}  // namespace
+
+int64_t RouterCounters(int64_t num_tokens) {
+  return 1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile;
+}
+
+void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
+  const RouterConfig& config = args.config;
+  if (config.num_experts < 1 || config.num_experts > kMaxExperts ||
+      config.num_experts_per_tok < 1 || config.num_experts_per_tok > kMaxSlots ||
+      config.num_experts_per_tok > config.num_experts || args.hidden <= 0 || args.hidden % 8 != 0) {
+    ThrowShape("router",
+               "1 to 1024 experts, 1 to 32 a token, a hidden size that is a multiple of 8",
+               fmt::format("{} experts, {} a token, hidden size {}", config.num_experts,
+                           config.num_experts_per_tok, args.hidden));
+  }
+  if (args.num_tokens == 0) return;
+  RouterLinear linear = {};
+  const int64_t units = (config.num_experts + kUnitRows - 1) / kUnitRows;
+  const int num_ctas = static_cast<int>((units + kRouterWarps - 1) / kRouterWarps);
+  linear.weight = reinterpret_cast<const uint8_t*>(args.weight_ED);
+  linear.x = args.x;
+  linear.y_float = args.logits_TE;
+  linear.x_stride = args.hidden;
+  linear.stream_stride = 2 * args.hidden;
+  linear.num_streams = linear.out_features = static_cast<int>(config.num_experts);
+  linear.num_groups = kRouterWarps;
+  linear.group_count = static_cast<int>(units);
+  StreamLayout layout;
+  layout.num_warps = kRouterWarps;
+  layout.segment_inputs = layout.in_features = static_cast<int>(args.hidden);
+  layout.x_rows = static_cast<int>(std::min<int64_t>(kTokensPerTile, args.num_tokens));
+  CutSharedMemory({.chunk_bytes = BFloat16Format::kChunkBytes,
+                   .padding = BFloat16Format::kPadding,
+                   .num_streams = BFloat16Format::kStreamsPerUnit,
+                   .budget = kHalfMultiprocessor - (5 << 10),
+                   .num_rounds = 1},
+                  &layout);
+  // The ids are sorted where weights and activations lay.
+  layout.shared_bytes = std::max<uint32_t>(layout.shared_bytes, 4 * kStagedIds);
+  const RouterParameters p = {static_cast<int>(config.num_experts),
+                              static_cast<int>(config.num_experts_per_tok),
+                              config.norm_topk_prob ? 1 : 0,
+                              static_cast<int>(args.num_tokens),
+                              args.replayed_ids,
+                              args.logits_TE,
+                              args.routing,
+                              args.counters};
+  CheckCuda(cudaFuncSetAttribute(RouterKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(layout.shared_bytes)),
+            "shared memory of the router");
+  const auto tiles = static_cast<unsigned>((args.num_tokens + kTokensPerTile - 1) / kTokensPerTile);
+  LaunchKernel(
+      {.grid = dim3(static_cast<unsigned>(num_ctas), tiles),
+       .block = dim3(kRouterThreads),
+       .shared_bytes = layout.shared_bytes,
+       .stream = stream,
+       .order = args.num_tokens > kMostTokensOfOverlap ? LaunchOrder::kAfterPrevious : order},
+      RouterKernel, layout, linear, p);
+}
+
+void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order) {
+  if (args.hidden <= 0 || args.hidden % 8 != 0) {
+    ThrowShape("combine of experts", "a hidden size that is a multiple of 8",
+               fmt::format("{}", args.hidden));
+  }
+  if (args.num_tokens == 0) return;
+  const CombineParameters p = {args.y,
+                               args.routing.weights,
+                               args.routing.slot_row,
+                               args.residual,
+                               args.out,
+                               static_cast<int>(args.num_slots),
+                               static_cast<int>(args.hidden)};
+  const int64_t per_cta = 8 * kCombineThreads;
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(args.num_tokens),
+                             static_cast<unsigned>((args.hidden + per_cta - 1) / per_cta)),
+                .block = dim3(kCombineThreads),
+                .stream = stream,
+                .order = order},
+               CombineKernel, p);
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,25 @@
+// Tensor maps: how the copy engine finds boxes of a matrix in device memory.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/bfloat16.h"
+
+namespace quatrain::cuda {
+
+struct DeviceMatrix {
+  const BFloat16* data = nullptr;  // 16-byte aligned
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t stride = 0;  // elements from a row to the next, a multiple of 8
+};
+
+// Boxes of `box_rows` (at most 256) by 64 columns, 128 bytes a row, in which the 16-byte parts of
+// row r stand at part ^ r % 8; zero outside the matrix. The driver is found at run time; throws
+// Error(kResource) if it cannot make the map.
+CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows);
+
+}  // namespace quatrain::cuda
