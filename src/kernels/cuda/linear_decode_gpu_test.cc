@@ -39,6 +39,29 @@ TEST(LinearDecodeGpu, SegmentsDependOnShapeAlone) {
   EXPECT_EQ(SegmentInputs(64, 64), 128);
 }
 
+TEST(LinearDecodeGpu, PlansFitTheMultiprocessorAndLeaveNoUnitOut) {
+  for (const int multiprocessors : {1, 108, 132}) {
+    for (const WeightType type : {WeightType::kInt4, WeightType::kBFloat16}) {
+      for (const int64_t n : {8, 100, 1024, 2048, 4096, 5120, 24576, 151936}) {
+        for (const int64_t k : {64, 4096, 12288}) {
+          for (const int64_t tokens : {1, 8, 16, 64}) {
+            const LinearDecodeArgs args{
+                .type = type, .shape = {n, k, 128, 4}, .num_tokens = tokens};
+            const DecodePlan plan = PlanLinearDecode(args, multiprocessors);
+            const int per_multiprocessor = plan.num_ctas > multiprocessors ? 2 : 1;
+            EXPECT_LE(plan.num_ctas, 2 * multiprocessors);
+            EXPECT_LE((plan.shared_budget + 1024) * per_multiprocessor, 228 << 10);
+            EXPECT_GE(plan.num_groups, 1);
+            EXPECT_LE(plan.num_groups * NumSegments(n, k), 8);
+            EXPECT_LE(plan.num_ctas, (NumUnits(args.shape) + plan.row_units - 1) / plan.row_units);
+            EXPECT_TRUE(type == WeightType::kInt4 || plan.row_units == 1);
+          }
+        }
+      }
+    }
+  }
+}
+
 // One-hot activations read single weights out: the dequantisation of every code under every scale
 // that the contract covers.
 TEST(LinearDecodeGpu, EveryScaleTimesEveryCodeIsDequantizeCode) {
