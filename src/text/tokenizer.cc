@@ -47,6 +47,15 @@ const Json& Member(const Json& object, const char* key, const std::string& where
   return *member;
 }
 
+// A number with a fraction, or true, is no id, though it could be cast to one.
+int64_t IdOf(const Json& id, const std::string& token, const std::string& where) {
+  if (!id.is_number_integer()) {
+    ThrowDamagedTokenizer(where, fmt::format("the id of token '{}' is no integer", token),
+                          "an integer", id.dump());
+  }
+  return id.get<int64_t>();
+}
+
 // Fields of a BPE model that change the result and that we do not have.
 void CheckModelFields(const Json& model, const std::string& where) {
   const std::string type = model.value("type", "BPE");
@@ -93,8 +102,8 @@ std::vector<AddedToken> ReadAddedTokens(const Json& root, const std::string& whe
   if (list == root.end() || list->is_null()) return tokens;
   for (const Json& item : *list) {
     AddedToken token;
-    const int64_t id = Member(item, "id", where).get<int64_t>();
     token.content = Member(item, "content", where).get<std::string>();
+    const int64_t id = IdOf(Member(item, "id", where), token.content, where);
     if (id < 0 || id >= Vocabulary::kMaxTokens) {
       ThrowDamagedTokenizer(
           where, fmt::format("the id of added token '{}' is out of range", token.content),
@@ -153,7 +162,7 @@ Tokenizer Tokenizer::FromJson(std::string_view json_text, const std::string& whe
     const Json& model = Member(root, "model", where);
     CheckModelFields(model, where);
     for (const auto& [text, id] : Member(model, "vocab", where).items()) {
-      parts->vocabulary.Add(text, id.get<int64_t>(), where);
+      parts->vocabulary.Add(text, IdOf(id, text, where), where);
     }
     const auto whole_pieces = model.value("ignore_merges", false)
                                   ? BytePairEncoder::WholePieces::kLookUpFirst

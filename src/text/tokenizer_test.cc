@@ -299,11 +299,14 @@ TEST(TokenizerFile, BadIdsAndWrongTypesAreErrors) {
   ExpectLoadError(with_vocab({{"zz", -1}}), "out of range");
   ExpectLoadError(with_vocab({{"zz", 4000000000}}), "out of range");
   ExpectLoadError(with_vocab({{"zz", 7}}), "id 7 has two tokens");
-  ExpectLoadError(with_vocab({{"zz", "seven"}}), "wrong type");
+  for (const Json& id : {Json("seven"), Json(256.5), Json(2.5e45), Json(true)}) {
+    ExpectLoadError(with_vocab({{"zz", id}}), "the id of token 'zz' is no integer");
+  }
   const auto with_added = [](const Json& token) {
     return SmallTokenizerJson({}, Json::array(), AddedTokens({token}));
   };
   ExpectLoadError(with_added({{"id", int64_t{1} << 40}, {"content", "<x>"}}), "out of range");
+  ExpectLoadError(with_added({{"id", 256.0}, {"content", "<x>"}}), "is no integer");
   ExpectLoadError(with_added({{"id", 1}, {"content", "a"}}), "two ids");
   ExpectLoadError(with_added({{"content", "a"}}), "expected id");
   ExpectLoadError(with_added({{"id", 300}, {"content", "<x>"}, {"lstrip", "yes"}}), "wrong type");
