@@ -28,21 +28,22 @@ const QAT_CURVES = [
    note: "Share of the INT4 codes that an optimizer step changed."},
   {title: "Oscillation", names: ["train/code_flip_back_rate"],
    note: "Share of the codes that an optimizer step changed back to what they were before."},
-  {title: "Scale drift", names: ["train/scale_change_rate"],
+  {title: "Scale drift", names: ["train/scale_drift"],
+   note: "Mean |scale / first scale - 1| over all groups."},
+  {title: "Scales changed", names: ["train/scale_change_rate"],
    note: "Share of the scales that an optimizer step changed; 0 under frozen scales."},
-  {title: "Distance to the rounding boundary", pattern: /^train\/.*(boundary|dead_zone)[^\/]*/,
-   note: "Of the masters from the nearest place where their code changes, in steps of the grid."},
+  {title: "Near a boundary", names: ["train/near_boundary_rate"],
+   note: "Share of the masters close to where their code changes: they may flip to and fro."},
 ];
 
-// "train/layer_3/code_flip_rate" and the like: one picture a metric, layers by rollouts.
+// "qat/code_flip_rate/layer_3" and the like: one picture a metric, layers by rollouts.
 function layerMetrics(run) {
   const found = new Map();
   for (const name of Object.keys(run.metrics)) {
-    const match = /^(.*?)\/?layers?[_.\/](\d+)[_.\/](.+)$/.exec(name);
+    const match = /^(.*)\/layer_(\d+)$/.exec(name);
     if (!match || !hasValues(run, name)) continue;
-    const key = match[1] + "/" + match[3];
-    if (!found.has(key)) found.set(key, []);
-    found.get(key).push([Number(match[2]), run.metrics[name]]);
+    if (!found.has(match[1])) found.set(match[1], []);
+    found.get(match[1]).push([Number(match[2]), run.metrics[name]]);
   }
   for (const rows of found.values()) rows.sort((a, b) => a[0] - b[0]);
   return found;
@@ -74,11 +75,34 @@ function drawLayers(canvas, rows) {
   return largest;
 }
 
+// "train/boundary_distance/0.05": share of the masters whose distance begins there, in widths of a
+// code. Bars of the first and the last rollout that have them.
+function drawDistances(grid, run) {
+  const bins = Object.keys(run.metrics).filter((name) => hasValues(run, name))
+      .map((name) => (/^train\/boundary_distance\/([\d.]+)$/.exec(name) || [])[1])
+      .filter((bin) => bin !== undefined).sort((a, b) => a - b);
+  if (bins.length === 0) return;
+  const of = (bin) => run.metrics["train/boundary_distance/" + bin];
+  const known = run.rollouts.map((_, i) => i).filter((i) => of(bins[0])[i] !== null);
+  const ends = [...new Set([known[0], known[known.length - 1]])];
+  const canvas = card(grid, (runs.length === 1 ? "" : run.name + ": ") + "Distance to a boundary",
+      "Of the masters from where their code changes, in widths of a code; 0.5 is the middle.");
+  const soft = cssColor("--soft");
+  const axis = (text) => ({ticks: {color: soft}, title: {display: true, text, color: soft}});
+  charts.push(new Chart(canvas, {type: "bar", data: {labels: bins, datasets: ends.map((i, e) =>
+      ({label: "rollout " + run.rollouts[i], data: bins.map((bin) => of(bin)[i]),
+        backgroundColor: palette(e)}))},
+    options: {animation: false, responsive: true, maintainAspectRatio: false,
+      scales: {x: axis("distance from"), y: {...axis("share"), beginAtZero: true}},
+      plugins: {legend: {position: "bottom", labels: {color: soft, boxWidth: 12}}}}}));
+}
+
 function drawQuantisation() {
   const missing = [];
   drawCurves("qat-grid", QAT_CURVES, missing);
   const grid = byId("qat-grid");
   for (const run of runs) {
+    drawDistances(grid, run);
     for (const [name, rows] of layerMetrics(run)) {
       const title = (runs.length === 1 ? "" : run.name + ": ") + shortName(name).replace(/_/g, " ");
       const canvas = card(grid, title + " by layer", "Layers downwards, rollouts to the right.");

@@ -78,7 +78,7 @@ const CURVES = [
   {title: "Clipping and importance weight",
    names: ["train/pg_clipfrac", "train/tis", "train/tis_clipfrac"],
    note: "Share of clipped tokens; weight of train against rollout before its clamp."},
-  {title: "Memory", names: ["perf/memory_resident_bytes", "perf/memory_peak_bytes"],
+  {title: "Memory", names: ["perf/resident_bytes", "perf/peak_resident_bytes"],
    note: "Of the process after each rollout, and the most it has ever had."},
 ];
 const LIGHT = ["#3457d5", "#d6409f", "#12a594", "#e5a000", "#8e4ec6", "#c2410c", "#0891b2",

@@ -198,7 +198,7 @@ void CheckDisk(const RunData& run, Warnings& warnings) {
 }
 
 void CheckMemory(const RunData& run, Warnings& warnings) {
-  const Points points = PointsOf(run, "perf/memory_resident_bytes");
+  const Points points = PointsOf(run, "perf/resident_bytes");
   const auto quarter = static_cast<std::ptrdiff_t>(points.size() / 4);
   if (quarter < 5) return;
   const double before = Mean(points.begin() + quarter, points.begin() + 2 * quarter);

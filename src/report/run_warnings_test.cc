@@ -11,15 +11,12 @@ RunData Healthy(size_t n) {
   RunData run;
   run.config = {{"rollout-batch-size", "8"}, {"num-rollout", "100"}};
   for (size_t i = 0; i < n; ++i) run.rollouts.push_back(static_cast<int64_t>(i + 1));
-  const std::pair<const char*, double> values[] = {{"rollout/raw_reward", 0.5},
-                                                   {"rollout/zero_std/count_0", 1},
-                                                   {"rollout/zero_std/count_1", 1},
-                                                   {"rollout/truncated_ratio", 0.1},
-                                                   {"train/entropy_loss", 0.4},
-                                                   {"train/train_rollout_logprob_abs_diff", 0},
-                                                   {"perf/step_time", 20},
-                                                   {"perf/disk_free_bytes", 1e11},
-                                                   {"perf/memory_resident_bytes", 1e9}};
+  const std::pair<const char*, double> values[] = {
+      {"rollout/raw_reward", 0.5},     {"rollout/zero_std/count_0", 1},
+      {"rollout/zero_std/count_1", 1}, {"rollout/truncated_ratio", 0.1},
+      {"train/entropy_loss", 0.4},     {"train/train_rollout_logprob_abs_diff", 0},
+      {"perf/step_time", 20},          {"perf/disk_free_bytes", 1e11},
+      {"perf/resident_bytes", 1e9}};
   for (const auto& [name, value] : values) run.metrics[name] = MetricSeries(n, value);
   return run;
 }
@@ -102,7 +99,7 @@ TEST(RunWarnings, ADiskThatFillsIsSeenAhead) {
 TEST(RunWarnings, MemoryThatGrowsIsSeen) {
   RunData run = Healthy(40);
   for (size_t i = 0; i < 40; ++i) {
-    run.metrics["perf/memory_resident_bytes"][i] = 1e9 + 1e7 * static_cast<double>(i);
+    run.metrics["perf/resident_bytes"][i] = 1e9 + 1e7 * static_cast<double>(i);
   }
   EXPECT_EQ(Titles(run), "Memory grows");
 }

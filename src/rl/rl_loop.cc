@@ -37,8 +37,8 @@ std::string NoteOf(const Json& row) {
 // What a run takes from its machine, so that a leak or a filling disk shows.
 void AppendResources(const std::string& save, Json& row) {
   const ProcessMemory memory = ReadProcessMemory();
-  row["perf/memory_resident_bytes"] = memory.resident_bytes;
-  row["perf/memory_peak_bytes"] = memory.peak_bytes;
+  row["perf/resident_bytes"] = memory.resident_bytes;
+  row["perf/peak_resident_bytes"] = memory.peak_bytes;
   row["perf/disk_free_bytes"] = FreeDiskBytes(save);
 }
 

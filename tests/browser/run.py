@@ -81,10 +81,12 @@ def make_sick_run(folder):
                    "train/code_flip_back_rate": 5e-5 * draw.random(), "train/scale_change_rate": 0.02,
                    "perf/step_time": 600.0 if rollout == 40 else 20 + draw.random(), "perf/rollout_time": 12.0,
                    "perf/actor_train_time": 6.0, "perf/optimizer_time": 1.0,
-                   "perf/memory_resident_bytes": 2e9 + 3e7 * rollout, "perf/memory_peak_bytes": 4e9,
+                   "perf/resident_bytes": 2e9 + 3e7 * rollout, "perf/peak_resident_bytes": 4e9,
                    "perf/disk_free_bytes": 1e11 - 1.6e9 * rollout}
+            for bin_index in range(10):
+                row[f"train/boundary_distance/{0.05 * bin_index:.2f}"] = 0.1 + 0.02 * math.sin(bin_index + rollout / 20)
             for layer in range(12):
-                row[f"train/layer_{layer}/code_flip_rate"] = 3e-4 * (1 + math.sin(layer + rollout / 10)) * draw.random()
+                row[f"qat/code_flip_rate/layer_{layer}"] = 3e-4 * (1 + math.sin(layer + rollout / 10)) * draw.random()
             metrics.write(json.dumps(row) + "\n")
     (folder / "config.json").write_text(json.dumps({"rollout-batch-size": "32", "num-rollout": "200"}))
     hostile = "</script><img src=x onerror=window.hacked=1>"
@@ -188,7 +190,9 @@ def check_sick(browser, program, work, shots):
     expected = ["Rollouts without any reward", "The disk will be full", "Stalled steps", "are not one policy",
                 "Most groups have no wrong answer", "cut off", "entropy has collapsed", "Memory grows"]
     check(all(any(part in title for title in warnings) for part in expected), "warnings: every fault is named", warnings)
-    check("by layer" in page.value("document.getElementById('qat-grid').textContent"), "quantisation: layers are drawn")
+    panel = page.value("document.getElementById('qat-grid').textContent")
+    check("by layer" in panel and "Distance to a boundary" in panel and all(page.value(DRAWN)),
+          "quantisation: layers and distances are drawn", panel)
     check(page.value("window.hacked") is None, "samples: what a model writes stays text")
     page.screenshot(shots / "sick.png")
     page.value(PICK + "('Verdict', 'wrong')")
