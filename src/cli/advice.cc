@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::array<int64_t, 3> kGroupSizes = {128, 64, 32};  // what engines have kernels for
 constexpr double kSmallModel = 1e9;        // parameters; below, memory is no reason for INT4
+constexpr double kFewSequences = 32;       // at a time; below, the batch of an engine is too small
 constexpr double kFewFlips = 1e-6;         // of the codes a step
 constexpr double kMuchDifference = 0.002;  // of log-probabilities, docs/when_to_use_qat.md
 
@@ -307,6 +308,15 @@ Advice WhetherQat(const AdviceInput& input) {
     advice.answer =
         "Yes, if rollout time decides: INT4 takes fewer devices an engine. With long responses "
         "weights are read for every token, which INT4 makes cheaper. ";
+  } else if (bf16.kv_tokens < kFewSequences * static_cast<double>(input.context_tokens) &&
+             int4.kv_tokens >= 2 * bf16.kv_tokens) {
+    advice.answer = fmt::format(
+        "Yes, if sequences are that long: BF16 rollout fits on as many devices, but with room for "
+        "{:.0f} of them in an engine, where INT4 has room for {:.0f}; few sequences at a time "
+        "decode "
+        "slowly. ",
+        bf16.kv_tokens / static_cast<double>(input.context_tokens),
+        int4.kv_tokens / static_cast<double>(input.context_tokens));
   } else {
     advice.status = AdviceStatus::kLook;
     advice.answer = fmt::format(

@@ -121,6 +121,9 @@ TEST(Advice, CalibrationThatWasIsReadFromItsReport) {
 TEST(Advice, QatIsForWhatNeedsInt4) {
   EXPECT_EQ(Find(LargeMoe("1xL40S"), "use_qat").answer.substr(0, 3), "Yes");
   EXPECT_EQ(Find(LargeMoe("8xH200"), "use_qat").answer.substr(0, 4), "Only");
+  // On 80 GB BF16 leaves room for 4 sequences of 16384 tokens, INT4 for 31.
+  EXPECT_NE(Find(LargeMoe("8xH100"), "use_qat").answer.find("room for 4 of them"),
+            std::string::npos);
 }
 
 RunData RunWith(const std::string& metric, double value) {
