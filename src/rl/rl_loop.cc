@@ -9,6 +9,8 @@
 //        Weight)
 #include "rl/rl_loop.h"
 
+#include <functional>
+
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
@@ -78,15 +80,19 @@ void TrainOn(Run& run, int64_t rollout, std::vector<Sample>& samples, Json& row,
                           rollout, run.num_rollouts(), config.checkpoint.save));
 }
 
+using RowSink = std::function<void(Json&)>;
+
 // --debug-rollout-only: rollouts of one policy, judged, dumped and logged.
-void OnlyGenerate(Run& run) {
+void OnlyGenerate(Run& run, const TrainingWatchers& watchers, const RowSink& append) {
   Progress progress("rollout", run.num_rollouts(), "rollouts");
   for (int64_t rollout = run.start_rollout(); rollout < run.num_rollouts(); ++rollout) {
     Json row = {{"rollout", rollout + 1}};
-    const std::vector<Sample> samples = run.Generate(
-        rollout, row, [&](const std::string& what) { progress.Update(rollout, what); });
+    const std::vector<Sample> samples = run.Generate(rollout, row, [&](const std::string& what) {
+      progress.Update(rollout, what);
+      if (watchers.on_note) watchers.on_note(rollout, what);
+    });
     run.LogSamples(rollout, samples, {});
-    run.Append(row);
+    append(row);
     progress.Update(rollout + 1, NoteOf(row));
   }
 }
@@ -96,13 +102,13 @@ void OnlyGenerate(Run& run) {
 void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatchers& watchers) {
   Run run(config, flags);
   const int64_t num_rollouts = run.num_rollouts();
-  if (config.debug.rollout_only) return OnlyGenerate(run);
   if (watchers.on_start) watchers.on_start(run.start_rollout(), num_rollouts);
   const auto append = [&](Json& row) {
     AppendResources(config.checkpoint.save, row);
     run.Append(row);
     if (watchers.on_row) watchers.on_row(row);
   };
+  if (config.debug.rollout_only) return OnlyGenerate(run, watchers, append);
   if (run.start_rollout() == 0 && !config.eval.skip_eval_before_train) {
     Json row = {{"rollout", 0}, {"step", 0}};
     run.Evaluate(row);
