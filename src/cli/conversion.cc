@@ -114,9 +114,11 @@ Json MetadataReport(const ConversionConfig& config, const ConversionSummary& sum
 void CheckMemory(const ConversionPlan& plan) {
   RequireMemory("convert this model", plan.memory_bytes,
                 "Use shorter samples (--max-sequence-length), or a machine with more.");
-  Log().info("plan: up to {} of memory ({} available); {} of output and {} of cache on disk; {}",
-             SizeText(plan.memory_bytes), SizeText(AvailableMemoryBytes()),
-             SizeText(plan.output_bytes), SizeText(plan.cache_bytes), GuessText(plan.seconds));
+  Log().info(
+      "plan: up to {} of memory beside the program itself ({} available); {} of output and {} of "
+      "cache on disk; {}",
+      SizeText(plan.memory_bytes), SizeText(AvailableMemoryBytes()), SizeText(plan.output_bytes),
+      SizeText(plan.cache_bytes), GuessText(plan.seconds));
 }
 
 void CheckDisk(uint64_t needed, const fs::path& output) {

@@ -18,9 +18,9 @@ struct ConversionPlan {
   double seconds = 0.0;
 };
 
-// Memory: the weights of the largest layer (or embedding) and their codes, one layer's Hessians
-// with a factor of the largest, the activations of one batch and, under kGptq, the hidden states of
-// all calibration text in both models. `data` is nullptr for round-to-nearest. The time is that of
+// Memory beside what the process holds already: the weights of the largest layer (or embedding) and
+// their codes, one layer's Hessians with a factor of the largest, and the activations of one batch;
+// hidden states wait on disk. `data` is nullptr for round-to-nearest. The time is that of
 // the arithmetic, at a rate that is measured for some hundredths of a second.
 ConversionPlan PlanConversion(ThreadPool& pool, const Checkpoint& source, const QuantPlan& plan,
                               const CalibrateOptions& options, const CalibrationData* data);

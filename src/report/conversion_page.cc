@@ -128,7 +128,7 @@ const facts = [
     number(report.bytes_before / report.bytes_after, 3) + "x smaller)"],
   ["Time, peak memory", number(report.seconds, 3) + " s, " + megabytes(report.peak_memory_bytes) +
     " (planned " + number(report.planned.seconds, 2) + " s, " +
-    megabytes(report.planned.memory_bytes) + ")"],
+    megabytes(report.planned.memory_bytes) + " beside the program itself)"],
   ["Seed", String(report.seed)],
 ];
 if (data) facts.push(["Calibration", data.samples + " samples, " + number(data.tokens) +
