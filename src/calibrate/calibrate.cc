@@ -1,5 +1,6 @@
 #include "calibrate/calibrate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <optional>

@@ -1,5 +1,6 @@
 #include "calibrate/quant_plan.h"
 
+#include <array>
 #include <map>
 #include <set>
 

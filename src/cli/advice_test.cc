@@ -1,5 +1,6 @@
 #include "cli/advice.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "cli/memory_need.h"

@@ -1,5 +1,6 @@
 #include "cli/conversion_report.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"

@@ -1,5 +1,7 @@
 #include "report/run_warnings.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <numeric>

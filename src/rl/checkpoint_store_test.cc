@@ -1,5 +1,7 @@
 #include "rl/checkpoint_store.h"
 
+#include <algorithm>
+
 #include "models/test_support.h"
 
 namespace quatrain {

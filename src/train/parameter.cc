@@ -1,5 +1,6 @@
 #include "train/parameter.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/elementwise.h"

@@ -1,5 +1,7 @@
 // Checkpoints as a user meets them: killed runs, damaged files, what is kept, and a run that goes
 // on under other weights.
+#include <fmt/format.h>
+
 #include "io/checksums.h"
 #include "tests/e2e/program.h"
 

@@ -1,6 +1,7 @@
 // quatrain convert and dequantize as a user runs them: killed at any moment, stopped, on a full
 // disk.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>

@@ -1,5 +1,7 @@
 // The program as a user runs it: convert, train with INT4 rollout, resume, and the ways to use it
 // wrongly.
+#include <fmt/format.h>
+
 #include "tests/e2e/program.h"
 
 namespace quatrain {
