@@ -82,15 +82,21 @@ void TrainOn(Run& run, int64_t rollout, std::vector<Sample>& samples, Json& row,
 
 using RowSink = std::function<void(Json&)>;
 
+// What a rollout is doing, on the terminal and to who watches. Both outlive the result.
+StepNote NoteTo(Progress& progress, const TrainingWatchers& watchers, int64_t rollout) {
+  return [&progress, &watchers, rollout](const std::string& what) {
+    progress.Update(rollout, what);
+    if (watchers.on_note) watchers.on_note(rollout, what);
+  };
+}
+
 // --debug-rollout-only: rollouts of one policy, judged, dumped and logged.
 void OnlyGenerate(Run& run, const TrainingWatchers& watchers, const RowSink& append) {
   Progress progress("rollout", run.num_rollouts(), "rollouts");
   for (int64_t rollout = run.start_rollout(); rollout < run.num_rollouts(); ++rollout) {
     Json row = {{"rollout", rollout + 1}};
-    const std::vector<Sample> samples = run.Generate(rollout, row, [&](const std::string& what) {
-      progress.Update(rollout, what);
-      if (watchers.on_note) watchers.on_note(rollout, what);
-    });
+    const std::vector<Sample> samples =
+        run.Generate(rollout, row, NoteTo(progress, watchers, rollout));
     run.LogSamples(rollout, samples, {});
     append(row);
     progress.Update(rollout + 1, NoteOf(row));
@@ -118,10 +124,7 @@ void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatche
   for (int64_t rollout = run.start_rollout(); rollout < num_rollouts; ++rollout) {
     Json row = {{"rollout", rollout + 1}};
     Timer timer;
-    const StepNote note = [&](const std::string& what) {
-      progress.Update(rollout, what);
-      if (watchers.on_note) watchers.on_note(rollout, what);
-    };
+    const StepNote note = NoteTo(progress, watchers, rollout);
     try {
       std::vector<Sample> samples = run.Generate(rollout, row, note);
       TrainOn(run, rollout, samples, row, note);

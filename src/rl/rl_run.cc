@@ -7,7 +7,6 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/progress.h"
-#include "base/resources.h"
 #include "quant/metadata.h"
 #include "rl/advantage.h"
 #include "rl/rollout_metrics.h"
