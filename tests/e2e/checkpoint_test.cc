@@ -33,7 +33,7 @@ class CheckpointProgram : public Program {
                                " ] && break; sleep 0.01; done; sleep " +
                                fmt::format("{:.3f}", milliseconds / 1000.0) +
                                "; kill -9 $!; wait $!' > " + Path("log") + " 2>&1";
-    std::system(script.c_str());
+    ASSERT_NE(std::system(script.c_str()), -1);
   }
 
   static void Flip(const std::string& file) {
