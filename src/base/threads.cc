@@ -24,11 +24,13 @@ constexpr int kWakeFanOut = 2;
 // Beside a busy process a worker may lose its CPU in the middle of a chunk and hold up the caller
 // for a time slice (about 4 ms); and waking one may cost more than a short job gains. The caller
 // keeps a balance of the time that its workers saved. Once it is kTolerance below zero, the caller
-// works alone for kRestFactor times the loss: workers cost 3 % at the most.
+// works alone for a multiple of the loss, which doubles from rest to rest until the workers have
+// earned a full credit again: beside a process that stays, they cost less and less.
 using Clock = std::chrono::steady_clock;
 constexpr Clock::duration kMostCredit = std::chrono::milliseconds{4};
 constexpr Clock::duration kTolerance = std::chrono::microseconds{200};  // sleepers need a while
-constexpr int kRestFactor = 40;
+constexpr int kLeastRestFactor = 40;
+constexpr int kMostRestFactor = 640;
 constexpr int kMostImbalance = 4;  // a worker's chunk that took longer has been interrupted
 
 void Pause() {
@@ -109,6 +111,7 @@ struct ThreadPool::State {
   std::atomic<bool> busy{false};
   Clock::duration balance{};        // the caller's, under busy
   Clock::time_point alone_until{};  // the same
+  int rest_factor = kLeastRestFactor;
 
   alignas(64) std::atomic<uint64_t> ticket{0};
   std::atomic<int64_t> num_chunks{0};
@@ -210,8 +213,10 @@ void ThreadPool::State::Settle(const JobTimes& times) {
       times.own / std::max(1u, times.own_chunks) * times.other_chunks * kMostImbalance;
   const Clock::duration others(worker_time.load(std::memory_order_relaxed));
   balance = std::min(balance + times.own + std::min(others, most) - times.whole, kMostCredit);
+  if (balance == kMostCredit) rest_factor = kLeastRestFactor;
   if (balance > -kTolerance) return;
-  alone_until = Clock::now() - balance * kRestFactor;
+  alone_until = Clock::now() - balance * rest_factor;
+  rest_factor = std::min(2 * rest_factor, kMostRestFactor);
   balance = Clock::duration::zero();
 }
 
