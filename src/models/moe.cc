@@ -79,14 +79,25 @@ void RunProjectionGrad(const LayerEnv& env, const MlpTrace& trace, LinearRef Mlp
   RunLinearGrad(env.ctx, calls);
 }
 
+// The kernel's error names token and expert; this one the router too.
+Routing RouteByName(const LayerEnv& env, const at::Tensor& logits_TE,
+                    const at::Tensor& replay_ids_TK) {
+  try {
+    return Route(env.ctx, RouterOf(env.config), logits_TE, replay_ids_TK);
+  } catch (const Error& error) {
+    throw Error(error.code(),
+                fmt::format("{}: {}", env.At(env.refs.router).spec.name, error.what()));
+  }
+}
+
 // Chooses experts and sorts the tokens' rows by expert.
 void RouteRows(const LayerEnv& env, MlpTrace& trace) {
   env.Observe({env.refs.router, -1}, trace.norm_TD);
   trace.router_logits_TE = LinearLogits(env.ctx, trace.norm_TD, env.At(env.refs.router).View());
-  trace.routing = Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, ReplayedIds(env));
+  trace.routing = RouteByName(env, trace.router_logits_TE, ReplayedIds(env));
   const bool is_compared = env.batch.record != nullptr && env.batch.replay != nullptr;
-  Record(env, is_compared ? Route(env.ctx, RouterOf(env.config), trace.router_logits_TE, {}).ids_TK
-                          : trace.routing.ids_TK);
+  Record(env,
+         is_compared ? RouteByName(env, trace.router_logits_TE, {}).ids_TK : trace.routing.ids_TK);
   const std::span<const int32_t> ids(trace.routing.ids_TK.data_ptr<int32_t>(),
                                      static_cast<size_t>(trace.routing.ids_TK.numel()));
   trace.permutation = PermuteByExpert(ids, env.config.num_experts, env.config.num_experts_per_tok);

@@ -54,6 +54,17 @@ void EvaluateUnlessInterrupted(Run& run, Json& row) {
   }
 }
 
+// A rollout that the model cannot finish is kept as far as it came.
+std::vector<Sample> GenerateOrKeep(Run& run, int64_t rollout, Json& row, const StepNote& note) {
+  try {
+    return run.Generate(rollout, row, note);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kData) throw;
+    throw Error(error.code(), fmt::format("rollout {}: {}{}", rollout + 1, error.what(),
+                                          run.KeepFailedGeneration(rollout)));
+  }
+}
+
 // Samples become a step. A rollout that cannot be trained on is kept, for the step to be repeated.
 void TrainOn(Run& run, int64_t rollout, std::vector<Sample>& samples, Json& row,
              const StepNote& note) {
@@ -96,7 +107,7 @@ void OnlyGenerate(Run& run, const TrainingWatchers& watchers, const RowSink& app
   for (int64_t rollout = run.start_rollout(); rollout < run.num_rollouts(); ++rollout) {
     Json row = {{"rollout", rollout + 1}};
     const std::vector<Sample> samples =
-        run.Generate(rollout, row, NoteTo(progress, watchers, rollout));
+        GenerateOrKeep(run, rollout, row, NoteTo(progress, watchers, rollout));
     run.LogSamples(rollout, samples, {});
     append(row);
     progress.Update(rollout + 1, NoteOf(row));
@@ -126,7 +137,7 @@ void RunTraining(const RlConfig& config, const Json& flags, const TrainingWatche
     Timer timer;
     const StepNote note = NoteTo(progress, watchers, rollout);
     try {
-      std::vector<Sample> samples = run.Generate(rollout, row, note);
+      std::vector<Sample> samples = GenerateOrKeep(run, rollout, row, note);
       TrainOn(run, rollout, samples, row, note);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInterrupted) throw;

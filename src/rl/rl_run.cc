@@ -60,6 +60,11 @@ int64_t CountOf(const Json& state, const char* key, const std::filesystem::path&
   return value.get<int64_t>();
 }
 
+std::filesystem::path FailedRolloutFile(const RlConfig& config, int64_t rollout) {
+  return std::filesystem::path(config.checkpoint.save) /
+         fmt::format("failed_rollout_{:07}.cbor", rollout + 1);
+}
+
 RoutingReplay RoutingReplayOf(const RolloutArgs& rollout, const ModelConfig& model) {
   const bool has_experts = model.num_moe_layers() > 0;
   if (rollout.use_rollout_routing_replay.value_or(false) && !has_experts) {
@@ -526,9 +531,19 @@ void Run::Save(int64_t next_rollout) {
                config_.checkpoint.async_save ? SaveMode::kInBackground : SaveMode::kNow);
 }
 
+std::string Run::KeepFailedGeneration(int64_t rollout) {
+  const std::vector<Sample> samples = sampler_ ? sampler_->TakeFailed() : std::vector<Sample>();
+  if (samples.empty()) return "";
+  const std::filesystem::path path = FailedRolloutFile(config_, rollout);
+  SaveRolloutData(path, rollout + 1, samples);
+  return fmt::format(
+      " What the samples had until then is kept in {}. The same command comes here again, also "
+      "from a checkpoint (--load {})",
+      path.string(), config_.checkpoint.save);
+}
+
 std::string Run::KeepFailedRollout(int64_t rollout, const std::vector<Sample>& samples) const {
-  const std::filesystem::path path = std::filesystem::path(config_.checkpoint.save) /
-                                     fmt::format("failed_rollout_{:07}.cbor", rollout + 1);
+  const std::filesystem::path path = FailedRolloutFile(config_, rollout);
   SaveRolloutData(path, rollout + 1, samples);
   return fmt::format("Its samples are kept: --debug-train-only --load-debug-rollout-data {}",
                      path.string());

@@ -52,6 +52,9 @@ class Run {
   void WaitForSave() { store_->Wait(); }
   // Keeps the samples of a rollout that could not be trained on; returns how to repeat the step.
   std::string KeepFailedRollout(int64_t rollout, const std::vector<Sample>& samples) const;
+  // The same of a rollout that the model could not finish; returns where it is, or nothing if the
+  // failure was no such one.
+  std::string KeepFailedGeneration(int64_t rollout);
 
  private:
   void ReadData();

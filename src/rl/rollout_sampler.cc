@@ -57,7 +57,7 @@ RolloutSampler::Group RolloutSampler::Begin(Prompt prompt, Rollout& rollout) {
   return group;
 }
 
-void RolloutSampler::Request(const Sample& sample, int64_t request_id) {
+Request RolloutSampler::RequestOf(const Sample& sample, int64_t request_id) const {
   quatrain::Request request;
   request.id = request_id;
   request.prompt_ids = sample.prompt_ids;
@@ -67,7 +67,7 @@ void RolloutSampler::Request(const Sample& sample, int64_t request_id) {
   request.sampling = options_.rollout.sampling;
   request.sampling.seed = sample.draw_key;
   request.return_routed_experts = options_.rollout.record_routing;
-  engine_.Add(std::move(request));
+  return request;
 }
 
 // A request's id says where its sample is: serial of the group times the size of groups, plus
@@ -84,16 +84,69 @@ void RolloutSampler::Submit(PromptDataset& dataset, Rollout& rollout) {
     const Group& group = rollout.running.back();
     for (size_t place = 0; place < group.samples.size(); ++place) {
       if (IsFinished(group.samples[place])) continue;
-      Request(group.samples[place], group.serial * static_cast<int64_t>(group.samples.size()) +
-                                        static_cast<int64_t>(place));
+      const int64_t id =
+          group.serial * static_cast<int64_t>(group.samples.size()) + static_cast<int64_t>(place);
+      engine_.Add(RequestOf(group.samples[place], id));
     }
+  }
+}
+
+// The sample that fails when it runs alone. Takes what is left in the engine.
+std::string RolloutSampler::CulpritOf(std::span<const Sample> samples) {
+  for (const Sample& sample : samples) {
+    if (IsFinished(sample)) continue;
+    quatrain::Request request = RequestOf(sample, 0);
+    request.sampling.max_new_tokens = sample.response_length() + 1;
+    engine_.Add(std::move(request));
+    try {
+      while (engine_.HasUnfinished()) engine_.Step();
+    } catch (const Error&) {  // the same failure, of this sample alone
+      engine_.TakeUnfinished();
+      return fmt::format(
+          "row {} of the prompts, sample {}, token {} of the response:", sample.prompt.id + 1,
+          sample.id % options_.rollout.n_samples_per_prompt, sample.response_length());
+    }
+  }
+  return "no sample alone, but their batch:";
+}
+
+void RolloutSampler::KeepFailed(Rollout& rollout) {
+  const int64_t size = options_.rollout.n_samples_per_prompt;
+  for (RequestOutput& output : engine_.TakeUnfinished()) {
+    for (Group& group : rollout.running) {
+      if (group.serial != output.id / size) continue;
+      TakeOutput(text_, std::move(output), group.samples[static_cast<size_t>(output.id % size)]);
+      break;
+    }
+  }
+  failed_.clear();
+  for (std::vector<Group>* groups : {&rollout.accepted, &rollout.spare, &rollout.running}) {
+    for (Group& group : *groups) {
+      for (Sample& sample : group.samples) {
+        sample.id = static_cast<int64_t>(failed_.size());
+        sample.group_id = sample.id / size;
+        failed_.push_back(std::move(sample));
+      }
+    }
+  }
+}
+
+// The engine's message names tensor and row of its batch; a second look, sample by sample, names
+// the sample.
+std::vector<RequestOutput> RolloutSampler::RunEngine(Rollout& rollout) {
+  try {
+    return engine_.Step();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kData) throw;
+    KeepFailed(rollout);
+    throw Error(error.code(), fmt::format("{} {}", CulpritOf(failed_), error.what()));
   }
 }
 
 void RolloutSampler::Step(Rollout& rollout) {
   std::vector<Sample*> finished;
   const int64_t size = options_.rollout.n_samples_per_prompt;
-  for (RequestOutput& output : engine_.Step()) {
+  for (RequestOutput& output : RunEngine(rollout)) {
     const auto group =
         std::find_if(rollout.running.begin(), rollout.running.end(),
                      [&](const Group& other) { return other.serial == output.id / size; });

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <deque>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,9 +55,14 @@ class RolloutSampler {
   // rollout_batch_size groups in the order in which their prompts were first taken, rewards set,
   // ids 0 to n - 1. A sample's draws depend on (seed, the rollout that began it, its index there).
   // Error kInterrupted on Ctrl-C: the cursor of `dataset` and the kept groups are then as before;
-  // kData if the filter has dropped a whole data set in a row.
+  // kData if the filter has dropped a whole data set in a row, or a number that the model computes
+  // is not finite: the message then names the sample, and TakeFailed has all of them.
   std::vector<Sample> Next(PromptDataset& dataset, int64_t rollout,
                            const RolloutProgress& progress);
+
+  // The samples of a Next that failed in the model, with what they had until then: those under way
+  // have FinishReason::kAbort. Empty unless it did.
+  std::vector<Sample> TakeFailed() { return std::move(failed_); }
 
   const SamplerStats& stats() const { return stats_; }
   int64_t num_kept() const { return static_cast<int64_t>(kept_.size()); }
@@ -77,8 +83,11 @@ class RolloutSampler {
 
   Group Begin(Prompt prompt, Rollout& rollout);
   void Submit(PromptDataset& dataset, Rollout& rollout);
-  void Request(const Sample& sample, int64_t request_id);
+  quatrain::Request RequestOf(const Sample& sample, int64_t request_id) const;
   void Step(Rollout& rollout);
+  std::vector<RequestOutput> RunEngine(Rollout& rollout);
+  void KeepFailed(Rollout& rollout);
+  std::string CulpritOf(std::span<const Sample> samples);
   void Judge(Rollout& rollout, const PromptDataset& dataset);
   void Stop(Rollout& rollout);
   bool IsWorthTraining(const Group& group) const;
@@ -90,6 +99,7 @@ class RolloutSampler {
   std::deque<Group> kept_;
   int64_t next_serial_ = 0;
   SamplerStats stats_;
+  std::vector<Sample> failed_;
 };
 
 }  // namespace quatrain

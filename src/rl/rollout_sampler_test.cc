@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <limits>
 #include <set>
 
 #include "models/loader.h"
@@ -170,6 +172,61 @@ TEST_F(RolloutSamplerTest, PartialRolloutsLoseNothingAndResumeBitForBit) {
     resumed.sampler.Restore(states[from], resumed.dataset);
     for (size_t rollout = from + 1; rollout < rollouts.size(); ++rollout)
       ExpectEqual(resumed.Next(static_cast<int64_t>(rollout)), rollouts[rollout]);
+  }
+}
+
+TEST_F(RolloutSamplerTest, ANumberThatIsNotFiniteNamesItsSampleAndKeepsWhatThereWas) {
+  Machine whole(*this, 2, length_reward_);
+  const std::vector<Sample> expected = whole.Next(0);
+  // A token that one sample draws, and no prompt has: NaN as it is read.
+  const Sample* culprit = nullptr;
+  size_t place = 0;
+  const auto drawn_by_others = [&](int32_t id) {
+    for (const Sample& sample : expected) {
+      const auto& ids = sample.completion.token_ids;
+      if (std::count(sample.prompt_ids.begin(), sample.prompt_ids.end(), id) > 0) return true;
+      if (&sample != culprit && std::count(ids.begin(), ids.end(), id) > 0) return true;
+    }
+    return false;
+  };
+  for (const Sample& sample : expected) {
+    const auto& ids = sample.completion.token_ids;
+    culprit = &sample;
+    for (place = 1; place + 1 < ids.size() && drawn_by_others(ids[place]); ++place) continue;
+    if (place + 1 < ids.size()) break;
+  }
+  ASSERT_LT(place + 1, culprit->completion.token_ids.size()) << "no sample draws a token alone";
+  const int32_t token = culprit->completion.token_ids[place];
+  weights_[static_cast<size_t>(weights_.Find("model.embed_tokens.weight"))].dense[token].fill_(
+      std::numeric_limits<float>::quiet_NaN());
+  Machine machine(*this, 2, length_reward_);
+  std::string message;
+  try {
+    machine.Next(0);
+  } catch (const Error& error) {
+    message = error.what();
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+  }
+  const std::string name = fmt::format("row {} of the prompts, sample {}, token {} of the response",
+                                       culprit->prompt.id + 1, culprit->id % 3, place + 1);
+  EXPECT_NE(message.find(name), std::string::npos) << name << "\n" << message;
+  EXPECT_NE(message.find("the logit is not finite"), std::string::npos) << message;
+  const std::vector<Sample> kept = machine.sampler.TakeFailed();
+  ASSERT_EQ(kept.size(), 12u);
+  EXPECT_TRUE(machine.sampler.TakeFailed().empty());
+  for (const Sample& sample : kept) {
+    const bool is_culprit = sample.draw_key == culprit->draw_key;
+    const auto original = std::find_if(expected.begin(), expected.end(), [&](const Sample& other) {
+      return other.draw_key == sample.draw_key;
+    });
+    ASSERT_NE(original, expected.end());
+    const auto& ids = sample.completion.token_ids;
+    ASSERT_LE(ids.size(), original->completion.token_ids.size());
+    EXPECT_TRUE(std::equal(ids.begin(), ids.end(), original->completion.token_ids.begin()));
+    if (is_culprit) {
+      EXPECT_EQ(ids.size(), place + 1);
+      EXPECT_EQ(sample.completion.finish_reason, FinishReason::kAbort);
+    }
   }
 }
 

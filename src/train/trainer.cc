@@ -97,6 +97,25 @@ std::vector<float> Pick(const TrainForward& forward, const std::vector<float>& v
   return picked;
 }
 
+// A failure of a batch, whose message names step, tensor or row: a second look, sample by sample,
+// names the sample for which `run` throws as well. To be called where `error` is caught.
+[[noreturn]] void ThrowNamed(const Error& error, std::span<const TrainBatch> batches,
+                             const std::function<void(const TrainBatch& one)>& run) {
+  if (error.code() != ErrorCode::kData) throw;
+  for (const TrainBatch& batch : batches) {
+    for (int64_t s = 0; s < batch.num_sequences(); ++s) {
+      try {
+        run(SequenceOf(batch, s));
+      } catch (const Error&) {  // the same failure, of this sample alone
+        throw Error(
+            error.code(),
+            fmt::format("sample {}: {}", batch.sample_ids_S[static_cast<size_t>(s)], error.what()));
+      }
+    }
+  }
+  throw Error(error.code(), fmt::format("no sample alone, but their sum: {}", error.what()));
+}
+
 }  // namespace
 
 BatchLogprobs ScoreBatch(const OpContext& ctx, const Decoder& decoder, const TrainBatch& batch,
@@ -130,10 +149,26 @@ int64_t Trainer::gradient_bytes() {
   return bytes;
 }
 
+std::vector<float> Trainer::ScoreOf(const TrainBatch& batch) const {
+  return ScoreBatch(ctx_, decoder_, batch, config_.temperature, Entropy::kSkip).logprobs_T;
+}
+
 void Trainer::ScoreOld(std::span<TrainBatch> batches) const {
   for (TrainBatch& batch : batches) {
-    batch.old_logprobs_T =
-        ScoreBatch(ctx_, decoder_, batch, config_.temperature, Entropy::kSkip).logprobs_T;
+    try {
+      batch.old_logprobs_T = ScoreOf(batch);
+    } catch (const Error& error) {
+      ThrowNamed(error, {&batch, 1}, [this](const TrainBatch& one) { ScoreOf(one); });
+    }
+  }
+}
+
+at::Tensor Trainer::ForwardOf(const TrainBatch& batch, const ForwardBatch& forward,
+                              DecoderTape* tape) const {
+  try {
+    return decoder_.ForwardWithTape(ctx_, forward, tape);
+  } catch (const Error& error) {
+    ThrowNamed(error, {&batch, 1}, [this](const TrainBatch& one) { ScoreOf(one); });
   }
 }
 
@@ -143,7 +178,7 @@ PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* rout
   DecoderTape tape;
   RoutedExperts own;
   if (forward.batch.replay != nullptr) forward.batch.record = &own;
-  const at::Tensor hidden_TD = decoder_.ForwardWithTape(ctx_, forward.batch, &tape);
+  const at::Tensor hidden_TD = ForwardOf(batch, forward.batch, &tape);
   forward.batch.record = nullptr;
   if (forward.batch.replay != nullptr) routing->Add(CompareRouting(own, forward.replay));
   const at::Tensor rows_RD = PredictingRows(forward, hidden_TD);
@@ -171,26 +206,17 @@ PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* rout
   return loss.sums;
 }
 
-std::string Trainer::CulpritOf(std::span<const TrainBatch> batches) {
-  RoutingOverlap ignored;
-  for (const TrainBatch& batch : batches) {
-    for (int64_t s = 0; s < batch.num_sequences(); ++s) {
-      gradients_.Clear();
-      Accumulate(SequenceOf(batch, s), &ignored);
-      if (!std::isfinite(GlobalNorm(ctx_, gradients_)))
-        return fmt::format("sample {}:", batch.sample_ids_S[static_cast<size_t>(s)]);
-    }
-  }
-  return "no sample alone, but their sum:";
-}
-
 Parameters::StepResult Trainer::StepOrName(std::span<const TrainBatch> batches, double lr) {
   try {
     return parameters_.Step(ctx_, gradients_, lr);
   } catch (const Error& error) {
-    // The message names step and tensor; a second look, sample by sample, names the sample.
     if (std::isfinite(GlobalNorm(ctx_, gradients_))) throw;
-    throw Error(error.code(), fmt::format("{} {}", CulpritOf(batches), error.what()));
+    RoutingOverlap ignored;
+    ThrowNamed(error, batches, [&](const TrainBatch& one) {
+      gradients_.Clear();
+      Accumulate(one, &ignored);
+      if (!std::isfinite(GlobalNorm(ctx_, gradients_))) throw error;
+    });
   }
 }
 

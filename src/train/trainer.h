@@ -62,7 +62,8 @@ class Trainer {
   // Of the gradients held now.
   int64_t gradient_bytes();
 
-  // Fills old_logprobs_T with the current weights.
+  // Fills old_logprobs_T with the current weights. Error kData naming the sample where a number is
+  // not finite.
   void ScoreOld(std::span<TrainBatch> batches) const;
 
   // Forward and backward of every micro-batch, then one optimizer step. `progress` is called before
@@ -72,8 +73,9 @@ class Trainer {
                        const std::function<void(size_t num_done)>& progress);
 
  private:
-  // The sample whose own gradient is not finite, to name it; runs every sample alone.
-  std::string CulpritOf(std::span<const TrainBatch> batches);
+  std::vector<float> ScoreOf(const TrainBatch& batch) const;
+  at::Tensor ForwardOf(const TrainBatch& batch, const ForwardBatch& forward,
+                       DecoderTape* tape) const;
   Parameters::StepResult StepOrName(std::span<const TrainBatch> batches, double lr);
   PolicyLossSums Accumulate(const TrainBatch& batch, RoutingOverlap* routing);
 

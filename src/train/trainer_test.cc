@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <limits>
+
 #include "models/test_support.h"
 
 namespace quatrain {
@@ -131,6 +133,34 @@ TEST_F(TrainerTest, AGradientThatIsNotFiniteNamesStepTensorAndSample) {
   EXPECT_TRUE(Contains(message, "sample 3")) << message;
   EXPECT_TRUE(Contains(message, "optimizer step 1, model.")) << message;
   EXPECT_TRUE(at::equal(before, parameters.master(0)));
+}
+
+TEST_F(TrainerTest, AForwardThatIsNotFiniteNamesLayerAndSample) {
+  ThreadPool pool(1);
+  const OpContext ctx{pool};
+  ModelWeights trained = AllocateLike(*start_, 0);
+  Parameters parameters(ctx, *start_, &trained, nullptr, {}, {}, MasterStart::kValues);
+  std::vector<TrainBatch> batches = {Batch(0, 2), Batch(2, 6)};
+  // A token of sample 4 alone, and not its last, which is fed to nothing.
+  const int32_t token = batches[1].token_ids_T[static_cast<size_t>(batches[1].cu_seqlens[2])];
+  for (size_t b = 0; b < 2; ++b) {
+    for (int64_t s = 0; s < batches[b].num_sequences(); ++s) {
+      for (int64_t t = batches[b].cu_seqlens[static_cast<size_t>(s)];
+           t < batches[b].cu_seqlens[static_cast<size_t>(s) + 1]; ++t) {
+        int32_t& id = batches[b].token_ids_T[static_cast<size_t>(t)];
+        if (id == token && batches[b].sample_ids_S[static_cast<size_t>(s)] != 4) id = (id + 1) % 48;
+      }
+    }
+  }
+  trained[static_cast<size_t>(trained.Find("model.embed_tokens.weight"))].dense[token].fill_(
+      std::numeric_limits<float>::quiet_NaN());
+  const Decoder decoder(checkpoint_->config(), trained);
+  Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
+  for (const std::string& message : {MessageOf([&] { trainer.ScoreOld(batches); }),
+                                     MessageOf([&] { trainer.Step(batches, 1e-3, {}); })}) {
+    EXPECT_TRUE(Contains(message, "sample 4: model.layers.")) << message;
+    EXPECT_TRUE(Contains(message, "the logit is not finite")) << message;
+  }
 }
 
 TEST_F(TrainerTest, ReplayOfTheOwnRoutingIsExactAndAnotherOneShowsInTheOverlap) {

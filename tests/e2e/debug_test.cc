@@ -1,4 +1,6 @@
 // Replayed routing and the debugging flags of training.
+#include <cstring>
+
 #include "tests/e2e/program.h"
 
 namespace quatrain {
@@ -84,6 +86,34 @@ TEST_F(DebugProgram, ANumberThatIsNotFiniteStopsTheRunByNameAndKeepsItsSamples) 
                             kQat);
   EXPECT_EQ(again.status, 2);
   EXPECT_NE(again.text.find("rollout 1: model."), std::string::npos) << again.text;
+}
+
+TEST_F(DebugProgram, ANumberThatIsNotFiniteInGenerationNamesItsSampleAndKeepsAll) {
+  // The weights are finite, what the norm makes of them is not.
+  fs::copy(kBase, Path("huge"));
+  const std::string file = Path("huge/model.safetensors");
+  std::string bytes = ReadFile(file);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  const Json offsets = ParseJson(bytes.substr(8, header), file)
+                           .at("model.layers.1.post_attention_layernorm.weight")
+                           .at("data_offsets");
+  for (size_t at = offsets.at(0).get<size_t>(); at < offsets.at(1).get<size_t>(); at += 2) {
+    bytes[8 + header + at] = 0x60;  // BF16 0x7F60, 2.98e38
+    bytes[8 + header + at + 1] = 0x7F;
+  }
+  WriteFileAtomic(file, bytes);
+  const Outcome outcome = Run(
+      Replace(Replace(TrainArguments("run", 2), Int4(), Path("huge")), "--ref-load " + kBase, ""));
+  EXPECT_EQ(outcome.status, 2) << outcome.text;
+  const std::string dump = Path("run/failed_rollout_0000001.cbor");
+  for (const std::string& part :
+       {std::string("rollout 1: row "), std::string("sample 0, token 0 of the response: "),
+        std::string("model.layers.1.mlp.gate.weight: router"), std::string("not finite"),
+        "is kept in " + dump}) {
+    EXPECT_NE(outcome.text.find(part), std::string::npos) << part << "\n" << outcome.text;
+  }
+  EXPECT_TRUE(fs::exists(dump));
 }
 
 }  // namespace
