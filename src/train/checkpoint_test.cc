@@ -1,22 +1,12 @@
 #include "train/checkpoint.h"
 
-#include "models/test_support.h"
+#include "train/test_support.h"
 
 namespace quatrain {
 namespace {
 
-class TrainingState : public ModelFolderTest {
+class TrainingState : public SmallMoeTest {
  protected:
-  void SetUp() override {
-    ModelFolderTest::SetUp();
-    checkpoint_.emplace(PutSmallMoe("model"));
-    start_.emplace(LoadWeights(*checkpoint_, at::kBFloat16));
-  }
-  void TearDown() override {
-    start_.reset();
-    checkpoint_.reset();
-    ModelFolderTest::TearDown();
-  }
   static void Step(const OpContext& ctx, Parameters& parameters, const ModelWeights& weights,
                    uint64_t seed) {
     Gradients gradients(weights);
@@ -31,8 +21,6 @@ class TrainingState : public ModelFolderTest {
 
   ThreadPool pool_{1};
   OpContext ctx_{pool_};
-  std::optional<Checkpoint> checkpoint_;
-  std::optional<ModelWeights> start_;
 };
 
 TEST_F(TrainingState, AResumedOptimizerGoesOnBitForBit) {

@@ -1,38 +1,26 @@
 #include "train/dead_zone.h"
 
-#include "models/test_support.h"
+#include "train/test_support.h"
 
 namespace quatrain {
 namespace {
 
 // The small model in groups of 32, and masters that the test moves by hand.
-class DeadZone : public ModelFolderTest {
+class DeadZone : public SmallMoeTest {
  protected:
   void SetUp() override {
-    ModelFolderTest::SetUp();
-    checkpoint_.emplace(PutSmallMoe("model"));
-    start_.emplace(LoadWeights(*checkpoint_, at::kBFloat16));
-    std::vector<Weight> format;
-    for (size_t i = 0; i < start_->size(); ++i) {
-      Weight weight{(*start_)[i].spec, {}, {}};
-      if (weight.spec.role == WeightRole::kExpert) {
-        weight.codes.num_bits = 4;
-        weight.codes.out_features = weight.spec.shape[0];
-        weight.codes.in_features = weight.spec.shape[1];
-        quantised_.push_back(i);
-      }
-      format.push_back(std::move(weight));
+    SmallMoeTest::SetUp();
+    table_.emplace(TableWithExpertCodes());
+    for (size_t i = 0; i < table_->size(); ++i) {
+      if ((*table_)[i].is_quantized()) quantised_.push_back(i);
     }
-    table_.emplace(AllocateLike(ModelWeights(std::move(format)), 32));
     parameters_.emplace(ctx_, *start_, &*table_, nullptr, OptimizerConfig{}, QuantScheme{},
                         MasterStart::kValues);
   }
   void TearDown() override {
     parameters_.reset();
     table_.reset();
-    start_.reset();
-    checkpoint_.reset();
-    ModelFolderTest::TearDown();
+    SmallMoeTest::TearDown();
   }
 
   // Puts one weight at `code` widths under the group's scale; the extremum stays.
@@ -54,8 +42,7 @@ class DeadZone : public ModelFolderTest {
 
   ThreadPool pool_{2};
   OpContext ctx_{pool_};
-  std::optional<Checkpoint> checkpoint_;
-  std::optional<ModelWeights> start_, table_;
+  std::optional<ModelWeights> table_;
   std::optional<Parameters> parameters_;
   std::vector<size_t> quantised_;
 };

@@ -1,40 +1,20 @@
 #include "train/parameter.h"
 
 #include "kernels/int4_quantize.h"
-#include "models/test_support.h"
+#include "train/test_support.h"
 
 namespace quatrain {
 namespace {
 
-class ParametersTest : public ModelFolderTest {
+class ParametersTest : public SmallMoeTest {
  protected:
   void SetUp() override {
-    ModelFolderTest::SetUp();
-    checkpoint_.emplace(PutSmallMoe("model"));
-    start_.emplace(LoadWeights(*checkpoint_, at::kBFloat16));
-    trained_.emplace(Mixed());
+    SmallMoeTest::SetUp();
+    trained_.emplace(TableWithExpertCodes());
   }
   void TearDown() override {
     trained_.reset();
-    start_.reset();
-    checkpoint_.reset();
-    ModelFolderTest::TearDown();
-  }
-
-  // The table with codes for the experts, groups of 32.
-  ModelWeights Mixed() const {
-    std::vector<Weight> format;
-    for (size_t i = 0; i < start_->size(); ++i) {
-      Weight weight{(*start_)[i].spec, {}, {}};
-      if (weight.spec.role == WeightRole::kExpert) {
-        weight.codes.num_bits = 4;
-        weight.codes.out_features = weight.spec.shape[0];
-        weight.codes.in_features = weight.spec.shape[1];
-        weight.codes.group_size = 32;
-      }
-      format.push_back(std::move(weight));
-    }
-    return AllocateLike(ModelWeights(std::move(format)), 32);
+    SmallMoeTest::TearDown();
   }
 
   void FillGradients(Gradients& gradients, float size) const {
@@ -70,8 +50,7 @@ class ParametersTest : public ModelFolderTest {
 
   ThreadPool pool_{1};
   OpContext ctx_{pool_};
-  std::optional<Checkpoint> checkpoint_;
-  std::optional<ModelWeights> start_, trained_;
+  std::optional<ModelWeights> trained_;
 };
 
 TEST_F(ParametersTest, TheStartAndEveryStepWriteTheQuantisationOfTheMasters) {

@@ -2,24 +2,13 @@
 
 #include <limits>
 
-#include "models/test_support.h"
+#include "train/test_support.h"
 
 namespace quatrain {
 namespace {
 
-class TrainerTest : public ModelFolderTest {
+class TrainerTest : public SmallMoeTest {
  protected:
-  void SetUp() override {
-    ModelFolderTest::SetUp();
-    checkpoint_.emplace(PutSmallMoe("model"));
-    start_.emplace(LoadWeights(*checkpoint_, at::kBFloat16));
-  }
-  void TearDown() override {
-    start_.reset();
-    checkpoint_.reset();
-    ModelFolderTest::TearDown();
-  }
-
   // Sequences [begin, end) of a step of six in one micro-batch.
   static TrainBatch Batch(int64_t begin, int64_t end) {
     TrainBatch batch;
@@ -65,9 +54,6 @@ class TrainerTest : public ModelFolderTest {
       outcome.moments.push_back(parameters.exp_avg(i).clone());
     return outcome;
   }
-
-  std::optional<Checkpoint> checkpoint_;
-  std::optional<ModelWeights> start_;
 };
 
 TEST_F(TrainerTest, TheCutIntoMicroBatchesChangesGradientsByRoundingOnly) {
