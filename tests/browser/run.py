@@ -19,6 +19,8 @@ import sys
 import tempfile
 
 sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from checks import check, finish  # noqa: E402
 from devtools import Browser  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -26,15 +28,6 @@ BASE = ROOT / "examples" / "models" / "tiny-qwen3-moe"
 DATA = ROOT / "examples" / "data"
 SKIPPED = 77
 QAT = dict(os.environ, OPEN_TRAINING_INT4_FAKE_QAT_FLAG="1", OPEN_TRAINING_INT4_GROUP_SIZE="32")
-
-failures = []
-
-
-def check(is_right, what, seen=""):
-    print(f"  {'ok ' if is_right else 'BAD'} {what}", flush=True)
-    if not is_right:
-        failures.append(what)
-        print(f"      seen: {seen}"[:2000], flush=True)
 
 
 def find_browser():
@@ -229,9 +222,7 @@ def main():
             check_sick(browser, program, work, shots)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    if failures:
-        sys.exit(f"browser: {len(failures)} of the checks failed: {'; '.join(failures)}")
-    print("browser: all checks passed", flush=True)
+    finish("browser")
 
 
 if __name__ == "__main__":

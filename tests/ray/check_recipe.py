@@ -18,6 +18,10 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(ROOT / "tests"))
+from checks import check, finish  # noqa: E402
+
 RAY = str(pathlib.Path(sys.executable).parent / "ray")
 SCRIPT = ROOT / "examples" / "run-tiny-qwen3-moe-int4.sh"
 FAMILY = "OPEN_TRAINING_"
@@ -97,16 +101,6 @@ def submit(command, environment):
     return result.returncode, re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
 
 
-failures = []
-
-
-def check(is_right, what, seen=""):
-    print(f"  {'ok ' if is_right else 'BAD'} {what}", flush=True)
-    if not is_right:
-        failures.append(what)
-        print(f"      seen: {seen}"[:3000], flush=True)
-
-
 def check_recipe(head, quatrain, folder):
     environment = dict(CLEAN, QUATRAIN=quatrain, RUN_DIR=str(folder / "run"), NUM_ROLLOUT="1",
                        RAY_ADDRESS=head.address, PATH=f"{pathlib.Path(RAY).parent}:{CLEAN['PATH']}",
@@ -176,9 +170,7 @@ def main():
         check_tensorboard(run, rows)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if failures:
-        sys.exit(f"ray: {len(failures)} of the checks failed: {'; '.join(failures)}")
-    print("ray: all checks passed", flush=True)
+    finish("ray")
 
 
 if __name__ == "__main__":
