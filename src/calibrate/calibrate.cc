@@ -90,13 +90,10 @@ double RtnLoss(ThreadPool& pool, const Hessian& hessian, const Weight& weight,
   return std::accumulate(loss_O.begin(), loss_O.end(), 0.0);
 }
 
-// Of tensors that wait from one step of a layer to another.
-HiddenStates AttendedStates(const std::vector<SampleBatch>& batches, const ModelConfig& config,
-                            const HiddenStates& states) {
+std::vector<int64_t> TokensOf(const std::vector<SampleBatch>& batches) {
   std::vector<int64_t> tokens;
   for (const SampleBatch& batch : batches) tokens.push_back(batch.batch.num_tokens());
-  return {std::move(tokens), config.num_attention_heads * config.head_dim, states.folder(),
-          "attended"};
+  return tokens;
 }
 
 ModelWeights SpecsOf(const ModelWeights& weights) {
@@ -136,7 +133,7 @@ struct Calibration::Parts {
         states_(states),
         progress_(progress),
         batches_(MakeBatches(task.data)),
-        attended_(AttendedStates(batches_, task.config, states)),
+        attended_(AttendedStates(task.config, TokensOf(batches_), states.folder())),
         reference_weights_(SpecsOf(task.weights)),
         reference_decoder_(task.config, reference_weights_) {}
 
@@ -196,7 +193,10 @@ struct Calibration::Parts {
   // Our own: each weight on the inputs that it will meet, beside the unquantised model.
   void RunLayerInSteps(int64_t layer) {
     SetReference(layer, true);
-    LayerWalk walk(ctx_, decoder_, reference_decoder_, layer, batches_, {states_, attended_});
+    HiddenStates activated =
+        ActivatedStates(decoder_.config(), layer, TokensOf(batches_), states_.folder());
+    LayerWalk walk(ctx_, decoder_, reference_decoder_, layer, batches_,
+                   {states_, attended_, activated});
     for (const LayerStep step : kLayerSteps) {
       std::vector<bool> is_wanted = plan_.is_quantized;
       for (size_t i = 0; i < is_wanted.size(); ++i) {
@@ -290,12 +290,18 @@ struct Calibration::Parts {
 };
 
 std::vector<int64_t> Calibration::EntryTokens(const CalibrationData& data, CalibrateMethod method) {
-  std::vector<int64_t> tokens;
-  const int num_models = method == CalibrateMethod::kReference ? 1 : 2;
-  for (int model = 0; model < num_models; ++model) {
-    for (const SampleBatch& batch : MakeBatches(data)) tokens.push_back(batch.batch.num_tokens());
+  std::vector<int64_t> tokens = TokensOf(MakeBatches(data));
+  if (method != CalibrateMethod::kReference) {
+    const std::vector<int64_t> of_quantized = tokens;
+    tokens.insert(tokens.end(), of_quantized.begin(), of_quantized.end());
   }
   return tokens;
+}
+
+uint64_t Calibration::StepBytes(const ModelConfig& config, const CalibrationData& data,
+                                CalibrateMethod method) {
+  if (method != CalibrateMethod::kGptq) return 0;
+  return StepStateBytes(config, data.num_tokens);
 }
 
 Calibration::Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,

@@ -74,6 +74,11 @@ class Calibration {
   // kGptq as many again for the unquantised model.
   static std::vector<int64_t> EntryTokens(const CalibrationData& data, CalibrateMethod method);
 
+  // Bytes beside the hidden states that wait from one step of a layer to another, in the folder of
+  // the hidden states.
+  static uint64_t StepBytes(const ModelConfig& config, const CalibrationData& data,
+                            CalibrateMethod method);
+
   // `decoder` runs task.weights. `states` has the entries of EntryTokens, and maybe more behind.
   Calibration(const OpContext& ctx, const CalibrationTask& task, const Decoder& decoder,
               HiddenStates& states, const CalibrateProgress& progress);

@@ -26,7 +26,7 @@ HWY_BEFORE_NAMESPACE();
 namespace quatrain {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using calibrate::Fma, calibrate::Tag;
+using calibrate::Floats, calibrate::Fma, calibrate::Tag;
 
 // Factors the leading size x size part of block [kCholeskyBlock, kCholeskyBlock]; the rest of it is
 // zero. Works on whole vectors, hence also on entries left of the diagonal, which nobody reads.
@@ -54,19 +54,30 @@ bool FactorBlock(const float* smallest_pivots, int64_t size, float* block) {
 }
 
 // Rows [first, end) of panel = U^-T panel, given the rows above and with their part already
-// subtracted.
+// subtracted. Several vectors at once, which hides the latency of their chains.
 void SolveTriangle(const float* block, int64_t first, int64_t end, float* panel) {
   const Tag d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(Tag()));
+  constexpr int64_t kVectors = std::min<int64_t>(kPanelColumns / kLanes, 8);
   for (int64_t k = first; k < end; ++k) {
     const auto pivot = hn::Set(d, block[k * kCholeskyBlock + k]);
-    for (int64_t j = 0; j < kPanelColumns; j += lanes) {
-      auto value = hn::LoadU(d, panel + k * kPanelColumns + j);
+    for (int64_t j = 0; j < kPanelColumns; j += kVectors * kLanes) {
+      float* at = panel + k * kPanelColumns + j;
+      Floats value[kVectors];
+      QUATRAIN_UNROLL
+      for (int64_t v = 0; v < kVectors; ++v) value[v] = hn::LoadU(d, at + v * kLanes);
       for (int64_t l = first; l < k; ++l) {
         const auto factor = hn::Set(d, -block[l * kCholeskyBlock + k]);
-        value = Fma(factor, hn::LoadU(d, panel + l * kPanelColumns + j), value);
+        const float* above = panel + l * kPanelColumns + j;
+        QUATRAIN_UNROLL
+        for (int64_t v = 0; v < kVectors; ++v) {
+          value[v] = Fma(factor, hn::LoadU(d, above + v * kLanes), value[v]);
+        }
       }
-      hn::StoreU(hn::Div(value, pivot), d, panel + k * kPanelColumns + j);
+      QUATRAIN_UNROLL
+      for (int64_t v = 0; v < kVectors; ++v) {
+        hn::StoreU(hn::Div(value[v], pivot), d, at + v * kLanes);
+      }
     }
   }
 }

@@ -210,8 +210,8 @@ class PanelQuantizer {
   std::vector<int8_t> codes_panel_;
 };
 
-void CheckWeight(const WeightMatrix& weight, const Hessian& hessian, const GptqOptions& options,
-                 std::string_view module) {
+void CheckWeight(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
+                 const GptqOptions& options, std::string_view module) {
   QT_CHECK(weight.in_features == hessian.in_features && options.block_size > 0);
   QT_CHECK(options.num_bits == 4 || options.num_bits == 8);
   if (options.group_size <= 0 || weight.in_features % options.group_size != 0) {
@@ -220,13 +220,19 @@ void CheckWeight(const WeightMatrix& weight, const Hessian& hessian, const GptqO
                                     .expected = fmt::format("a divisor of {}", weight.in_features),
                                     .found = fmt::format("{}", options.group_size)});
   }
-  const auto bad = FindBadWeight(weight.data, weight.out_features, weight.in_features);
-  if (!bad) return;
-  throw Error(ErrorCode::kData, {.where = std::string(module),
-                                 .what = fmt::format("the weight at row {}, column {} has no code",
-                                                     bad->row, bad->column),
-                                 .expected = "a finite value below the largest BF16",
-                                 .found = fmt::format("{}", bad->value)});
+  pool.ParallelFor(NumPanels(weight.out_features), [&](int64_t panel, int) {
+    const int64_t first = panel * kPanelColumns;
+    const auto bad =
+        FindBadWeight(weight.data + first * weight.in_features,
+                      std::min(kPanelColumns, weight.out_features - first), weight.in_features);
+    if (!bad) return;
+    throw Error(ErrorCode::kData,
+                {.where = std::string(module),
+                 .what = fmt::format("the weight at row {}, column {} has no code",
+                                     first + bad->row, bad->column),
+                 .expected = "a finite value below the largest BF16",
+                 .found = fmt::format("{}", bad->value)});
+  });
 }
 
 // w - w' of a row.
@@ -273,7 +279,7 @@ GptqOptions ReferenceGptqOptions(int num_bits, int64_t group_size) {
 GptqResult QuantizeWeight(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
                           const HessianFactor& factor, const GptqOptions& options,
                           std::string_view module) {
-  CheckWeight(weight, hessian, options, module);
+  CheckWeight(pool, weight, hessian, options, module);
   const int64_t num_groups = weight.in_features / options.group_size;
   GptqResult result;
   result.codes_OI.resize(static_cast<size_t>(weight.out_features * weight.in_features));

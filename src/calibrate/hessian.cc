@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "calibrate/panel_packing.h"
 #include "calibrate/panel_product.h"
 
 namespace quatrain {
@@ -12,20 +13,27 @@ namespace {
 constexpr int64_t kPackedTokens = 4 * kChainDepth;  // bounds the FP32 copy of the inputs
 constexpr int64_t kRowsPerChunk = 64;
 
-template <class T>
-void PackPanel(const T* inputs_TI, int64_t num_tokens, int64_t in_features, int64_t panel,
-               float* __restrict to) {
-  const int64_t first = panel * kPanelColumns;
-  const int64_t columns = std::min(kPanelColumns, in_features - first);
-  for (int64_t t = 0; t < num_tokens; ++t, to += kPanelColumns) {
-    const T* from = inputs_TI + t * in_features + first;
-    if (columns == kPanelColumns) {  // of known length, for the compiler's vectors
-      for (int64_t i = 0; i < kPanelColumns; ++i) to[i] = ToFloat(from[i]);
-      continue;
-    }
-    for (int64_t i = 0; i < columns; ++i) to[i] = ToFloat(from[i]);
-    std::fill(to + columns, to + kPanelColumns, 0.0f);
+constexpr int64_t kCheckBlock = 256;  // of known length, for the compiler's vectors
+
+bool IsFiniteBlock(const BFloat16* values) {
+  constexpr int16_t kMagnitude = 0x7FFF, kInfinity = 0x7F80;
+  int16_t largest = 0;
+  for (int64_t i = 0; i < kCheckBlock; ++i) {
+    const auto magnitude = static_cast<int16_t>(values[i].bits & kMagnitude);
+    largest = magnitude > largest ? magnitude : largest;
   }
+  return largest < kInfinity;
+}
+
+bool IsFiniteBlock(const float* values) {
+  // 0 * value is 0, but NaN for NaN and Inf; so is the sum with one of them.
+  float sums[8] = {};
+  for (int64_t i = 0; i < kCheckBlock; i += 8) {
+    for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += 0.0f * values[i + lane];
+  }
+  float sum = 0.0f;
+  for (const float of_lane : sums) sum += of_lane;
+  return sum == 0.0f;
 }
 
 // Calls update(entry, offset) for every entry of the upper triangle.
@@ -112,22 +120,10 @@ template void AccumulateHessian(ThreadPool&, const float*, int64_t, Hessian&);
 
 template <class T>
 std::optional<BadInput> FindBadInput(const T* inputs_TI, int64_t num_tokens, int64_t in_features) {
-  constexpr int64_t kBlock = 256;  // of known length, for the compiler's vectors
   const int64_t count = num_tokens * in_features;
-  for (int64_t first = 0; first < count; first += kBlock) {
-    if (first + kBlock <= count) {
-      // 0 * value is 0, but NaN for NaN and Inf; so is the sum with one of them.
-      float sums[8] = {};
-      for (int64_t i = 0; i < kBlock; i += 8) {
-        for (int64_t lane = 0; lane < 8; ++lane) {
-          sums[lane] += 0.0f * ToFloat(inputs_TI[first + i + lane]);
-        }
-      }
-      float sum = 0.0f;
-      for (const float of_lane : sums) sum += of_lane;
-      if (sum == 0.0f) continue;
-    }
-    for (int64_t at = first; at < std::min(count, first + kBlock); ++at) {
+  for (int64_t first = 0; first < count; first += kCheckBlock) {
+    if (first + kCheckBlock <= count && IsFiniteBlock(inputs_TI + first)) continue;
+    for (int64_t at = first; at < std::min(count, first + kCheckBlock); ++at) {
       const float value = ToFloat(inputs_TI[at]);
       if (!std::isfinite(value)) return BadInput{at / in_features, at % in_features, value};
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "calibrate/panel_packing.h"
 #include "calibrate/panel_product.h"
 
 namespace quatrain {
@@ -86,27 +87,10 @@ class PanelSolver {
   int64_t n_;
 };
 
-// Fills a panel [tokens, kPanelColumns] with value(token, column), zeros past num_columns.
-template <class Value>
-void FillPanel(int64_t panel, int64_t tokens, int64_t num_columns, float* __restrict to,
-               const Value& value) {
-  const int64_t first = panel * kPanelColumns;
-  const int64_t columns = std::min(kPanelColumns, num_columns - first);
-  for (int64_t t = 0; t < tokens; ++t, to += kPanelColumns) {
-    const auto value_t = value(t, first);
-    if (columns == kPanelColumns) {  // of known length, for the compiler's vectors
-      for (int64_t i = 0; i < kPanelColumns; ++i) to[i] = value_t(i);
-      continue;
-    }
-    for (int64_t i = 0; i < columns; ++i) to[i] = value_t(i);
-    std::fill(to + columns, to + kPanelColumns, 0.0f);
-  }
-}
-
-// error += 2 * X^T Y, Y given by y(token, column)(offset from that column).
-template <class T, class Y>
+// error += 2 * X^T Y; pack_others(first token, tokens, panel, to) packs panels of Y.
+template <class T, class Pack>
 void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, InputError& error,
-                      const Y& y) {
+                      const Pack& pack_others) {
   const int64_t n = error.in_features;
   const int64_t m = error.columns();
   error.moment_IM.resize(static_cast<size_t>(n * m));
@@ -117,15 +101,11 @@ void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, 
     others.Resize(tokens, m);
     pool.ParallelFor(NumPanels(n) + NumPanels(m), [&](int64_t chunk, int) {
       if (chunk < NumPanels(n)) {
-        FillPanel(chunk, tokens, n, inputs.Panel(chunk), [&](int64_t t, int64_t column) {
-          const T* x = inputs_TI + (first + t) * n + column;
-          return [x](int64_t i) { return ToFloat(x[i]); };
-        });
+        PackPanel(inputs_TI + first * n, tokens, n, chunk, inputs.Panel(chunk));
         return;
       }
       const int64_t panel = chunk - NumPanels(n);
-      FillPanel(panel, tokens, m, others.Panel(panel),
-                [&](int64_t t, int64_t column) { return y(first + t, column); });
+      pack_others(first, tokens, panel, others.Panel(panel));
     });
     AddPanelsProduct(pool, inputs, others, 2.0f, error.moment_IM.data(), m);
   }
@@ -138,11 +118,11 @@ void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, const T* referen
                           int64_t num_tokens, InputError& error) {
   QT_CHECK(error.num_outputs == 0);
   const int64_t n = error.in_features;
-  AccumulateMoment(pool, inputs_TI, num_tokens, error, [&](int64_t t, int64_t column) {
-    const T* x = inputs_TI + t * n + column;
-    const T* reference = reference_TI + t * n + column;
-    return [x, reference](int64_t i) { return ToFloat(reference[i]) - ToFloat(x[i]); };
-  });
+  AccumulateMoment(pool, inputs_TI, num_tokens, error,
+                   [&](int64_t first, int64_t tokens, int64_t panel, float* to) {
+                     PackDifference(reference_TI + first * n, inputs_TI + first * n, tokens, n,
+                                    panel, to);
+                   });
 }
 
 template void AccumulateInputError(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
@@ -153,10 +133,11 @@ template <class T>
 void AccumulateOutputError(ThreadPool& pool, const T* inputs_TI, const float* output_error_TO,
                            int64_t num_tokens, InputError& error) {
   QT_CHECK(error.num_outputs > 0);
-  AccumulateMoment(pool, inputs_TI, num_tokens, error, [&](int64_t t, int64_t column) {
-    const float* e = output_error_TO + t * error.num_outputs + column;
-    return [e](int64_t o) { return e[o]; };
-  });
+  const int64_t m = error.num_outputs;
+  AccumulateMoment(pool, inputs_TI, num_tokens, error,
+                   [&](int64_t first, int64_t tokens, int64_t panel, float* to) {
+                     PackPanel(output_error_TO + first * m, tokens, m, panel, to);
+                   });
 }
 
 template void AccumulateOutputError(ThreadPool&, const BFloat16*, const float*, int64_t,

@@ -160,12 +160,28 @@ void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const st
   LayerInput* input = InputOf(weights_.Find(weight.spec.name));
   if (input == nullptr) return;
   if (weight.spec.role == WeightRole::kExpert && expert_tokens_ == ExpertTokens::kAll) return;
-  CheckFiniteInput(x_TI, weight.spec.module(), where);
-  Accumulate(ctx_, x_TI, input->hessian);
-  input->num_tokens += x_TI.size(0);
-  if (reference != nullptr) {
-    AccumulateError(ctx_, weight, x_TI, reference->RowsFor(weight, x_TI), *input);
+  const at::Tensor reference_TI =
+      reference == nullptr ? at::Tensor() : reference->RowsFor(weight, x_TI);
+  const Observation observation{*input, weight, x_TI, reference_TI, where};
+  if (weight.spec.role == WeightRole::kExpert) {
+    waiting_.push_back(observation);
+  } else {
+    TakeIn(observation);
   }
+}
+
+void LayerInputs::TakeIn(const Observation& observation) const {
+  const auto& [input, weight, x_TI, reference_TI, where] = observation;
+  CheckFiniteInput(x_TI, weight.spec.module(), where);
+  Accumulate(ctx_, x_TI, input.hessian);
+  input.num_tokens += x_TI.size(0);
+  AccumulateError(ctx_, weight, x_TI, reference_TI, input);
+}
+
+void LayerInputs::FinishBatch() {
+  const std::vector<Observation> waiting = std::exchange(waiting_, {});
+  ctx_.pool.ParallelFor(static_cast<int64_t>(waiting.size()),
+                        [&](int64_t i, int) { TakeIn(waiting[static_cast<size_t>(i)]); });
 }
 
 void LayerInputs::ObserveRouter(const at::Tensor& x_TD) {
@@ -208,6 +224,7 @@ at::Tensor LayerInputs::ExpertActivation(int64_t expert, const at::Tensor& x_TD)
 }
 
 std::vector<LayerInput> LayerInputs::Finish() {
+  FinishBatch();
   if (expert_tokens_ == ExpertTokens::kAll) return std::move(inputs_);
   BlendGateUp();
   BlendDown();

@@ -51,6 +51,10 @@ class LayerInputs {
   // The same, comparing with what the unquantised model reads. Borrows `reference`.
   LinearObserver Observer(std::string where, const ReferenceInputs& reference);
 
+  // Takes in the experts' inputs of one batch, which wait for each other: an expert alone would not
+  // keep all threads busy. Call when observers have seen a batch, before anything that its
+  // reference borrows is gone. Errors of Observer.
+  void FinishBatch();
   // Shrinks the experts' Hessians; call once, after the last batch.
   std::vector<LayerInput> Finish();
 
@@ -58,6 +62,14 @@ class LayerInputs {
   void AddInput(int weight_index);
   void Observe(const Weight& weight, const at::Tensor& x_TI, const std::string& where,
                const ReferenceInputs* reference);
+  struct Observation {
+    LayerInput& input;
+    const Weight& weight;
+    at::Tensor x_TI;
+    at::Tensor reference_TI;  // undefined without one
+    std::string where;
+  };
+  void TakeIn(const Observation& observation) const;
   void ObserveRouter(const at::Tensor& x_TD);
   void KeepProbeTokens(const at::Tensor& x_TD);
   at::Tensor ExpertActivation(int64_t expert, const at::Tensor& x_TD) const;
@@ -72,10 +84,11 @@ class LayerInputs {
   ExpertTokens expert_tokens_;
   int64_t num_tokens_;
   std::vector<LayerInput> inputs_;
-  std::vector<std::string> keys_;  // of inputs_
-  std::vector<int64_t> experts_;   // whose down_proj is quantised
-  std::vector<at::Tensor> probe_;  // rows of the router's input
-  int64_t num_probe_tokens_ = 0;   // to keep of num_tokens_
+  std::vector<std::string> keys_;     // of inputs_
+  std::vector<Observation> waiting_;  // of experts
+  std::vector<int64_t> experts_;      // whose down_proj is quantised
+  std::vector<at::Tensor> probe_;     // rows of the router's input
+  int64_t num_probe_tokens_ = 0;      // to keep of num_tokens_
   int64_t num_seen_tokens_ = 0;
 };
 

@@ -1,9 +1,50 @@
 #include "calibrate/layer_walk.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "calibrate/reference_inputs.h"
 
 namespace quatrain {
+namespace {
+
+int64_t AttendedFeatures(const ModelConfig& config) {
+  return config.num_attention_heads * config.head_dim;
+}
+
+// What SwiGLU leaves of a token: rows of so many features.
+struct ActivatedShape {
+  int64_t rows = 0, features = 0;
+};
+
+ActivatedShape ActivatedShapeOf(const ModelConfig& config, int64_t layer) {
+  if (!config.is_moe_layer[static_cast<size_t>(layer)]) return {1, config.intermediate_size};
+  return {config.num_experts_per_tok, config.moe_intermediate_size};
+}
+
+}  // namespace
+
+HiddenStates AttendedStates(const ModelConfig& config, std::vector<int64_t> tokens,
+                            std::optional<std::filesystem::path> folder) {
+  return {std::move(tokens), AttendedFeatures(config), std::move(folder), "attended"};
+}
+
+HiddenStates ActivatedStates(const ModelConfig& config, int64_t layer, std::vector<int64_t> tokens,
+                             std::optional<std::filesystem::path> folder) {
+  const ActivatedShape shape = ActivatedShapeOf(config, layer);
+  for (int64_t& count : tokens) count *= shape.rows;
+  return {std::move(tokens), shape.features, std::move(folder), "activated"};
+}
+
+uint64_t StepStateBytes(const ModelConfig& config, int64_t num_tokens) {
+  int64_t most = 0;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const ActivatedShape shape = ActivatedShapeOf(config, layer);
+    most = std::max(most, shape.rows * shape.features);
+  }
+  return sizeof(BFloat16) * static_cast<uint64_t>(num_tokens * (AttendedFeatures(config) + most));
+}
 
 LayerStep StepOf(const WeightSpec& spec) {
   const std::string module = spec.module();
@@ -56,6 +97,7 @@ void LayerWalk::RunBatch(LayerStep step, LayerInputs& inputs, size_t index) {
   }
   RunQuantized(decoder_.EnvOf(ctx_, batch.batch, layer_, inputs.empty() ? nullptr : &observer),
                step, index, traces.quantized);
+  inputs.FinishBatch();
 }
 
 void LayerWalk::RunReference(const LayerEnv& env, LayerStep step, size_t entry, LayerTrace& trace) {
@@ -109,6 +151,7 @@ void LayerWalk::RunQuantized(const LayerEnv& env, LayerStep step, size_t index, 
     case LayerStep::kDown:
       BeginMlp(env, hidden.ReadWritten(index), trace.mlp);
       RunMlp(env, trace.mlp);
+      if (!is_last()) states_.activated.Write(index, trace.mlp.act_RF);
       return;
   }
 }
@@ -120,7 +163,7 @@ void LayerWalk::Finish(FunctionRef<void()> after_batch) {
       const at::Tensor x_TD = states_.hidden.ReadWritten(index);
       LayerTrace trace;
       BeginMlp(env, x_TD, trace.mlp);
-      RunMlp(env, trace.mlp);
+      trace.mlp.act_RF = states_.activated.ReadWritten(index);
       states_.hidden.Write(index, AddResidual(ctx_, x_TD, FinishMlp(env, trace.mlp)));
     }
     after_batch();

@@ -10,12 +10,15 @@
 //   walk.Finish(after);                  // the samples' inputs of the next layer are written
 //
 // Every weight thus meets the inputs that it will meet in the quantised model, and knows those of
-// the unquantised one. Hidden states and what attention left are all that waits from step to step,
-// in WalkStates; the rest is computed again. In memory there is one batch at a time.
+// the unquantised one. Hidden states, what attention left and what SwiGLU left are all that waits
+// from step to step, in WalkStates; the rest is computed again. In memory there is one batch at a
+// time.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,9 +36,18 @@ struct SampleBatch {
 
 // Of B batches, entry by entry.
 struct WalkStates {
-  HiddenStates& hidden;    // [0, B): of the quantised model; [B, 2 B): of the unquantised one
-  HiddenStates& attended;  // what o_proj reads, from its step to the next
+  HiddenStates& hidden;     // [0, B): of the quantised model; [B, 2 B): of the unquantised one
+  HiddenStates& attended;   // what o_proj reads, from its step to the next
+  HiddenStates& activated;  // what down_proj reads, from its step to the end
 };
+
+// Those of one layer for batches of `tokens` tokens, in memory or in files of `folder`.
+HiddenStates AttendedStates(const ModelConfig& config, std::vector<int64_t> tokens,
+                            std::optional<std::filesystem::path> folder);
+HiddenStates ActivatedStates(const ModelConfig& config, int64_t layer, std::vector<int64_t> tokens,
+                             std::optional<std::filesystem::path> folder);
+// Bytes of both, in the layer where they are largest.
+uint64_t StepStateBytes(const ModelConfig& config, int64_t num_tokens);
 
 // Which weights, in the order in which they run.
 enum class LayerStep { kQkv, kO, kGateUp, kDown };

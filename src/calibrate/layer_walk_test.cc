@@ -24,7 +24,8 @@ struct Samples {
   Samples(const OpContext& ctx, const Decoder& decoder)
       : hidden({4, 3, 4, 3}, decoder.config().hidden_size, std::nullopt),
         attended({4, 3}, decoder.config().num_attention_heads * decoder.config().head_dim,
-                 std::nullopt) {
+                 std::nullopt),
+        activated(ActivatedStates(decoder.config(), 0, {4, 3}, std::nullopt)) {
     for (const std::vector<int32_t>& ids : {std::vector<int32_t>{4, 9, 77, 300}, {5, 6, 7}}) {
       const size_t i = batches.size();
       batches.push_back({MakeVarlenBatch({ids}), "here"});
@@ -36,7 +37,7 @@ struct Samples {
   }
   std::vector<SampleBatch> batches;
   std::vector<at::Tensor> embeddings;
-  HiddenStates hidden, attended;
+  HiddenStates hidden, attended, activated;
 };
 
 LayerInputs InputsOf(const OpContext& ctx, const Model& model, LayerStep step, int64_t layer) {
@@ -60,7 +61,7 @@ TEST_P(LayerWalkTest, StepsGiveTheHiddenStatesOfTheWholeForward) {
   int num_calls = 0;
   for (int64_t layer = 0; layer < 2; ++layer) {
     LayerWalk walk(ctx, model.decoder, model.decoder, layer, samples.batches,
-                   {samples.hidden, samples.attended});
+                   {samples.hidden, samples.attended, samples.activated});
     for (const LayerStep step : kLayerSteps) {
       LayerInputs inputs = InputsOf(ctx, model, step, layer);
       ASSERT_FALSE(inputs.empty());
@@ -90,7 +91,7 @@ TEST_P(LayerWalkTest, WeightsSeeTheErrorsOfThoseThatRanBeforeThem) {
   Model model(GetParam());
   Samples samples(ctx, model.decoder);
   LayerWalk walk(ctx, model.decoder, reference.decoder, 0, samples.batches,
-                 {samples.hidden, samples.attended});
+                 {samples.hidden, samples.attended, samples.activated});
   for (const LayerStep step : kLayerSteps) {
     LayerInputs inputs = InputsOf(ctx, model, step, 0);
     walk.Run(step, inputs, [] {});
@@ -112,6 +113,19 @@ TEST_P(LayerWalkTest, WeightsSeeTheErrorsOfThoseThatRanBeforeThem) {
     EXPECT_TRUE(at::equal(samples.hidden.ReadWritten(2 + i),
                           reference.decoder.ForwardLayer(ctx, 0, x_TD, batch)));
   }
+}
+
+TEST_P(LayerWalkTest, BytesOfAStepAreThoseOfTheLargestLayer) {
+  ModelConfig config = Checkpoint(kModels + GetParam()).config();
+  const auto bytes_of = [&](int64_t layer) {
+    return AttendedStates(config, {4, 3}, std::nullopt).size_bytes() +
+           ActivatedStates(config, layer, {4, 3}, std::nullopt).size_bytes();
+  };
+  EXPECT_EQ(StepStateBytes(config, 7), bytes_of(0));
+  // A dense layer among experts, wider than they are together.
+  config.intermediate_size = 100000;
+  config.is_moe_layer[1] = false;
+  EXPECT_EQ(StepStateBytes(config, 7), bytes_of(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, LayerWalkTest, testing::Values("tiny-llama", "tiny-qwen3-moe"),

@@ -1,7 +1,8 @@
 #include "calibrate/panel_product.h"
 
 #include <algorithm>
-#include <type_traits>
+#include <array>
+#include <utility>
 
 #include "kernels/cpu/simd_targets.h"
 
@@ -23,14 +24,11 @@ using calibrate::Fma, calibrate::Floats, calibrate::Tag;
 constexpr bool kHas32Registers = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64;
 constexpr int64_t kTileRows = kHas32Registers ? 8 : 6;
 
-template <int64_t kRows>
-using Rows = std::integral_constant<int64_t, kRows>;
-
 // Chains of kRows x 2 vectors over `depth` (at most kChainDepth), then into C; `columns` counts
 // what C has.
 template <int64_t kRows>
-HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, int64_t depth,
-                        float* c, int64_t columns) {
+void AddTile(const PanelProduct& p, const float* a, const float* b, int64_t depth, float* c,
+             int64_t columns) {
   const Tag d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   Floats acc0[kRows], acc1[kRows];
@@ -64,7 +62,19 @@ HWY_INLINE void AddTile(const PanelProduct& p, const float* a, const float* b, i
   }
 }
 
+using TileFunction = void (*)(const PanelProduct&, const float*, const float*, int64_t, float*,
+                              int64_t);
+
+template <int64_t... kIndices>
+constexpr std::array<TileFunction, sizeof...(kIndices)> TileTable(
+    std::integer_sequence<int64_t, kIndices...>) {
+  return {&AddTile<kIndices + 1>...};
+}
+
+// In tiles of nearly equal height: one of few rows would wait for its own chains.
 void AddPanelProduct(const PanelProduct& p) {
+  static constexpr auto kTiles = TileTable(std::make_integer_sequence<int64_t, kTileRows>());
+  const int64_t num_tiles = (p.rows + kTileRows - 1) / kTileRows;
   const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(Tag()));
   for (int64_t k = 0; k < p.depth; k += kChainDepth) {
     const int64_t depth = std::min(kChainDepth, p.depth - k);
@@ -73,16 +83,12 @@ void AddPanelProduct(const PanelProduct& p) {
       const float* a = p.a + k * p.a_depth_stride;
       float* c = p.c + column;
       const int64_t columns = std::min(step, p.columns - column);
-      const auto add = [&](auto rows, int64_t row) {
-        AddTile<decltype(rows)::value>(p, a + row * p.a_row_stride, b, depth,
-                                       c + row * p.c_row_stride, columns);
-        return row + decltype(rows)::value;
-      };
-      int64_t row = 0;
-      while (p.rows - row >= kTileRows) row = add(Rows<kTileRows>(), row);
-      if (p.rows - row >= 4) row = add(Rows<4>(), row);
-      if (p.rows - row >= 2) row = add(Rows<2>(), row);
-      if (p.rows - row >= 1) row = add(Rows<1>(), row);
+      for (int64_t tile = 0, row = 0; tile < num_tiles; ++tile) {
+        const int64_t end = p.rows * (tile + 1) / num_tiles;
+        kTiles[static_cast<size_t>(end - row - 1)](p, a + row * p.a_row_stride, b, depth,
+                                                   c + row * p.c_row_stride, columns);
+        row = end;
+      }
     }
   }
 }

@@ -43,8 +43,9 @@ double TokenShare(const ModelConfig& config, const WeightSpec& spec, bool all_ex
   return static_cast<double>(config.num_experts_per_tok) / static_cast<double>(config.num_experts);
 }
 
-// Operations of calibrating on this many tokens: two passes, Hessians, factors and solving.
-double Operations(const Checkpoint& source, const QuantPlan& plan, bool all_experts,
+// Operations of calibrating on this many tokens: two passes (of one model, or of the unquantised
+// one and ours), Hessians and our errors of inputs, factors, our corrections and solving.
+double Operations(const Checkpoint& source, const QuantPlan& plan, bool is_reference,
                   double num_tokens) {
   double total = 0;
   const std::vector<WeightSpec>& table = source.table();
@@ -52,7 +53,7 @@ double Operations(const Checkpoint& source, const QuantPlan& plan, bool all_expe
     const WeightSpec& spec = table[i];
     if (spec.layer < 0 || spec.shape.size() != 2) continue;
     const double n = static_cast<double>(spec.shape[0]), k = static_cast<double>(spec.shape[1]);
-    const double tokens = num_tokens * TokenShare(source.config(), spec, all_experts);
+    const double tokens = num_tokens * TokenShare(source.config(), spec, is_reference);
     total += 2 * 2 * n * k * tokens;
     if (!plan.is_quantized[i]) continue;
     const std::string module = spec.module();
@@ -60,7 +61,8 @@ double Operations(const Checkpoint& source, const QuantPlan& plan, bool all_expe
     const bool shares =
         module.ends_with("k_proj") || module.ends_with("v_proj") || module.ends_with("up_proj");
     if (!shares) total += k * k * tokens + k * k * k / 3;
-    total += 4 * n * k * k;  // the solver, and the losses of the report
+    if (!shares && !is_reference) total += 2 * k * k * tokens + 2 * k * k * k;
+    total += (is_reference ? 4 : 6) * n * k * k;  // the solver, and the losses of the report
   }
   return total;
 }
@@ -102,37 +104,42 @@ ConversionPlan PlanConversion(ThreadPool& pool, const Checkpoint& source, const 
     hessians[spec.layer] += hessian;
     largest_hessian = std::max(largest_hessian, hessian);
   }
+  double mapped = 0;  // pages of the source that are read and then let go
+  for (const TensorView& tensor : source.repo().tensors().tensors()) {
+    mapped = std::max(mapped, static_cast<double>(tensor.bytes.size()));
+  }
   for (const std::string& name : source.UnknownTensors()) {
     output += static_cast<double>(source.repo().tensors().Get(name).bytes.size());
   }
   ConversionPlan result{.output_bytes = static_cast<uint64_t>(output)};
   constexpr double kDiskRate = 5e8;  // bytes a second, read, rounded and written
   result.seconds = read / kDiskRate;
-  double memory = largest_weight * 3;  // as stored, in FP32 for its report, and its codes
+  // As stored, in FP32 for its report, and its codes.
+  double memory = mapped + largest_weight * 3;
   if (data != nullptr) {
     double largest_layer = 0, largest_hessians = 0;
     for (const auto& [layer, bytes] : weights) largest_layer = std::max(largest_layer, bytes);
     for (const auto& [layer, bytes] : hessians)
       largest_hessians = std::max(largest_hessians, bytes);
     const double hidden = static_cast<double>(source.config().hidden_size);
+    const double expert_rows =
+        static_cast<double>(source.config().num_experts_per_tok) *
+        (2 * hidden + 4 * static_cast<double>(source.config().moe_intermediate_size));
     memory += largest_layer + largest_hessians + 3 * largest_hessian +
-              kBatchTokens * 2 * (8 * hidden + 4 * widest);
+              kBatchTokens * 2 * (8 * hidden + 4 * widest + expert_rows);
     double heldout_tokens = 0;
     for (const std::vector<int32_t>& ids : data->heldout) {
       heldout_tokens += static_cast<double>(ids.size());
     }
     const double tokens = static_cast<double>(data->num_tokens);
-    // Our own method runs the unquantised model beside, twice as many passes, and keeps what
-    // attention left of the layer at hand.
+    // Our own method runs the unquantised model beside.
     const bool is_reference = options.method == CalibrateMethod::kReference;
     const double models = is_reference ? 1 : 2;
-    const double attended =
-        static_cast<double>(source.config().num_attention_heads * source.config().head_dim);
     result.cache_bytes =
-        static_cast<uint64_t>(2 * 2 * (models * tokens + 2 * heldout_tokens) * hidden +
-                              (is_reference ? 0 : 2 * tokens * attended));
-    result.seconds += models * Operations(source, plan, is_reference, tokens + heldout_tokens) /
-                      MeasureRate(pool);
+        static_cast<uint64_t>(2 * 2 * (models * tokens + 2 * heldout_tokens) * hidden) +
+        Calibration::StepBytes(source.config(), *data, options.method);
+    result.seconds +=
+        Operations(source, plan, is_reference, tokens + 2 * heldout_tokens) / MeasureRate(pool);
   }
   result.memory_bytes = static_cast<uint64_t>(memory);
   return result;

@@ -126,7 +126,11 @@ struct ConversionRun::Parts {
   }
 
   uint64_t RemainingBytes() const {
-    uint64_t bytes = states ? 2 * states->size_bytes() : 0;
+    uint64_t bytes = 0;
+    if (states) {
+      bytes = 2 * states->size_bytes() +
+              Calibration::StepBytes(job.source.config(), *job.data, job.config.calibrate.method);
+    }
     for (size_t i = journal.stages().size(); i < stages.size(); ++i) {
       for (const size_t row : stages[i].rows) bytes += StoredBytes(weights[row].spec, formats[row]);
       if (!stages[i].is_head) continue;

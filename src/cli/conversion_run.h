@@ -28,7 +28,7 @@ class ConversionRun {
   ~ConversionRun();
 
   size_t num_stages() const;
-  // Bytes that are still to be written: tensors, and hidden states of two layers.
+  // Bytes that are still to be written: tensors, and all that waits on disk between.
   uint64_t RemainingBytes() const;
   // Does every stage that has no record.
   void Run();

@@ -16,10 +16,12 @@
 namespace quatrain {
 namespace {
 
+// A copy, behind which the mapped pages may go.
 template <class T>
 std::vector<T> Elements(const TensorView& tensor) {
   std::vector<T> elements(tensor.bytes.size() / sizeof(T));
   std::memcpy(elements.data(), tensor.bytes.data(), elements.size() * sizeof(T));
+  ReleasePages(tensor.bytes);
   return elements;
 }
 
