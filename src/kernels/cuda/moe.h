@@ -59,9 +59,6 @@ int64_t RouterCounters(int64_t num_tokens);
 
 // Logits by the chain, top-k by (logit descending, index ascending), weights, rows by expert and
 // tiles, in one launch. weights: norm_topk_prob: softmax over the chosen; otherwise over all.
-// Never starts before the kernel before it has ended when there are more than 128 tokens: with
-// kOverlap and 256 tokens of 128 experts an H100 reported an illegal instruction whose cause has
-// not been found.
 void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order);
 
 // How a launch cuts the work; any plan gives the same bits.

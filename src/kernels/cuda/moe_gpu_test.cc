@@ -327,12 +327,12 @@ TEST(MoeExpertsGpu, EveryPlanGivesTheSameBits) {
   }
 }
 
-class MoeGraphGpu : public testing::TestWithParam<int64_t> {};
+class MoeGraphGpu : public testing::TestWithParam<std::pair<int64_t, int64_t>> {};
 
 TEST_P(MoeGraphGpu, ServesEveryRouting) {
   QT_NEEDS_DEVICE();
-  const LayerCase c{16, 4, 256, 128, 32};
-  const int64_t tokens = GetParam();
+  const auto [tokens, experts] = GetParam();
+  const LayerCase c{experts, 4, 256, 128, 32};
   Layer layer(c, tokens);
   Routing routing(tokens, c.experts, c.slots);
   DeviceVector<BFloat16> h(tokens * c.slots * c.inter), y(tokens * c.slots * c.hidden),
@@ -365,7 +365,33 @@ TEST_P(MoeGraphGpu, ServesEveryRouting) {
   cudaStreamDestroy(stream);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tokens, MoeGraphGpu, testing::Values(1, 12, 256, 512));
+INSTANTIATE_TEST_SUITE_P(Tokens, MoeGraphGpu,
+                         testing::Values(std::pair{1, 16}, std::pair{12, 16}, std::pair{256, 16},
+                                         std::pair{256, 128}, std::pair{512, 64}));
+
+// CTAs of the next routers start on multiprocessors where one still sorts.
+TEST(MoeRouterGpu, ManyInAGraphLeaveWhatOneLeaves) {
+  QT_NEEDS_DEVICE();
+  for (const auto& [tokens, experts] : {std::pair<int64_t, int64_t>{256, 128}, {512, 64}}) {
+    Layer layer({experts, 8, 2048, 64, 32}, tokens);
+    Routing routing(tokens, experts, 8);
+    cudaStream_t stream;
+    CheckCuda(cudaStreamCreate(&stream), "stream");
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+    for (int i = 0; i < 48; ++i) layer.Route(tokens, &routing, stream, LaunchOrder::kOverlap);
+    CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
+    CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    for (int replay = 0; replay < 4; ++replay) CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+    CheckCuda(cudaStreamSynchronize(stream), "routers");
+    routing.ExpectSorted(8);
+    for (const int32_t counter : routing.counters.Download()) EXPECT_EQ(counter, 0);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  }
+}
 
 TEST(MoeExpertsGpu, CombineAddsTheResidualAfterItsRounding) {
   QT_NEEDS_DEVICE();

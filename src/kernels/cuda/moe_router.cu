@@ -18,7 +18,6 @@ constexpr int kRouterThreads = 32 * (kRouterWarps + 2);
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxSlots = 32;
 constexpr int kStagedIds = 4096;
-constexpr int kMostTokensOfOverlap = 128;  // see moe.h
 constexpr int kCombineThreads = 128;
 
 using RouterLinear = DenseWork<BFloat16Format, 1, 2, false>;
@@ -231,7 +230,7 @@ __global__ void __launch_bounds__(kRouterThreads)
     __threadfence_block();
     __syncthreads();
   }
-  SortRows(p, count, reinterpret_cast<int32_t*>(shared));
+  SortRows(p, count, reinterpret_cast<int32_t*>(shared + layout.x_offset));
 }
 
 struct CombineParameters {
@@ -323,8 +322,9 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
                    .budget = kHalfMultiprocessor - (5 << 10),
                    .num_rounds = 1},
                   &layout);
-  // The ids are sorted where weights and activations lay.
-  layout.shared_bytes = std::max<uint32_t>(layout.shared_bytes, 4 * kStagedIds);
+  // The ids are sorted where activations and weights lay, never where the barriers lie: memory of a
+  // barrier that has not been invalidated must not be used for anything else.
+  layout.shared_bytes = std::max<uint32_t>(layout.shared_bytes, layout.x_offset + 4 * kStagedIds);
   const RouterParameters p = {static_cast<int>(config.num_experts),
                               static_cast<int>(config.num_experts_per_tok),
                               config.norm_topk_prob ? 1 : 0,
@@ -337,13 +337,12 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
                                  static_cast<int>(layout.shared_bytes)),
             "shared memory of the router");
   const auto tiles = static_cast<unsigned>((args.num_tokens + kTokensPerTile - 1) / kTokensPerTile);
-  LaunchKernel(
-      {.grid = dim3(static_cast<unsigned>(num_ctas), tiles),
-       .block = dim3(kRouterThreads),
-       .shared_bytes = layout.shared_bytes,
-       .stream = stream,
-       .order = args.num_tokens > kMostTokensOfOverlap ? LaunchOrder::kAfterPrevious : order},
-      RouterKernel, layout, linear, p);
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(num_ctas), tiles),
+                .block = dim3(kRouterThreads),
+                .shared_bytes = layout.shared_bytes,
+                .stream = stream,
+                .order = order},
+               RouterKernel, layout, linear, p);
 }
 
 void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order) {
