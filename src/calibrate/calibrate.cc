@@ -44,6 +44,7 @@ GptqOptions GptqOptionsOf(const QuantScheme& scheme, const CalibrateOptions& opt
   gptq.num_bits = scheme.num_bits;
   gptq.group_size = scheme.GroupSizeFor(in_features);
   gptq.scale_rule = scheme.scale_rule;
+  gptq.grid = scheme.frozen_grid;
   gptq.dampening_frac = options.dampening_frac;
   gptq.actorder = options.actorder;
   return gptq;

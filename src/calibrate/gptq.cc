@@ -112,6 +112,10 @@ HWY_EXPORT(QuantizeBlock);
 
 namespace {
 
+CodeGrid GridUnder(ScaleRule rule, const GptqOptions& options) {
+  return options.grid.value_or(GridOf(rule, options.num_bits));
+}
+
 // Quantises kPanelColumns rows of the weight, from the first column to the last.
 class PanelQuantizer {
  public:
@@ -188,7 +192,7 @@ class PanelQuantizer {
             .carried = carried_.data(),
             .weight = weight_panel_.data() + first * kPanelColumns,
             .codes = codes_panel_.data() + first * kPanelColumns,
-            .grid = GridOf(options_.scale_rule, options_.num_bits)};
+            .grid = GridUnder(options_.scale_rule, options_)};
   }
 
   void StoreRows(int64_t first_row, int64_t rows, std::vector<int8_t>& codes_OI) const {
@@ -251,7 +255,7 @@ void RoundToNearest(ThreadPool& pool, const WeightMatrix& weight, const Hessian&
                     const GptqOptions& options, GptqResult& result) {
   const ScaleRule rule =
       options.scale_rule == ScaleRule::kSearched ? ScaleRule::kAbsmax7 : options.scale_rule;
-  const QuantizeSpec spec{rule, GridOf(rule, options.num_bits), options.group_size};
+  const QuantizeSpec spec{rule, GridUnder(rule, options), options.group_size};
   std::vector<int32_t> packed_OP(
       static_cast<size_t>(weight.out_features * PackedWords(weight.in_features, options.num_bits)));
   QuantizeMatrix(pool, weight.data, weight.out_features, weight.in_features, spec, packed_OP.data(),
@@ -291,7 +295,7 @@ GptqResult QuantizeWeight(ThreadPool& pool, const WeightMatrix& weight, const He
     RoundToNearest(pool, weight, hessian, options, result);
     return result;
   }
-  const QuantizeSpec spec{options.scale_rule, GridOf(options.scale_rule, options.num_bits),
+  const QuantizeSpec spec{options.scale_rule, GridUnder(options.scale_rule, options),
                           options.group_size};
   result.scale_OG = ChooseScales(pool, weight, spec, factor.importance_I);
   std::vector<double> dampened_loss_O(result.row_loss_O.size());

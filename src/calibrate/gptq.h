@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -48,8 +49,9 @@ struct GptqOptions {
   int num_bits = 4;         // 4 or 8
   int64_t group_size = 32;  // divides I; I itself for one scale per row
   ScaleRule scale_rule = ScaleRule::kSearched;
-  double dampening_frac = 0.01;  // of the mean diagonal of H
-  int64_t block_size = 32;       // columns between lazy updates; changes rounding only
+  std::optional<CodeGrid> grid = {};  // narrower bounds (NarrowGrid) than the rule's
+  double dampening_frac = 0.01;       // of the mean diagonal of H
+  int64_t block_size = 32;            // columns between lazy updates; changes rounding only
   ActOrder actorder = ActOrder::kStatic;
   DeadColumns dead_columns = DeadColumns::kKeep;
   Fallback fallback = Fallback::kDampeningLadder;
@@ -91,10 +93,10 @@ struct GptqResult {
   std::string fallback_reason;
 };
 
-// Codes -8..7 (-128..127), or those of kAbsmax7. Same bits for any thread count. A fallback rounds
-// to nearest, with absmax/7 where scales would have been searched. Errors: kData if the weight
-// holds a value without a code, naming `module`, row and column; kShape if group_size does not
-// divide I.
+// Codes -8..7 (-128..127), those of kAbsmax7, or those of options.grid. Same bits for any thread
+// count. A fallback rounds to nearest, with absmax/7 where scales would have been searched. Errors:
+// kData if the weight holds a value without a code, naming `module`, row and column; kShape if
+// group_size does not divide I.
 GptqResult QuantizeWeight(ThreadPool& pool, const WeightMatrix& weight, const Hessian& hessian,
                           const HessianFactor& factor, const GptqOptions& options,
                           std::string_view module);

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <vector>
 
@@ -314,6 +316,27 @@ Problem RandomProblem(int64_t rows, int64_t columns, int64_t tokens) {
   ThreadPool pool(2);
   AccumulateHessian(pool, ToBFloat16s(inputs).data(), tokens, problem.hessian);
   return problem;
+}
+
+TEST(Gptq, ANarrowGridBoundsTheCodes) {
+  const Problem problem = RandomProblem(48, 192, 600);
+  for (const ScaleRule rule : {ScaleRule::kSearched, ScaleRule::kAbsmax7}) {
+    GptqOptions options = SmallGroups(64);
+    options.scale_rule = rule;
+    options.grid = CodeGrid{4, -3, 3};
+    const GptqResult result = Quantize(problem, options);
+    const auto [lo, hi] = std::minmax_element(result.codes_OI.begin(), result.codes_OI.end());
+    EXPECT_EQ(*lo, -3);
+    EXPECT_EQ(*hi, 3);
+    const Codes nearest = NearestCodes(problem, options);
+    EXPECT_LE(*std::max_element(nearest.begin(), nearest.end()), 3);
+    EXPECT_LT(result.loss, Loss(problem, nearest, result.scale_OG, 64));
+  }
+  GptqOptions narrow = SmallGroups(4);
+  narrow.grid = CodeGrid{4, -3, 3};
+  Problem cold = SmallProblem();
+  cold.hessian = Hessian(8);
+  for (const int8_t code : Quantize(cold, narrow).codes_OI) EXPECT_LE(std::abs(code), 3);
 }
 
 TEST(Gptq, DefaultBeatsTheReferenceWhichBeatsRoundToNearest) {

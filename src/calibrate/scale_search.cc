@@ -187,10 +187,10 @@ struct Candidates {
   int largest = 0, smallest = 0;  // bits of the BF16 scales
 };
 
-Candidates CandidatesOf(float amax, int num_bits) {
+Candidates CandidatesOf(float amax, const CodeGrid& grid) {
   constexpr int kScaleOfZeros = 0x3C00;  // 2^-7, as absmax/7.5 has it
   if (amax == 0.0f) return {kScaleOfZeros, kScaleOfZeros};
-  const float unit = amax / (num_bits == 4 ? 7.5f : 127.5f);
+  const float unit = amax / (static_cast<float>(grid.hi) + 0.5f);
   constexpr int kSmallestNormal = 0x0080;
   const int smallest = std::max<int>(ToBFloat16(kSmallestRatio * unit).bits, kSmallestNormal);
   return {std::max<int>(ToBFloat16(kLargestRatio * unit).bits, smallest), smallest};
@@ -244,7 +244,7 @@ void SearchRows(const WeightMatrix& weight, const QuantizeSpec& spec, int64_t fi
     std::array<int32_t, kSearchRows> largest, smallest, best;
     int32_t num_scales = 0;
     for (size_t r = 0; r < kSearchRows; ++r) {
-      const Candidates range = CandidatesOf(amax[r], spec.grid.num_bits);
+      const Candidates range = CandidatesOf(amax[r], spec.grid);
       largest[r] = range.largest;
       smallest[r] = range.smallest;
       num_scales = std::max(num_scales, largest[r] - smallest[r] + 1);

@@ -29,7 +29,7 @@ struct WeightMatrix {
 
 // scale_OG by spec.rule (kAbsmax7, kAbsmax7_5 or kSearched). kSearched minimises, group by group,
 // the sum over its columns of importance_I[i] * (w - w')^2, w being the target if there is one,
-// over the BF16 scales from 1.1 down to 0.4 of absmax / 7.5 (127.5), w' rounded to nearest; an
+// over the BF16 scales from 1.1 down to 0.4 of absmax / (largest code + 0.5), w' to nearest; an
 // importance of 0 everywhere in a group counts as 1 everywhere. Of equal errors the larger scale
 // wins. Of 8-bit scales it is the best of all (but for ties of codes), of 4-bit scales the best
 // around the best of every fourth.

@@ -46,8 +46,9 @@ TEST(ChooseScales, SearchFindsTheBestScale) {
   for (uint64_t i = 0; i < kColumns; ++i) {
     importance.push_back(static_cast<float>(std::exp2(8.0 * UniformDouble(2, 0, i))));
   }
-  for (const int num_bits : {4, 8}) {
-    const QuantizeSpec spec = SearchSpec(num_bits, 32);
+  for (const auto& [num_bits, code_max] : {std::pair(4, 7), std::pair(8, 127), std::pair(4, 3)}) {
+    QuantizeSpec spec = SearchSpec(num_bits, 32);
+    if (code_max < spec.grid.hi) spec.grid = {num_bits, -code_max, code_max};
     const std::vector<BFloat16> scale =
         ChooseScales(pool, {weight.data(), kRows, kColumns}, spec, importance);
     double sum_found = 0.0, sum_best = 0.0;
@@ -56,7 +57,7 @@ TEST(ChooseScales, SearchFindsTheBestScale) {
       const float* h = importance.data() + group % 3 * 32;
       float amax = 0.0f;
       for (int64_t i = 0; i < 32; ++i) amax = std::max(amax, std::abs(ToFloat(w[i])));
-      const float unit = amax / (num_bits == 4 ? 7.5f : 127.5f);
+      const float unit = amax / (static_cast<float>(code_max) + 0.5f);
       double best = INFINITY;
       for (uint16_t bits = ToBFloat16(0.4f * unit).bits; bits <= ToBFloat16(1.1f * unit).bits;
            ++bits) {

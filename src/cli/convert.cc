@@ -101,10 +101,12 @@ ConversionConfig ConfigOf(const ConvertFlags& flags) {
       .seed = flags.seed};
   CheckScheme(config.scheme, "--quant-type and --quant-group-size");
   if (flags.code_max != 0) {
-    if (config.scheme.scale_rule != ScaleRule::kAbsmax7 || method != CalibrateMethod::kRtn) {
+    if (config.scheme.scale_rule == ScaleRule::kAbsmax7_5) {
       throw Error(ErrorCode::kUsage, {.where = "--code-max",
-                                      .what = "calibration uses all codes that the bits hold",
-                                      .expected = "--method rtn and its scale rule absmax/7",
+                                      .what = "the scale rule absmax/7.5 has the bounds of the "
+                                              "reference",
+                                      .expected = "--scale-rule absmax/7 or searched, as --method "
+                                                  "rtn and gptq have them",
                                       .found = "--method " + flags.method + ", --scale-rule " +
                                                ScaleRuleName(config.scheme.scale_rule)});
     }
@@ -270,9 +272,10 @@ void AddSchemeOptions(CLI::App& command, ConvertFlags* flags) {
                   "default: searched for gptq, absmax/7.5 for reference, absmax/7 for rtn")
       ->check(CLI::IsMember({"absmax/7", "absmax/7.5", "searched"}));
   command
-      .add_option("--code-max", flags->code_max,
-                  "largest code, with --method rtn: 3 is a 3-bit grid in the INT4 format; default: "
-                  "all that the bits hold")
+      .add_option(
+          "--code-max", flags->code_max,
+          "largest code: 3 is a 3-bit grid in the INT4 format, not for absmax/7.5; default: "
+          "all that the bits hold")
       ->check(Between(1, 127));
   command.add_flag("--keep-indivisible", flags->keep_indivisible,
                    "leave weights in BF16 that the group size does not divide");
