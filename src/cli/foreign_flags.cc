@@ -14,7 +14,7 @@ constexpr Values kNone = Values::kNone, kOne = Values::kOne, kMany = Values::kMa
 constexpr Treatment kAccepted = Treatment::kAccepted, kRefused = Treatment::kRefused;
 
 constexpr std::string_view kParallel = "one process trains and rolls out the whole model";
-constexpr std::string_view kMemory = "layer inputs are kept and layers recomputed always; exact";
+constexpr std::string_view kMemory = "--recompute-granularity full recomputes every layer; exact";
 constexpr std::string_view kOffload = "masters and moments stay where they are";
 constexpr std::string_view kExact = "sums are FP32 in a fixed order always";
 constexpr std::string_view kEngine = "our engine rolls out; no SGLang runs";
@@ -57,7 +57,6 @@ std::vector<ForeignFlag> ClusterFlags() {
 
 std::vector<ForeignFlag> TrainingFlags() {
   return {
-      {"--recompute-granularity", kOne, kAccepted, kMemory},
       {"--recompute-method", kOne, kAccepted, kMemory},
       {"--recompute-num-layers", kOne, kAccepted, kMemory},
       {"--optimizer-cpu-offload", kNone, kAccepted, kOffload},
@@ -144,6 +143,10 @@ std::vector<ForeignFlag> WatchingFlags() {
       {"--tb-experiment-name", kOne, kAccepted, "--tensorboard-dir says where the files go"},
       {"--dump-details", kOne, kAccepted, "samples.jsonl under --save"},
       {"--save-debug-train-data", kOne, kRefused, "not written; drop it"},
+      {"--ci-inject-rollout-data-path", kOne, kRefused, "use --load-debug-rollout-data"},
+      {"--debug-disable-optimizer", kNone, kRefused, "use --lr 0, which changes no weight"},
+      {"--debug-skip-weight-update", kNone, kRefused, kUpdate},
+      {"--debug-deterministic-collective", kNone, kAccepted, "always deterministic"},
       {"--log-passrate", kNone, kAccepted, kTracker},
       {"--save-trigger-sentinel", kOne, kRefused, "Ctrl-C saves and ends; --save-interval saves"},
       {"--ckpt-format", kOne, kAccepted, "safetensors"},

@@ -158,6 +158,15 @@ void AddBatchOptions(CLI::App& command, TrainArgs& args) {
       .add_option("--log-probs-max-tokens-per-gpu", batch.log_probs_max_tokens_per_gpu,
                   "the same for batches that are only scored; default: --max-tokens-per-gpu")
       ->check(Positive());
+  command
+      .add_option_function<std::string>(
+          "--recompute-granularity",
+          [&batch](const std::string& what) {
+            if (what == "full") batch.trace_bytes = 0;
+          },
+          "full: the backward runs every layer again; selective (default): those whose results "
+          "fill more than 256 MiB")
+      ->check(CLI::IsMember({"full", "selective"}));
   command.add_flag("--balance-data", args.balance_data,
                    "spread samples evenly over ranks: there is one");
   command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss,

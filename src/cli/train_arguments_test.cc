@@ -144,5 +144,20 @@ TEST(PrepareTrainCommand, TheCanonicalRecipePasses) {
   EXPECT_EQ(app.get_subcommand("train")->get_option("--eval-prompt-data")->count(), 1u);
 }
 
+TEST(TrainCommand, EveryFlagOfOursHasARowInTheDocs) {
+  CLI::App app;
+  AddTrainCommand(app);
+  const std::string docs = ReadFile(std::string(QT_SOURCE_DIR) + "/docs/flags.md");
+  size_t num_flags = 0;
+  for (const CLI::Option* option : app.get_subcommand("train")->get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      if (name == "help") continue;
+      ++num_flags;
+      EXPECT_NE(docs.find("`--" + name), std::string::npos) << name;
+    }
+  }
+  EXPECT_GT(num_flags, 80u);
+}
+
 }  // namespace
 }  // namespace quatrain

@@ -72,6 +72,19 @@ Decoder::Decoder(const ModelConfig& config, const ModelWeights& weights)
 
 Decoder::~Decoder() = default;
 
+int64_t LayerTrace::num_bytes() const {
+  int64_t bytes = 0;
+  for (const at::Tensor& tensor :
+       {attention.norm_TD, attention.q_raw_TNH, attention.k_raw_TMH, attention.q_TNH,
+        attention.k_TMH, attention.v_TMH, attention.out_TNH, residual_TD, mlp.norm_TD,
+        mlp.router_logits_TE, mlp.routing.ids_TK, mlp.routing.weights_TK, mlp.down_RD, mlp.rows_RD,
+        mlp.gate_RF, mlp.up_RF, mlp.act_RF}) {
+    if (tensor.defined()) bytes += static_cast<int64_t>(tensor.nbytes());
+  }
+  return bytes + static_cast<int64_t>(sizeof(int32_t) * (mlp.permutation.row_token.size() +
+                                                         mlp.permutation.slot_row.size()));
+}
+
 at::ScalarType Decoder::activation_type() const {
   return weights_[static_cast<size_t>(final_norm_)].dense.scalar_type();
 }
@@ -134,10 +147,19 @@ at::Tensor Decoder::Forward(const OpContext& ctx, const ForwardBatch& batch) con
 at::Tensor Decoder::ForwardWithTape(const OpContext& ctx, const ForwardBatch& batch,
                                     DecoderTape* tape) const {
   at::Tensor x_TD = Embed(ctx, batch);
-  if (tape != nullptr) tape->layer_inputs_TD.clear();
+  if (tape != nullptr) {
+    tape->layer_inputs_TD.clear();
+    tape->traces.clear();
+  }
+  int64_t room = tape != nullptr ? tape->trace_bytes : 0;
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    LayerTrace trace;
     if (tape != nullptr) tape->layer_inputs_TD.push_back(x_TD);
-    x_TD = RunLayer(EnvOf(ctx, batch, layer), x_TD, nullptr);
+    x_TD = RunLayer(EnvOf(ctx, batch, layer), x_TD, room > 0 ? &trace : nullptr);
+    if (room == 0) continue;
+    const int64_t size = trace.num_bytes();
+    room = size <= room ? room - size : 0;
+    if (room > 0) tape->traces.push_back(std::move(trace));
   }
   if (tape != nullptr) tape->last_TD = x_TD;
   return FinalNorm(ctx, x_TD);
@@ -155,8 +177,11 @@ void Decoder::Backward(const OpContext& ctx, const ForwardBatch& batch, const De
                     .eps = config_.rms_norm_eps});
   for (int64_t layer = config_.num_hidden_layers - 1; layer >= 0; --layer) {
     const LayerEnv env = EnvOf(ctx, batch, layer);
-    LayerTrace trace;
-    RunLayer(env, tape.layer_inputs_TD[static_cast<size_t>(layer)], &trace);
+    const auto index = static_cast<size_t>(layer);
+    LayerTrace recomputed;
+    const bool is_kept = index < tape.traces.size();
+    if (!is_kept) RunLayer(env, tape.layer_inputs_TD[index], &recomputed);
+    const LayerTrace& trace = is_kept ? tape.traces[index] : recomputed;
     // The residual passes dx on; each block adds the gradient through itself, last of all, in
     // place.
     MlpBlockGrad(env, trace, dx_TD, gradients);

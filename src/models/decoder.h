@@ -20,10 +20,13 @@
 
 namespace quatrain {
 
-// Inputs of every layer, kept by a training forward; the backward recomputes one layer at a time
-// from them.
+// What a training forward keeps for the backward: the inputs of every layer and, of the first
+// layers, all that they computed on their way, as far as `trace_bytes` go. The backward recomputes
+// the other layers one at a time from their inputs, to the same bits.
 struct DecoderTape {
+  int64_t trace_bytes = 0;                  // set before the forward
   std::vector<at::Tensor> layer_inputs_TD;  // num_hidden_layers
+  std::vector<LayerTrace> traces;           // of the first layers, perhaps none
   at::Tensor last_TD;                       // input of the final norm
 };
 

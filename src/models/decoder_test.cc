@@ -28,10 +28,10 @@ class DecoderTest : public ModelFolderTest {
     return decoder_->Forward({pool}, MakeVarlenBatch(sequences));
   }
 
-  Gradients GradientsOf(const Sequences& sequences) const {
+  Gradients GradientsOf(const Sequences& sequences, int64_t trace_bytes = 0) const {
     ThreadPool pool(1);
     const ForwardBatch batch = MakeVarlenBatch(sequences);
-    DecoderTape tape;
+    DecoderTape tape{.trace_bytes = trace_bytes};
     const at::Tensor hidden_TD = decoder_->ForwardWithTape({pool}, batch, &tape);
     Gradients gradients(*weights_);
     // d loss / d hidden depends on token and position alone, as a loss per token has it.
@@ -94,6 +94,27 @@ TEST_F(DecoderTest, GradientsOfABatchAreTheSumOverItsSequences) {
     // The order of the sum over rows alone differs: some roundings of FP32.
     EXPECT_LE((together.Of(index) - sum).norm().item<double>(), 1e-5 * norm + 1e-12)
         << (*weights_)[i].spec.name;
+  }
+}
+
+TEST_F(DecoderTest, KeptLayersGiveTheGradientsOfRecomputedOnes) {
+  ThreadPool pool(1);
+  const ForwardBatch batch = MakeVarlenBatch({a_, b_, c_});
+  DecoderTape all{.trace_bytes = int64_t{1} << 30};
+  decoder_->ForwardWithTape({pool}, batch, &all);
+  ASSERT_EQ(all.traces.size(), 3u);
+  const int64_t some = all.traces[0].num_bytes() + all.traces[1].num_bytes() + 1;
+  DecoderTape part{.trace_bytes = some};
+  EXPECT_TRUE(
+      at::equal(decoder_->ForwardWithTape({pool}, batch, &part), decoder_->Forward({pool}, batch)));
+  EXPECT_EQ(part.traces.size(), 2u) << "the third does not fit";
+  Gradients recomputed = GradientsOf({a_, b_, c_});
+  for (const int64_t bytes : {some, int64_t{1} << 30}) {
+    Gradients kept = GradientsOf({a_, b_, c_}, bytes);
+    for (size_t i = 0; i < weights_->size(); ++i) {
+      const int index = static_cast<int>(i);
+      EXPECT_TRUE(at::equal(kept.Of(index), recomputed.Of(index))) << (*weights_)[i].spec.name;
+    }
   }
 }
 

@@ -76,6 +76,9 @@ struct LayerTrace {
   AttentionTrace attention;
   at::Tensor residual_TD;  // after attention
   MlpTrace mlp;
+
+  // Of its tensors but x_TD, which the layer below has made.
+  int64_t num_bytes() const;
 };
 
 // The steps of AttentionBlock and MlpBlock, each up to the inputs of the next linears, which it

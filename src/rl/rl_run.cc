@@ -112,9 +112,10 @@ Run::Run(const RlConfig& config, const Json& flags)
                       config_.qat.qat_init_calibrated ? MasterStart::kCodes : MasterStart::kValues);
   models_.ReleaseStart();
   if (const ModelWeights* quantized = models_.quantized_table()) dead_zone_.emplace(*quantized);
-  trainer_.emplace(ctx_, models_.trained_decoder(), *parameters_,
-                   TrainerConfig{config_.algorithm.loss,
-                                 static_cast<float>(config_.rollout.rollout_temperature)});
+  trainer_.emplace(
+      ctx_, models_.trained_decoder(), *parameters_,
+      TrainerConfig{config_.algorithm.loss, static_cast<float>(config_.rollout.rollout_temperature),
+                    config_.batch.trace_bytes});
   if (!config_.debug.train_only) {
     EngineConfig engine;
     engine.scheduler.max_num_seqs = 256;

@@ -34,22 +34,22 @@ TrainingPlan PlanTraining(const RlConfig& config, const Checkpoint& hf, QatMode 
                                                           model.max_position_embeddings);
   plan.activation_bytes =
       static_cast<uint64_t>(2 * tokens * model.hidden_size * (model.num_hidden_layers + 1));
+  plan.trace_bytes = static_cast<uint64_t>(config.batch.trace_bytes);
   plan.checkpoint_bytes = bf16 + 12 * num_parameters + (mode == QatMode::kBf16 ? 0 : own_format);
   return plan;
 }
 
 void CheckTrainingPlan(const RlConfig& config, const TrainingPlan& plan) {
   RequireMemory("train this model", plan.memory_bytes(),
-                "Train a smaller model, lower --max-tokens-per-gpu (or --micro-batch-size), or "
-                "take a machine with more "
-                "memory.");
+                "Train a smaller model, lower --max-tokens-per-gpu (or --micro-batch-size), pass "
+                "--recompute-granularity full, or take a machine with more memory.");
   RequireDisk(config.checkpoint.save, plan.checkpoint_bytes,
               "Free some, or choose a --save on another disk.");
   Log().info(
       "plan: weights {}, masters, moments and gradients {}, activations {}; {} of disk for "
       "each checkpoint",
-      SizeText(plan.weight_bytes), SizeText(plan.optimizer_bytes), SizeText(plan.activation_bytes),
-      SizeText(plan.checkpoint_bytes));
+      SizeText(plan.weight_bytes), SizeText(plan.optimizer_bytes),
+      SizeText(plan.activation_bytes + plan.trace_bytes), SizeText(plan.checkpoint_bytes));
 }
 
 }  // namespace quatrain

@@ -14,9 +14,12 @@ struct TrainingPlan {
   uint64_t optimizer_bytes = 0;   // FP32 masters, two moments, gradients: 16 a parameter
   uint64_t activation_bytes = 0;  // inputs of all layers for one micro-batch, which the backward
                                   // starts from
+  uint64_t trace_bytes = 0;       // at most, of layers that the backward does not run again
   uint64_t checkpoint_bytes = 0;  // on disk, of one: bf16/, int4/ and the state
 
-  uint64_t memory_bytes() const { return weight_bytes + optimizer_bytes + activation_bytes; }
+  uint64_t memory_bytes() const {
+    return weight_bytes + optimizer_bytes + activation_bytes + trace_bytes;
+  }
 };
 
 // `hf` gives the format of the quantised weights, `mode` says which tables exist. The KV cache is

@@ -32,6 +32,10 @@ TEST(TrainingPlan, CountsBytesOfEveryParameterOnce) {
   EXPECT_EQ(PlanTraining(by_count, model, QatMode::kBf16).activation_bytes,
             static_cast<uint64_t>(4 * config.max_position_embeddings * config.hidden_size *
                                   (config.num_hidden_layers + 1)));
+  RlConfig recomputed = Config();
+  recomputed.batch.trace_bytes = 0;
+  EXPECT_EQ(PlanTraining(recomputed, model, QatMode::kBf16).memory_bytes() + (256 << 20),
+            plain.memory_bytes());
   // A second table, and its export.
   const TrainingPlan mixed = PlanTraining(Config(), model, QatMode::kBf16TrainInt4Rollout);
   EXPECT_GT(mixed.weight_bytes, plain.weight_bytes);

@@ -175,7 +175,7 @@ at::Tensor Trainer::ForwardOf(const TrainBatch& batch, const ForwardBatch& forwa
 PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* routing) {
   TrainForward forward;
   FillForward(batch, RoutingSource::kRecord, forward);
-  DecoderTape tape;
+  DecoderTape tape{.trace_bytes = config_.trace_bytes};
   RoutedExperts own;
   if (forward.batch.replay != nullptr) forward.batch.record = &own;
   const at::Tensor hidden_TD = ForwardOf(batch, forward.batch, &tape);

@@ -24,6 +24,7 @@ namespace quatrain {
 struct TrainerConfig {
   PolicyLossConfig loss;
   float temperature = 1.0f;  // logits are divided by it, as when the tokens were sampled
+  int64_t trace_bytes = 0;   // of a micro-batch's forward that the backward need not run again
 };
 
 struct TrainStepResult {
