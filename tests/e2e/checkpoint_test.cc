@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "io/checksums.h"
+#include "report/tensorboard_test_support.h"
 #include "tests/e2e/program.h"
 
 namespace quatrain {
@@ -63,6 +64,46 @@ TEST_F(CheckpointProgram, KilledAtAnyMomentItEndsWithTheBitsOfARunThatWasNot) {
   ExpectSameFile(Path("whole/samples.jsonl"), Path("killed/samples.jsonl"));
   EXPECT_FALSE(fs::exists(Path("killed/iter_0000003")));
   EXPECT_TRUE(fs::exists(Path("killed/iter_0000004")));
+}
+
+TEST_F(CheckpointProgram, TensorBoardShowsEveryStepOfAResumedRunOnce) {
+  const std::string arguments =
+      TrainArguments("run", 4) + "--use-tensorboard --save-interval 2 --load " + Path("run ");
+  ASSERT_EQ(Run(arguments, kQat).status, 0);
+  // Steps 3 and 4 are run and written again.
+  ASSERT_EQ(Run(arguments + "--ckpt-step 2", kQat).status, 0);
+  const fs::path events = Path("run/tensorboard");
+  EXPECT_EQ(std::distance(fs::directory_iterator(events), fs::directory_iterator()), 2);
+  const ShownScalars shown = ScalarsShown(events);
+  const std::vector<Json> rows = Rows(Path("run/metrics.jsonl"));
+  ASSERT_EQ(rows.size(), 4u);
+  size_t num_values = 0, num_shown = 0;
+  for (const Json& row : rows) {
+    for (const auto& [name, value] : row.items()) {
+      if (name == "rollout" || !value.is_number()) continue;
+      const std::vector<float> expected = {value.get<float>()};
+      ASSERT_TRUE(shown.contains(name)) << name;
+      const auto& steps = shown.at(name);
+      const auto at = steps.find(row.at("rollout").get<int64_t>());
+      ASSERT_NE(at, steps.end()) << name;
+      EXPECT_EQ(at->second, expected) << name << " of rollout " << at->first;
+      ++num_values;
+    }
+  }
+  for (const auto& [name, steps] : shown) num_shown += steps.size();
+  EXPECT_EQ(num_shown, num_values) << "a step that metrics.jsonl does not have";
+}
+
+TEST_F(CheckpointProgram, TheSoakScriptFindsAKilledRunEqualAndTablesItsMemory) {
+  const std::string command = "python3 " + kSource + "/tools/soak.py " + QT_CLI +
+                              " --rollouts 8 --out " + Path("soak") + " > " + Path("log") + " 2>&1";
+  const int status = std::system(command.c_str());
+  const std::string log = ReadFile(Path("log"));
+  ASSERT_EQ(status, 0) << log;
+  for (const char* part :
+       {"state/model.safetensors: equal", "8 rows of metrics.jsonl: equal", "| 7-8 | "}) {
+    EXPECT_NE(log.find(part), std::string::npos) << log;
+  }
 }
 
 TEST_F(CheckpointProgram, ADamagedCheckpointIsNotReadAndTheOneBeforeGoesOn) {
