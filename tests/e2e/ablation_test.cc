@@ -51,5 +51,37 @@ TEST_F(Ablation, CellsOfAThreeBitGridTrainAndAreTabled) {
   EXPECT_GT(difference("qat-bf16"), 0.01);
 }
 
+TEST_F(Ablation, ACalibratedThreeBitGridIsTheFirstPolicy) {
+  const Outcome outcome = Shell("METHOD=gptq CALIBRATED=1 " + Cell("qat-int4"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const std::string run = Path("cells/qat-int4-g128-c3-tis1-gptq-s42");
+  for (const std::string& folder : {Path("cells/int4-g128-c3-gptq"), run + "/iter_0000002/int4"}) {
+    const Outcome inspected = Run("inspect " + folder);
+    EXPECT_EQ(inspected.status, 0) << inspected.text;
+    const Json metadata = ParseJson(ReadFile(folder + "/quatrain.json"), "quatrain.json");
+    EXPECT_EQ(metadata.at("code_min"), -3) << folder;
+    EXPECT_EQ(metadata.at("code_max"), 3) << folder;
+  }
+  for (const Json& row : Rows(run + "/metrics.jsonl")) {
+    EXPECT_EQ(row.value("train/train_rollout_logprob_abs_diff", 0.0), 0.0);
+    EXPECT_EQ(row.value("train/scale_change_rate", 0.0), 0.0) << "frozen";
+  }
+}
+
+TEST_F(Ablation, AnotherSizeOfGroupsInTheMiddleOfARun) {
+  const std::string first = Path("cells/qat-int4-g128-c3-tis1-s42");
+  ASSERT_EQ(Shell("SAVE_INTERVAL=1 " + Cell("qat-int4")).status, 0);
+  const Outcome outcome = Shell("REGROUP=64 FROM=" + first + " FROM_STEP=1 " + Cell("qat-int4"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const std::string run = Path("cells/qat-int4-g128-c3-tis1-to64-s42");
+  const std::vector<Json> rows = Rows(run + "/metrics.jsonl");
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].at("rollout"), 2);
+  EXPECT_EQ(rows[0].at("train/train_rollout_logprob_abs_diff"), 0.0);
+  const Outcome inspected = Run("inspect " + run + "/iter_0000002/int4");
+  EXPECT_EQ(inspected.status, 0);
+  EXPECT_NE(inspected.text.find("g64"), std::string::npos) << inspected.text;
+}
+
 }  // namespace
 }  // namespace quatrain
