@@ -52,8 +52,10 @@ class RolloutSamplerTest : public testing::Test {
 
   struct Machine {
     Machine(RolloutSamplerTest& test, int num_threads, const Reward& reward)
+        : Machine(test, num_threads, reward, test.decoder_) {}
+    Machine(RolloutSamplerTest& test, int num_threads, const Reward& reward, const Decoder& decoder)
         : pool(num_threads),
-          engine({pool}, test.decoder_, {}),
+          engine({pool}, decoder, {}),
           dataset(Data()),
           sampler(engine, {test.tokenizer_}, reward, test.options_) {}
     std::vector<Sample> Next(int64_t rollout) {
@@ -66,6 +68,18 @@ class RolloutSamplerTest : public testing::Test {
     PromptDataset dataset;
     RolloutSampler sampler;
   };
+
+  // The model with an LM head of its own, and NaN where `token` is read.
+  ModelWeights NanFor(int32_t token) const {
+    const auto embedding = static_cast<size_t>(weights_.Find("model.embed_tokens.weight"));
+    std::vector<Weight> untied;
+    for (size_t i = 0; i < weights_.size(); ++i) untied.push_back(weights_[i]);
+    untied.push_back(weights_[embedding]);
+    untied.back().spec.name = "lm_head.weight";
+    untied[embedding].dense = weights_[embedding].dense.clone();
+    untied[embedding].dense[token].fill_(std::numeric_limits<float>::quiet_NaN());
+    return ModelWeights(std::move(untied));
+  }
 
   static void ExpectEqual(const std::vector<Sample>& a, const std::vector<Sample>& b) {
     ASSERT_EQ(a.size(), b.size());
@@ -197,9 +211,11 @@ TEST_F(RolloutSamplerTest, ANumberThatIsNotFiniteNamesItsSampleAndKeepsWhatThere
   }
   ASSERT_LT(place + 1, culprit->completion.token_ids.size()) << "no sample draws a token alone";
   const int32_t token = culprit->completion.token_ids[place];
-  weights_[static_cast<size_t>(weights_.Find("model.embed_tokens.weight"))].dense[token].fill_(
-      std::numeric_limits<float>::quiet_NaN());
-  Machine machine(*this, 2, length_reward_);
+  ModelConfig config = checkpoint_.config();
+  config.tie_word_embeddings = false;
+  const ModelWeights poisoned = NanFor(token);
+  const Decoder decoder(config, poisoned);
+  Machine machine(*this, 2, length_reward_, decoder);
   std::string message;
   try {
     machine.Next(0);
