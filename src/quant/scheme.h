@@ -19,7 +19,7 @@ struct QuantScheme {
   bool symmetric = true;  // false only in files of others, which can be read but not trained
   ScaleRule scale_rule = ScaleRule::kAbsmax7;
   // Bounds other than the rule's: those that a file brings with it (kFrozen), or a narrower grid in
-  // the same container (kAbsmax7, NarrowGrid). Empty takes those of the rule.
+  // the same container (NarrowGrid). Empty takes those of the rule.
   std::optional<CodeGrid> frozen_grid = {};
   // Modules left in BF16 and what is quantised at all, as compressed_tensors.h matches them.
   std::vector<std::string> ignore = {"lm_head"};
