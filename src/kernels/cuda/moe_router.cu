@@ -18,6 +18,7 @@ constexpr int kRouterThreads = 32 * (kRouterWarps + 2);
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxSlots = 32;
 constexpr int kStagedIds = 4096;
+constexpr int kSortWarps = kRouterThreads / 32;
 constexpr int kCombineThreads = 128;
 
 using RouterLinear = DenseWork<BFloat16Format, 1, 2, false>;
@@ -126,69 +127,87 @@ __device__ void ChooseExperts(const RouterParameters& p, int64_t token, int lane
   }
 }
 
-// The whole CTA: rows by (expert, token, slot) and the tiles of each expert.
-// count_E, ids: shared memory; the first kStagedIds of the ids are kept there.
-__device__ void SortRows(const RouterParameters& p, int32_t* count, int32_t* ids) {
-  // count: of each expert, then where its next row goes.
+// Bytes that SortRows takes.
+int64_t SortBytes(int64_t num_experts) { return 4 * (kStagedIds + kSortWarps * num_experts); }
+
+// The whole CTA: rows by (expert, token, slot) and the tiles of each expert. Every warp counts and
+// places its share of the rows, one after the other; the shares follow each other. The first
+// kStagedIds of the ids are kept in `memory`.
+__device__ void SortRows(const RouterParameters& p, int32_t* memory) {
+  // count: of a warp's rows of each expert, then where its next one goes.
+  int32_t* const count = memory;
+  int32_t* const ids = memory + kSortWarps * p.num_experts;
   const int num_rows = p.num_tokens * p.num_slots;
-  for (int i = threadIdx.x; i < p.num_experts; i += kRouterThreads) count[i] = 0;
-  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int share = (num_rows + 32 * kSortWarps - 1) / (32 * kSortWarps) * 32;
+  const int begin = min(warp * share, num_rows);
+  const int end = min(begin + share, num_rows);
+  int32_t* const mine = count + warp * p.num_experts;
+  for (int i = lane; i < p.num_experts; i += 32) mine[i] = 0;
+  __syncwarp();
 #pragma unroll 4
-  for (int i = threadIdx.x; i < num_rows; i += kRouterThreads) {
+  for (int i = begin + lane; i < end; i += 32) {
     const int32_t id = __ldcg(p.routing.ids + i);
     if (i < kStagedIds) ids[i] = id;
-    atomicAdd(&count[id], 1);
+    atomicAdd(&mine[id], 1);
   }
   __syncthreads();
-  if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
-  int row = 0;
-  int tile = 0;
-  for (int begin = 0; begin < p.num_experts; begin += 32) {
-    const int expert = begin + lane;
-    const int rows = expert < p.num_experts ? count[expert] : 0;
-    const int tiles = (rows + kMoeTileRows - 1) / kMoeTileRows;
-    int rows_up_to = rows;
-    int tiles_up_to = tiles;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int r = __shfl_up_sync(0xFFFFFFFFu, rows_up_to, distance);
-      const int t = __shfl_up_sync(0xFFFFFFFFu, tiles_up_to, distance);
-      if (lane >= distance) {
-        rows_up_to += r;
-        tiles_up_to += t;
+  if (warp == 0) {
+    int row = 0;
+    int tile = 0;
+    for (int first = 0; first < p.num_experts; first += 32) {
+      const int expert = first + lane;
+      int rows = 0;
+      for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
+        rows += count[w * p.num_experts + expert];
       }
+      const int tiles = (rows + kMoeTileRows - 1) / kMoeTileRows;
+      int rows_up_to = rows;
+      int tiles_up_to = tiles;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int r = __shfl_up_sync(0xFFFFFFFFu, rows_up_to, distance);
+        const int t = __shfl_up_sync(0xFFFFFFFFu, tiles_up_to, distance);
+        if (lane >= distance) {
+          rows_up_to += r;
+          tiles_up_to += t;
+        }
+      }
+      const int first_row = row + rows_up_to - rows;
+      const int first_tile = tile + tiles_up_to - tiles;
+      if (expert < p.num_experts) p.routing.expert_begin[expert] = first_row;
+      int next = first_row;
+      for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
+        const int of_warp = count[w * p.num_experts + expert];
+        count[w * p.num_experts + expert] = next;
+        next += of_warp;
+      }
+      for (int i = 0; i < tiles; ++i) {
+        p.routing.tiles[first_tile + i] = {expert, first_row + i * kMoeTileRows,
+                                           min(kMoeTileRows, rows - i * kMoeTileRows), 0};
+      }
+      row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
+      tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
     }
-    const int first_row = row + rows_up_to - rows;
-    const int first_tile = tile + tiles_up_to - tiles;
-    if (expert < p.num_experts) {
-      count[expert] = first_row;
-      p.routing.expert_begin[expert] = first_row;
+    if (lane == 0) {
+      p.routing.expert_begin[p.num_experts] = row;
+      *p.routing.num_tiles = tile;
     }
-    for (int i = 0; i < tiles; ++i) {
-      p.routing.tiles[first_tile + i] = {expert, first_row + i * kMoeTileRows,
-                                         min(kMoeTileRows, rows - i * kMoeTileRows), 0};
-    }
-    row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
-    tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
   }
-  if (lane == 0) {
-    p.routing.expert_begin[p.num_experts] = row;
-    *p.routing.num_tiles = tile;
-  }
-  __syncwarp();
+  __syncthreads();
   // Rows in order; those of one expert among 32 are ranked by lane.
-  for (int begin = 0; begin < num_rows; begin += 32) {
-    const int slot = begin + lane;
+  for (int first = begin; first < end; first += 32) {
+    const int slot = first + lane;
     int expert = -1;
-    if (slot < num_rows) expert = slot < kStagedIds ? ids[slot] : __ldcg(p.routing.ids + slot);
+    if (slot < end) expert = slot < kStagedIds ? ids[slot] : __ldcg(p.routing.ids + slot);
     const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
     const int rank = __popc(peers & ((1u << lane) - 1u));
     int at = 0;
-    if (expert >= 0) at = count[expert] + rank;
+    if (expert >= 0) at = mine[expert] + rank;
     __syncwarp();
     if (expert >= 0) {
-      if (rank == 0) count[expert] += __popc(peers);
+      if (rank == 0) mine[expert] += __popc(peers);
       p.routing.slot_row[slot] = at;
       p.routing.row_token[at] = slot / p.num_slots;
     }
@@ -202,7 +221,6 @@ __global__ void __launch_bounds__(kRouterThreads)
                  const __grid_constant__ RouterParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ int32_t flag;
-  __shared__ int32_t count[kMaxExperts];
   LetNextKernelStart();
   RouterLinear work = linear;
   const int first_token = blockIdx.y * kTokensPerTile;
@@ -230,7 +248,7 @@ __global__ void __launch_bounds__(kRouterThreads)
     __threadfence_block();
     __syncthreads();
   }
-  SortRows(p, count, reinterpret_cast<int32_t*>(shared + layout.x_offset));
+  SortRows(p, reinterpret_cast<int32_t*>(shared + layout.x_offset));
 }
 
 struct CombineParameters {
@@ -324,7 +342,8 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
                   &layout);
   // The ids are sorted where activations and weights lay, never where the barriers lie: memory of a
   // barrier that has not been invalidated must not be used for anything else.
-  layout.shared_bytes = std::max<uint32_t>(layout.shared_bytes, layout.x_offset + 4 * kStagedIds);
+  layout.shared_bytes = std::max(
+      layout.shared_bytes, layout.x_offset + static_cast<uint32_t>(SortBytes(config.num_experts)));
   const RouterParameters p = {static_cast<int>(config.num_experts),
                               static_cast<int>(config.num_experts_per_tok),
                               config.norm_topk_prob ? 1 : 0,
