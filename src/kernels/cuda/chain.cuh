@@ -196,14 +196,18 @@ __device__ __forceinline__ uint64_t EvictFirstPolicy() {
   return policy;
 }
 
-// ---- programmatic dependent launch ----
+// ---- programmatic dependent launch (sm_90); before that kernels follow each other anyway ----
 
 // Everything the kernels before this one wrote is visible after it.
 __device__ __forceinline__ void WaitForPreviousKernel() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 __device__ __forceinline__ void LetNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 }  // namespace quatrain::cuda
