@@ -19,6 +19,7 @@
 #include "bench/cuda/bench_support.cuh"
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_reference.h"
+#include "kernels/cuda/linear_wide.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/int4.h"
 
@@ -30,7 +31,7 @@ using cuda::LaunchOrder;
 using cuda::LinearDecodeArgs;
 using cuda::PackedShape;
 
-constexpr int kMaxTokens = 128;
+constexpr int kFewestRows = 128;  // of the library's product that bits are compared with
 
 // Absmax / 7 round to nearest, one thread a group; speed does not matter here.
 __global__ void QuantizeKernel(const BFloat16* weight, PackedShape shape, int32_t* codes,
@@ -70,12 +71,14 @@ class LinearBench {
       : stream_(stream), cublas_(cublas), read_rate_(read_rate), counter_(4) {}
 
   void Run(const Case& c, const std::vector<int>& tokens) {
+    max_tokens_ = std::max(kFewestRows, *std::max_element(tokens.begin(), tokens.end()));
     Prepare(c, tokens.back());
     for (const int m : tokens) Measure(c, m);
   }
 
   // Microseconds of plans other than the planner's.
   void Sweep(const Case& c, const std::vector<int>& tokens) {
+    max_tokens_ = kFewestRows;
     Prepare(c, 1);
     const int64_t units = cuda::NumUnits(shape_);
     const int segments = cuda::NumSegments(c.n, c.k);
@@ -100,7 +103,32 @@ class LinearBench {
     std::fflush(stdout);
   }
 
+  // The same of plans for more tokens.
+  void SweepWide(const Case& c, const std::vector<int>& tokens) {
+    max_tokens_ = *std::max_element(tokens.begin(), tokens.end());
+    Prepare(c, 1);
+    for (const int m : tokens) {
+      for (const int width : {32, 64, 128}) {
+        if (width > 2 * m || m > 8 * width) continue;
+        for (const int groups : {1, 2, 3}) {
+          for (const int cluster : {1, 2, 4}) SweepOneWide(c, m, {width, groups, cluster});
+        }
+      }
+    }
+    std::fflush(stdout);
+  }
+
  private:
+  void SweepOneWide(const Case& c, int m, const cuda::WidePlan& plan) {
+    Graph graph(stream_, 16, [&](int i) {
+      cuda::LinearWide(ArgsOf(c, m, i), plan, stream_, LaunchOrder::kOverlap);
+    });
+    const std::vector<double> us = MeasureInterleaved({&graph}, 3);
+    std::printf("wide %lldx%lld m %d tokens %d groups %d cluster %d us %.2f\n",
+                static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.tokens,
+                plan.num_warpgroups, plan.cluster, us[0]);
+  }
+
   void SweepOne(const Case& c, int m, const cuda::DecodePlan& plan) {
     try {
       Graph pdl(stream_, 24, [&](int i) { Ours(c, m, i, &plan, LaunchOrder::kOverlap); });
@@ -134,12 +162,12 @@ class LinearBench {
                  : 1;
     bf16_ = std::make_unique<DeviceBuffer>(bf16_bytes_ * bf16_copies_);
     packed_ = std::make_unique<DeviceBuffer>(packed_bytes_ * packed_copies_);
-    x_ = std::make_unique<DeviceBuffer>(2 * kMaxTokens * c.k);
-    y_ = std::make_unique<DeviceBuffer>(2 * kMaxTokens * c.n);
-    library_y_ = std::make_unique<DeviceBuffer>(2 * kMaxTokens * c.n);
-    exact_y_ = std::make_unique<DeviceBuffer>(4 * kMaxTokens * c.n);
+    x_ = std::make_unique<DeviceBuffer>(2 * max_tokens_ * c.k);
+    y_ = std::make_unique<DeviceBuffer>(2 * max_tokens_ * c.n);
+    library_y_ = std::make_unique<DeviceBuffer>(2 * max_tokens_ * c.n);
+    exact_y_ = std::make_unique<DeviceBuffer>(4 * max_tokens_ * c.n);
     FillNormal(bf16_->as<BFloat16>(), c.n * c.k, 0.02f, 1);
-    FillNormal(x_->as<BFloat16>(), kMaxTokens * c.k, 1.0f, 2);
+    FillNormal(x_->as<BFloat16>(), max_tokens_ * c.k, 1.0f, 2);
     if (is_codes) {
       const int64_t groups = c.n * c.k / c.g;
       DeviceBuffer codes(c.n * c.k * shape_.num_bits / 8);
@@ -168,7 +196,7 @@ class LinearBench {
                            .segment_inputs = cuda::SegmentInputs(c.n, c.k),
                            .y_float = exact_y_->as<float>()},
                           stream_);
-    Library(c, kMaxTokens, bf16_->as<void>(), library_y_->as<BFloat16>());
+    Library(c, static_cast<int>(max_tokens_), bf16_->as<void>(), library_y_->as<BFloat16>());
     CUDA_CHECK(cudaDeviceSynchronize());
   }
 
@@ -186,16 +214,19 @@ class LinearBench {
     }
   }
 
-  void Ours(const Case& c, int m, int copy, const cuda::DecodePlan* plan, LaunchOrder order) {
+  LinearDecodeArgs ArgsOf(const Case& c, int m, int copy) {
     const bool is_codes = c.type != WeightType::kBFloat16;
-    const LinearDecodeArgs args{
-        .type = c.type,
-        .shape = shape_,
-        .weight = is_codes ? packed_->as<void>((copy % packed_copies_) * packed_bytes_)
-                           : bf16_->as<void>((copy % bf16_copies_) * bf16_bytes_),
-        .x = x_->as<BFloat16>(),
-        .num_tokens = m,
-        .y = y_->as<BFloat16>()};
+    return {.type = c.type,
+            .shape = shape_,
+            .weight = is_codes ? packed_->as<void>((copy % packed_copies_) * packed_bytes_)
+                               : bf16_->as<void>((copy % bf16_copies_) * bf16_bytes_),
+            .x = x_->as<BFloat16>(),
+            .num_tokens = m,
+            .y = y_->as<BFloat16>()};
+  }
+
+  void Ours(const Case& c, int m, int copy, const cuda::DecodePlan* plan, LaunchOrder order) {
+    const LinearDecodeArgs args = ArgsOf(c, m, copy);
     if (plan == nullptr) {
       cuda::LinearDecode(args, stream_, order);
     } else {
@@ -213,7 +244,7 @@ class LinearBench {
   }
 
   void Measure(const Case& c, int m) {
-    CUDA_CHECK(cudaMemset(y_->as<void>(), 0xFF, 2 * kMaxTokens * c.n));
+    CUDA_CHECK(cudaMemset(y_->as<void>(), 0xFF, 2 * max_tokens_ * c.n));
     Ours(c, m, 0, nullptr, LaunchOrder::kAfterPrevious);
     CUDA_CHECK(cudaDeviceSynchronize());
     const int bits = CountDifferent(m * c.n, exact_y_->as<float>());
@@ -241,6 +272,7 @@ class LinearBench {
   cudaStream_t stream_;
   cublasHandle_t cublas_;
   double read_rate_;
+  int64_t max_tokens_ = kFewestRows;
   DeviceBuffer counter_;
   PackedShape shape_;
   int64_t bf16_bytes_ = 0, packed_bytes_ = 0;
@@ -260,11 +292,20 @@ void RunAll(const std::string& which, LinearBench* bench) {
                                                                        {28672, 8192}}) {
       bench->Run({WeightType::kInt4, n, k, 128}, tokens);
     }
-    bench->Run({WeightType::kInt4, 8192, 8192, 128}, {1, 2, 8, 16, 32, 64});
+    bench->Run({WeightType::kInt4, 8192, 8192, 128}, {1, 2, 8, 16, 32, 64, 128, 256});
     bench->Run({WeightType::kInt4, 8192, 8192, 32}, {1, 8, 16});
     bench->Run({WeightType::kInt4, 24576, 4096, 32}, {1, 8, 16});
     bench->Run({WeightType::kInt4, 8192, 8192, 64}, {1, 8});
     bench->Run({WeightType::kInt4, 8192, 8192, 8192}, {1});
+  }
+  if (wants("prefill")) {
+    bench->Run({WeightType::kInt4, 8192, 8192, 128}, {512, 2048});
+    bench->Run({WeightType::kInt4, 24576, 4096, 128}, {32, 64, 128, 512, 2048});
+    bench->Run({WeightType::kInt4, 8192, 8192, 32}, {64, 512});
+  }
+  if (which == "wide") {
+    bench->SweepWide({WeightType::kInt4, 8192, 8192, 128}, {32, 64, 128, 512, 2048});
+    bench->SweepWide({WeightType::kInt4, 24576, 4096, 128}, {64, 512});
   }
   if (which == "sweep") {
     for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{4096, 4096},

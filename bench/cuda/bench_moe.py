@@ -198,27 +198,46 @@ def bench_prefill():
                  tflops=2 * m * n * k / us["both"] / 1e6, mm_tflops=2 * m * n * k / us["mm"] / 1e6,
                  dequantise_tb_per_s=n * k * (2.5 + 2 / group) / us["dequantise"] / 1e6,
                  copy_tb_per_s=4 * n * k / us["copy"] / 1e6)
-    _, gate_up, codes, scale = quantized(EXPERTS * 2 * INTER, HIDDEN, GROUP, keep_codes=True)
-    args = Weight(codes=codes, scale=scale, packed=None, plain=gate_up, rows=EXPERTS * 2 * INTER, columns=HIDDEN,
-                  group=GROUP)
-    for rows_each in (128, 256, 512):
-        rows = EXPERTS * rows_each
-        x = normal(rows, HIDDEN)
-        offsets = (torch.arange(1, EXPERTS + 1, device="cuda") * rows_each).int()
+    bench_expert_rows()
 
-        def product():
-            return torch._grouped_mm(x, gate_up.view(EXPERTS, 2 * INTER, HIDDEN).transpose(-2, -1), offs=offsets)
 
-        def both():
-            call("QtDequantizeWeights", args)
-            return product()
+def bench_expert_rows():
+    """Experts with many rows: from codes on the way, beside dequantising all of them first."""
+    weights = {"gate_up": quantized(EXPERTS * 2 * INTER, HIDDEN, GROUP, keep_codes=True),
+               "down": quantized(EXPERTS * HIDDEN, INTER, GROUP, keep_codes=True)}
+    for rows_each in (64, 128, 256, 512):
+        step = Tokens(every_expert(rows_each)[0])
+        h_in = normal(EXPERTS * rows_each, INTER)
+        for name, n, k in (("gate_up", 2 * INTER, HIDDEN), ("down", HIDDEN, INTER)):
+            packed, plain, codes, scale = weights[name]
+            x = step.sorted_x if name == "gate_up" else h_in
+            out = torch.empty(EXPERTS * rows_each, INTER if name == "gate_up" else HIDDEN, dtype=torch.bfloat16,
+                              device="cuda")
+            args = step.args(packed, packed)
+            args.x = args.h = x.data_ptr()
+            scratch = torch.empty_like(plain)
+            dequantise = Weight(codes=codes, scale=scale, packed=None, plain=scratch, rows=EXPERTS * n, columns=k,
+                                group=GROUP)
+            ours = "QtMoeGateUpOfRows" if name == "gate_up" else "QtMoeDownOfRows"
+            call(ours, args, out, 0)
+            expected = grouped(x, plain, step)
+            if name == "gate_up":
+                both = torch.empty_like(out)
+                call("QtSwiGlu", expected, out.shape[0], INTER, both)
+                expected = both
+            bits = differing(out, expected)
 
-        us = time_us({"both": [both] * 4, "grouped": [product] * 4,
-                      "dequantise": [lambda: call("QtDequantizeWeights", args)] * 4})
-        flops = 2 * rows * HIDDEN * 2 * INTER
-        emit("dequantise, then grouped_mm", [rows_each, 2 * INTER, HIDDEN], us["both"], group=GROUP,
-             tflops=flops / us["both"] / 1e6, grouped_tflops=flops / us["grouped"] / 1e6, grouped_us=us["grouped"],
-             dequantise_us=us["dequantise"])
+            def dequantised():
+                call("QtDequantizeWeights", dequantise)
+                return grouped(x, scratch, step)
+
+            us = time_us({"ours": [lambda: call(ours, args, out, 0)] * 4,
+                          "grouped": [lambda: grouped(x, plain, step)] * 4, "dequantised": [dequantised] * 4})
+            flops = 2 * EXPERTS * rows_each * n * k / 1e6
+            emit(f"moe {name} from codes", [rows_each, n, k], us["ours"], group=GROUP, rows_each=rows_each,
+                 tflops=flops / us["ours"], grouped_us=us["grouped"], grouped_tflops=flops / us["grouped"],
+                 ratio_to_grouped=us["grouped"] / us["ours"], dequantise_then_grouped_us=us["dequantised"],
+                 differ_from_grouped=bits)
 
 
 SECTIONS = {"decode": bench_decode, "prefill": bench_prefill, "plans": bench_plans}

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/int4_quantize.h"
+#include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/logprob.h"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
@@ -203,6 +204,22 @@ void QtDequantizeWeights(const QtWeight* a, cudaStream_t stream) {
                                     Weights(a->plain), stream);
 }
 
+// The linear over kernel layout.
+struct QtLinearOverCodes {
+  void *packed, *x, *y;
+  int64_t rows, columns, group, tokens;
+};
+void QtLinear(const QtLinearOverCodes* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::LinearDecode({.type = quatrain::WeightType::kInt4,
+                                .shape = {a->rows, a->columns, a->group, 4},
+                                .weight = a->packed,
+                                .x = Weights(a->x),
+                                .num_tokens = a->tokens,
+                                .y = Weights(a->y)},
+                               stream,
+                               overlap ? LaunchOrder::kOverlap : LaunchOrder::kAfterPrevious);
+}
+
 struct QtMoe {
   void *x, *router, *given, *logits, *counters;
   void *ids, *weights, *expert_begin, *row_token, *slot_row, *tiles, *num_tiles;
@@ -256,6 +273,23 @@ void QtMoeDown(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
   args.x = Weights(a->h);
   args.y = Weights(a->y);
   quatrain::cuda::MoeDown(args, stream, OrderOf(overlap));
+}
+// Rows of x (gate_up) or h (down) in sorted order.
+void QtMoeGateUpOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
+  args.shape = {2 * a->inter, a->hidden, a->group, 4};
+  args.weight = a->gate_up;
+  args.x = Weights(a->x);
+  args.y = Weights(out);
+  quatrain::cuda::MoeGateUpOfRows(args, stream, OrderOf(overlap));
+}
+void QtMoeDownOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
+  args.shape = {a->hidden, a->inter, a->group, 4};
+  args.weight = a->down;
+  args.x = Weights(a->h);
+  args.y = Weights(out);
+  quatrain::cuda::MoeDownOfRows(args, stream, OrderOf(overlap));
 }
 void QtMoeCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
   quatrain::cuda::MoeCombine({.y = Weights(a->y),

@@ -31,6 +31,7 @@ struct LaunchShape {
   size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   LaunchOrder order = LaunchOrder::kAfterPrevious;
+  unsigned cluster = 1;  // CTAs of a cluster, along x
 };
 
 template <class... Parameters, class... Args>
@@ -40,11 +41,20 @@ void LaunchKernel(const LaunchShape& shape, void (*kernel)(Parameters...), Args&
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = shape.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = shape.order == LaunchOrder::kOverlap ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (shape.order == LaunchOrder::kOverlap) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = shape.cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
   CheckCuda(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "kernel launch");
 }
 

@@ -5,11 +5,13 @@
 
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_decode_kernel.cuh"
+#include "kernels/cuda/linear_wide.h"
 
 namespace quatrain::cuda {
 namespace {
 
 constexpr int64_t kMaxTokensPerLaunch = 64;
+constexpr int64_t kMostTokensOfDecode = 32;  // beyond, wgmma where it serves
 
 [[noreturn]] void ThrowShape(const std::string& expected, const std::string& found) {
   throw Error(ErrorCode::kShape,
@@ -82,6 +84,9 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
 
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order) {
   CheckArgs(args);
+  if (args.num_tokens > kMostTokensOfDecode && IsWide(args)) {
+    return LinearWide(args, PlanLinearWide(args, NumMultiprocessors()), stream, order);
+  }
   LinearDecode(args, PlanLinearDecode(args, NumMultiprocessors()), stream, order);
 }
 

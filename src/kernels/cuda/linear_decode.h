@@ -46,8 +46,10 @@ struct DecodePlan {
 };
 DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessors);
 
-// Launches; tokens beyond 64 go in several launches. Error(kShape) for shapes outside the contract.
+// More than 32 tokens of an INT4 weight go to LinearWide (linear_wide.h) where K is one chain.
+// Error(kShape) for shapes outside the contract.
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order);
+// By this plan; tokens beyond 64 go in several launches.
 void LinearDecode(const LinearDecodeArgs& args, const DecodePlan& plan, cudaStream_t stream,
                   LaunchOrder order);
 

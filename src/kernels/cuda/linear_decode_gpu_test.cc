@@ -4,6 +4,7 @@
 #include "kernels/cuda/device_weight_test.h"
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_reference.h"
+#include "kernels/cuda/linear_wide.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -189,30 +190,82 @@ TEST(LinearDecodeGpu, EveryPlanGivesTheSameBits) {
   }
 }
 
+// Beside each other and beside the kernel for few tokens; every launch overlaps the one before.
+TEST(LinearWideGpu, EveryPlanGivesTheSameBits) {
+  QT_NEEDS_DEVICE();
+  const int64_t tokens = 200, k = 1184;
+  const PackedShape shape{1000, k, 32, 4};
+  DeviceWeight weight(shape, RandomCodes(shape, 5));
+  DeviceVector<BFloat16> x(RandomRounded<BFloat16>(tokens * k, 9));
+  const std::vector<float> expected = Reference(shape, &weight.plain, &x, tokens);
+  DeviceVector<float> y(tokens * 1000);
+  const LinearDecodeArgs args{.type = WeightType::kInt4,
+                              .shape = shape,
+                              .weight = weight.packed.data(),
+                              .x = x.data(),
+                              .num_tokens = tokens,
+                              .y_float = y.data()};
+  for (const int width : {32, 64, 128}) {
+    for (const int groups : {1, 2, 3}) {
+      for (const int cluster : {1, 2, 4}) {
+        CheckCuda(cudaMemset(y.data(), 0xA5, 4 * tokens * 1000), "cudaMemset");
+        for (int i = 0; i < 3; ++i) {
+          LinearWide(args, {width, groups, cluster}, nullptr, LaunchOrder::kOverlap);
+        }
+        EXPECT_EQ(CountDifferences(y.Download(), expected), 0)
+            << width << " tokens, " << groups << " warpgroups, clusters of " << cluster;
+      }
+    }
+  }
+  const DecodePlan plan = PlanLinearDecode(args, NumMultiprocessors());
+  LinearDecode(args, plan, nullptr, LaunchOrder::kAfterPrevious);
+  EXPECT_EQ(CountDifferences(y.Download(), expected), 0);
+}
+
+TEST(LinearWideGpu, PlansCoverEveryToken) {
+  for (const int multiprocessors : {1, 108, 132}) {
+    for (const int64_t n : {8, 100, 4096, 24576}) {
+      for (const int64_t tokens : {17, 32, 33, 128, 129, 5000}) {
+        const WidePlan plan = PlanLinearWide(
+            {.type = WeightType::kInt4, .shape = {n, 4096, 128, 4}, .num_tokens = tokens},
+            multiprocessors);
+        EXPECT_GE(plan.tokens, std::min<int64_t>(tokens, 128));
+        EXPECT_GE(plan.num_warpgroups, 1);
+        EXPECT_LE(plan.num_warpgroups, 3);
+        EXPECT_LE(plan.cluster, 4);
+      }
+    }
+  }
+  EXPECT_FALSE(IsWide({.type = WeightType::kInt4, .shape = {4096, 12288, 128, 4}}));
+  EXPECT_FALSE(IsWide({.type = WeightType::kInt8, .shape = {4096, 4096, 128, 8}}));
+}
+
 TEST(LinearDecodeGpu, BiasAndResidualRoundAsWritten) {
   QT_NEEDS_DEVICE();
-  const PackedShape shape{64, 256, 128, 4};
-  DeviceWeight weight(shape, RandomCodes(shape, 5));
-  DeviceVector<BFloat16> x(RandomRounded<BFloat16>(3 * 256, 9));
-  const std::vector<BFloat16> bias = RandomRounded<BFloat16>(64, 1);
-  const std::vector<BFloat16> residual = RandomRounded<BFloat16>(3 * 64, 2);
-  DeviceVector<BFloat16> device_bias(bias), device_residual(residual), y(3 * 64);
-  const std::vector<float> sums = Reference(shape, &weight.plain, &x, 3);
-  LinearDecode({.type = WeightType::kInt4,
-                .shape = shape,
-                .weight = weight.packed.data(),
-                .x = x.data(),
-                .num_tokens = 3,
-                .bias = device_bias.data(),
-                .residual = device_residual.data(),
-                .y = y.data()},
-               nullptr, LaunchOrder::kAfterPrevious);
-  std::vector<BFloat16> expected;
-  for (size_t i = 0; i < sums.size(); ++i) {
-    const BFloat16 branch = ToBFloat16(sums[i] + ToFloat(bias[i % 64]));
-    expected.push_back(ToBFloat16(ToFloat(residual[i]) + ToFloat(branch)));
+  for (const int64_t tokens : {3, 40}) {
+    const PackedShape shape{64, 256, 128, 4};
+    DeviceWeight weight(shape, RandomCodes(shape, 5));
+    DeviceVector<BFloat16> x(RandomRounded<BFloat16>(tokens * 256, 9));
+    const std::vector<BFloat16> bias = RandomRounded<BFloat16>(64, 1);
+    const std::vector<BFloat16> residual = RandomRounded<BFloat16>(tokens * 64, 2);
+    DeviceVector<BFloat16> device_bias(bias), device_residual(residual), y(tokens * 64);
+    const std::vector<float> sums = Reference(shape, &weight.plain, &x, tokens);
+    LinearDecode({.type = WeightType::kInt4,
+                  .shape = shape,
+                  .weight = weight.packed.data(),
+                  .x = x.data(),
+                  .num_tokens = tokens,
+                  .bias = device_bias.data(),
+                  .residual = device_residual.data(),
+                  .y = y.data()},
+                 nullptr, LaunchOrder::kAfterPrevious);
+    std::vector<BFloat16> expected;
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const BFloat16 branch = ToBFloat16(sums[i] + ToFloat(bias[i % 64]));
+      expected.push_back(ToBFloat16(ToFloat(residual[i]) + ToFloat(branch)));
+    }
+    EXPECT_EQ(CountDifferences(y.Download(), expected), 0);
   }
-  EXPECT_EQ(CountDifferences(y.Download(), expected), 0);
 }
 
 TEST(LinearDecodeGpu, RefusesShapesOutsideTheContract) {

@@ -87,6 +87,12 @@ void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder orde
 // only the kernel before this one may still be running, and it does not write the list.
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 
+// The same for many rows an expert (prefill, training), by wgmma: x is [R, K], rows in their sorted
+// order already (for gate_up gathered by row_token); of the routing only expert_begin is read. Same
+// bits as above.
+void MoeGateUpOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
+void MoeDownOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
+
 // out_TD = round(chain over slots ascending of weight * y); with residual round(residual + that).
 struct MoeCombineArgs {
   const BFloat16* y = nullptr;  // [R, D], D a multiple of 8

@@ -303,6 +303,42 @@ INSTANTIATE_TEST_SUITE_P(Layers, MoeExpertsGpu,
                                          LayerCase{40, 6, 512, 192, 64},
                                          LayerCase{16, 8, 2048, 768, 32}));
 
+// Against the kernels for few rows, which are checked above.
+TEST(MoeExpertsGpu, ManyRowsGiveTheSameBits) {
+  QT_NEEDS_DEVICE();
+  ThreadPool pool(1);
+  for (const LayerCase& c : {LayerCase{8, 2, 320, 96, 32}, LayerCase{40, 6, 512, 192, 64},
+                             LayerCase{4, 4, 256, 128, 128}, LayerCase{128, 8, 256, 160, 32}}) {
+    for (const int64_t tokens : {1, 40, 700}) {
+      Layer layer(c, tokens);
+      const int64_t rows = tokens * c.slots;
+      Routing routing(tokens, c.experts, c.slots);
+      DeviceVector<BFloat16> h(rows * c.inter), y(rows * c.hidden);
+      layer.Route(tokens, &routing, nullptr, kAfter);
+      layer.GateUp(tokens, &routing, h.data(), nullptr, kAfter);
+      layer.Down(tokens, &routing, h.data(), y.data(), nullptr, kAfter);
+      std::vector<BFloat16> gathered(rows * c.hidden);
+      GatherRows<BFloat16>(pool, layer.x.Download().data(),
+                           PermuteByExpert(routing.ids.Download(), c.experts, c.slots), c.hidden,
+                           gathered.data());
+      DeviceVector<BFloat16> x(gathered), wide_h(rows * c.inter), wide_y(rows * c.hidden);
+      MoeExpertsArgs args = layer.ArgsOf(tokens, &routing);
+      args.shape = {2 * c.inter, c.hidden, c.group, 4};
+      args.weight = layer.gate_up.packed.data();
+      args.x = x.data();
+      args.y = wide_h.data();
+      MoeGateUpOfRows(args, nullptr, kAfter);
+      EXPECT_EQ(CountDifferences(wide_h.Download(), h.Download()), 0) << tokens << " tokens";
+      args.shape = {c.hidden, c.inter, c.group, 4};
+      args.weight = layer.down.packed.data();
+      args.x = wide_h.data();
+      args.y = wide_y.data();
+      MoeDownOfRows(args, nullptr, LaunchOrder::kOverlap);
+      EXPECT_EQ(CountDifferences(wide_y.Download(), y.Download()), 0) << tokens << " tokens";
+    }
+  }
+}
+
 TEST(MoeExpertsGpu, EveryPlanGivesTheSameBits) {
   QT_NEEDS_DEVICE();
   const LayerCase c{24, 4, 256, 160, 32};
