@@ -1,0 +1,112 @@
+"""Quantisation-aware training in a plain torch script: two classes that swap the INT4 operators into any model.
+
+    cmake --build build/release --target quatrain_torch
+    python3 examples/torch_training.py build/release/quatrain_torch.so [cpu | cuda]
+
+QatLinear trains the weight that the codes stand for: the forward sees rn_bf16(q * s), the gradient passes straight through.
+Int4Linear holds codes and scales only: what a rollout or a server reads. The script trains a small network in BF16-rounded
+INT4 weights, packs it, and shows that the packed network answers as the trained one; trained without QAT it does not.
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+GROUP = 32
+
+
+class QatLinear(nn.Linear):
+    """nn.Linear whose forward sees the weight as INT4 codes will store it."""
+
+    def forward(self, x):
+        weight = torch.ops.quatrain.fake_quant_int4(self.weight, GROUP)
+        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+
+
+class Int4Linear(nn.Module):
+    """The same layer from codes and scales."""
+
+    def __init__(self, linear):
+        super().__init__()
+        packed, scale = torch.ops.quatrain.pack_int4(linear.weight.detach(), GROUP)
+        if packed.is_cuda:
+            packed = torch.ops.quatrain.kernel_layout_int4(packed, scale)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        y = torch.ops.quatrain.w4a16_linear(x.to(torch.bfloat16), self.packed, self.scale, self.bias)
+        return y.to(x.dtype)
+
+
+def swap(model, old, make):
+    """Replaces every layer of type `old` by make(layer)."""
+    for name, child in model.named_children():
+        if type(child) is old:
+            setattr(model, name, make(child))
+        else:
+            swap(child, old, make)
+    return model
+
+
+def to_qat(linear):
+    layer = QatLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    layer.load_state_dict(linear.state_dict())
+    return layer.to(linear.weight.device)
+
+
+def network(device):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 32)).to(device)
+
+
+def data(device):
+    torch.manual_seed(1)
+    x = torch.randn(1024, 64, device=device)
+    teacher = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32)).to(device)
+    with torch.no_grad():
+        return x, teacher(x)
+
+
+def train(model, x, y, steps=400):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - step / steps)
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def loss_in_int4(model, kind, x, y):
+    with torch.no_grad():
+        return nn.functional.mse_loss(swap(model, kind, Int4Linear)(x), y).item()
+
+
+def main():
+    torch.ops.load_library(sys.argv[1])
+    device = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+    x, y = data(device)
+    plain = network(device)
+    plain_loss = train(plain, x, y)
+    plain_int4 = loss_in_int4(plain, nn.Linear, x, y)
+    qat = swap(network(device), nn.Linear, to_qat)
+    qat_loss = train(qat, x, y)
+    with torch.no_grad():
+        trained = qat(x)
+    qat_int4 = loss_in_int4(qat, QatLinear, x, y)
+    with torch.no_grad():
+        difference = ((qat(x) - trained).norm() / trained.norm()).item()
+    print(f"trained in FP32:     loss {plain_loss:.5f}, from INT4 codes {plain_int4:.5f}")
+    print(f"trained with QAT:    loss {qat_loss:.5f}, from INT4 codes {qat_int4:.5f}")
+    print(f"packed beside QAT:   relative difference of the outputs {difference:.5f}")
+    if not (difference < 1e-2 and qat_int4 < plain_int4):
+        sys.exit("the packed network does not answer as the trained one")
+
+
+if __name__ == "__main__":
+    main()

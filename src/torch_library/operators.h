@@ -1,0 +1,60 @@
+// The operators of torch.ops.quatrain, for plain torch programs: the number format of
+// kernels/int4.h on CPU and CUDA tensors. main.cc registers them; examples/torch_training.py swaps
+// them into a training script.
+//
+// Letters: O out_features, I in_features, g group size, G = I / g, T tokens, D hidden, E experts,
+// F inner size of an expert. Weights may have leading dimensions, which count as further rows.
+// Scales follow rule kAbsmax7 (amax / 7, codes -7..7). Codes are packed as compressed-tensors packs
+// them, eight to an int32 along I. I is a multiple of g, g of 8. Error(kShape) for tensors that do
+// not fit, Error(kData) for weights without codes (CPU only; on CUDA weights must be finite).
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace quatrain::torch_library {
+
+// w' = rn_bf16(q * s) in the type of the weight, BF16 or FP32 (rounded to BF16 first).
+at::Tensor FakeQuantCpu(const at::Tensor& weight_OI, int64_t group_size);
+at::Tensor FakeQuantCuda(const at::Tensor& weight_OI, int64_t group_size);
+
+// packed [O, I / 8] int32 and scale [O, G] BF16.
+std::tuple<at::Tensor, at::Tensor> PackCpu(const at::Tensor& weight_OI, int64_t group_size);
+std::tuple<at::Tensor, at::Tensor> PackCuda(const at::Tensor& weight_OI, int64_t group_size);
+
+// w' as BF16 [O, I].
+at::Tensor UnpackCpu(const at::Tensor& packed, const at::Tensor& scale);
+at::Tensor UnpackCuda(const at::Tensor& packed, const at::Tensor& scale);
+
+// Codes and scales as the CUDA linears read them (kernels/cuda/packed_layout.h), uint8; leading
+// dimensions of a weight are experts. w4a16_linear and w4a16_moe take it in place of the codes.
+at::Tensor KernelLayoutCuda(const at::Tensor& packed, const at::Tensor& scale);
+
+// y [..., O] = x [..., I] w'^T (+ bias), BF16 (on the CPU also FP32). On CUDA: from the kernel
+// layout, and up to 64 rows of x from codes, the canonical chain of docs/numerics.md; more rows of
+// x from codes are dequantised and multiplied by the library.
+at::Tensor LinearCpu(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
+                     const std::optional<at::Tensor>& bias);
+at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
+                      const std::optional<at::Tensor>& bias);
+
+// A mixture of experts with its router, for rollouts (no gradient).
+struct MoeCall {
+  at::Tensor x_TD;           // BF16 (on the CPU also FP32)
+  at::Tensor router_ED;      // type of x
+  at::Tensor gate_up;        // codes [E, 2F, D / 8]: F rows of gate, F of up; or kernel layout
+  at::Tensor gate_up_scale;  // [E, 2F, D / g]
+  at::Tensor down;           // codes [E, D, F / 8], or kernel layout
+  at::Tensor down_scale;     // [E, D, F / g]
+  int64_t experts_per_token = 0;
+  bool norm_topk_prob = true;
+  at::Tensor ids_TK;  // int32 [T, experts_per_token] to replay, or undefined
+};
+// [T, D].
+at::Tensor MoeCpu(const MoeCall& call);
+at::Tensor MoeCuda(const MoeCall& call);
+
+}  // namespace quatrain::torch_library

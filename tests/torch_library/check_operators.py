@@ -1,0 +1,114 @@
+"""The operators against plain torch: check_operators.py LIBRARY [cpu | cuda]. Started by run.py."""
+
+import sys
+
+import torch
+
+GROUPS = (32, 64, 128)
+
+
+def fake_quant(weight, group):
+    """The format, written with torch: docs/int4_format.md."""
+    w = weight.to(torch.bfloat16).float().view(*weight.shape[:-1], -1, group)
+    scale = (w.abs().amax(-1, keepdim=True) / 7).clamp(min=1e-5).to(torch.bfloat16).float()
+    codes = torch.round(w / scale).clamp(-7, 7)
+    return (codes * scale).to(torch.bfloat16).view(weight.shape), codes.view(weight.shape).int()
+
+
+def codes_of(packed):
+    shifts = torch.arange(0, 32, 4, device=packed.device)
+    return (((packed.unsqueeze(-1) >> shifts) & 15) - 8).flatten(-2).int()
+
+
+def check_format(ops, device):
+    for group in GROUPS:
+        weight = torch.randn(48, 512, device=device).to(torch.bfloat16)
+        expected, codes = fake_quant(weight, group)
+        packed, scale = ops.pack_int4(weight, group)
+        assert torch.equal(ops.fake_quant_int4(weight, group), expected), group
+        assert torch.equal(ops.fake_quant_int4(weight.float(), group), expected.float()), group
+        assert torch.equal(codes_of(packed), codes), group
+        assert torch.equal(ops.unpack_int4(packed, scale), expected), group
+
+
+def check_linear(ops, device):
+    bound = 2 ** -7
+    for group, (n, k) in zip(GROUPS, ((256, 512), (96, 1024), (64, 384))):
+        packed, scale = ops.pack_int4(torch.randn(n, k, device=device) * 0.05, group)
+        plain = ops.unpack_int4(packed, scale)
+        bias = torch.randn(n, device=device).to(torch.bfloat16)
+        for rows in (1, 5, 64, 200):
+            x = torch.randn(rows, k, device=device).to(torch.bfloat16)
+            expected = x.double() @ plain.double().T + bias.double()
+            y = ops.w4a16_linear(x, packed, scale, bias)
+            assert (y.double() - expected).abs().max() <= bound * expected.abs().max(), (n, k, rows)
+            if device == "cuda":
+                layout = ops.kernel_layout_int4(packed, scale)
+                whole = ops.w4a16_linear(x, layout, scale, bias)
+                assert (whole.double() - expected).abs().max() <= bound * expected.abs().max()
+                # Exact: a row's bits do not depend on the rows beside it.
+                assert torch.equal(whole[:1], ops.w4a16_linear(x[:1], packed, scale, bias)), (n, k, rows)
+
+
+def check_moe(ops, device):
+    experts, slots, hidden, inner, group = 16, 4, 256, 128, 32
+    for tokens in (1, 9, 70):
+        x = torch.randn(tokens, hidden, device=device).to(torch.bfloat16)
+        router = torch.randn(experts, hidden, device=device).to(torch.bfloat16) * 0.2
+        up, up_scale = ops.pack_int4(torch.randn(experts, 2 * inner, hidden, device=device) * 0.05, group)
+        down, down_scale = ops.pack_int4(torch.randn(experts, hidden, inner, device=device) * 0.05, group)
+        plain_up, plain_down = ops.unpack_int4(up, up_scale).double(), ops.unpack_int4(down, down_scale).double()
+        logits = x.double() @ router.double().T
+        weights, ids = torch.softmax(logits, -1).topk(slots, -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        expected = torch.zeros(tokens, hidden, device=device, dtype=torch.float64)
+        for slot in range(slots):
+            gate, value = torch.einsum("td,tfd->tf", x.double(), plain_up[ids[:, slot]]).chunk(2, -1)
+            y = torch.einsum("tf,tdf->td", torch.nn.functional.silu(gate) * value, plain_down[ids[:, slot]])
+            expected += weights[:, slot, None] * y
+        out = ops.w4a16_moe(x, router, (up, up_scale), (down, down_scale), slots)
+        error = (out.double() - expected).norm() / expected.norm()
+        assert error < 1e-2, (tokens, error.item())
+        replayed = ops.w4a16_moe(x, router, (up, up_scale), (down, down_scale), slots, True, ids.int())
+        assert (replayed.double() - expected).norm() / expected.norm() < 1e-2, tokens
+        if device == "cuda":
+            layouts = ops.kernel_layout_int4(up, up_scale), ops.kernel_layout_int4(down, down_scale)
+            again = ops.w4a16_moe(x, router, (layouts[0], up_scale), (layouts[1], down_scale), slots)
+            assert torch.equal(again, out), tokens
+
+
+def check_gradients(ops, device):
+    weight = torch.randn(64, 128, device=device, requires_grad=True)
+    dy = torch.randn(64, 128, device=device)
+    ops.fake_quant_int4(weight, 32).backward(dy)
+    assert torch.equal(weight.grad, dy)
+    packed, scale = ops.pack_int4(weight.detach(), 32)
+    x = torch.randn(7, 128, device=device).to(torch.bfloat16).requires_grad_()
+    ops.w4a16_linear(x, packed, scale).float().sum().backward()
+    expected = ops.unpack_int4(packed, scale).float().sum(0).expand(7, -1)
+    assert (x.grad.float() - expected).norm() / expected.norm() < 1e-2
+
+
+def check_refusals(ops, device):
+    weight = torch.randn(16, 64, device=device)
+    for call in (lambda: ops.fake_quant_int4(weight, 48), lambda: ops.pack_int4(weight.half(), 32),
+                 lambda: ops.unpack_int4(weight, weight)):
+        try:
+            call()
+        except RuntimeError as error:
+            assert "expected" in str(error), error
+        else:
+            raise AssertionError("a call that does not fit was taken")
+
+
+def main():
+    torch.ops.load_library(sys.argv[1])
+    torch.manual_seed(0)
+    for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
+        for check in (check_format, check_linear, check_moe, check_gradients, check_refusals):
+            check(torch.ops.quatrain, device)
+            print(f"{device}: {check.__name__} passed", flush=True)
+
+
+if __name__ == "__main__":
+    main()
