@@ -60,9 +60,6 @@ QT_HOST_DEVICE BFloat16 ScaleFromAbsmax(float amax, ScaleRule rule, const CodeGr
   const float scale = DivideRn(amax, largest);
   return ToBFloat16(scale > floor ? scale : floor);
 }
-QT_HOST_DEVICE BFloat16 ScaleFromAbsmax(float amax, ScaleRule rule, int num_bits) {
-  return ScaleFromAbsmax(amax, rule, GridOf(rule, num_bits));
-}
 
 // q = clamp(rint(w / s), lo, hi): FP32 true division by the stored scale, ties to even.
 QT_HOST_DEVICE int QuantizeCode(float weight, BFloat16 scale, const CodeGrid& grid) {
@@ -77,21 +74,12 @@ QT_HOST_DEVICE BFloat16 DequantizeCode(int code, BFloat16 scale) {
   return ToBFloat16(MultiplyRn(static_cast<float>(code), ToFloat(scale)));
 }
 
-// The BF16 value closest to `weight` (a BF16 value) whose code under `scale` is `code`: the weight
-// itself if that is its code, else the edge of the code's cell. `code` is on the grid.
+// A master weight whose code under `scale` is `code`, which is on the grid: `weight` (a BF16 value)
+// if that is its code, else the code's own value. The edge of the cell would be nearer, but the
+// first steps of Adam, all of size lr, would carry every such weight back over it.
 QT_HOST_DEVICE float MoveIntoCell(float weight, int code, BFloat16 scale, const CodeGrid& grid) {
-  const int own = QuantizeCode(weight, scale, grid);
-  if (own == code) return weight;
-  const float side = own > code ? 0.5f : -0.5f;
-  BFloat16 edge = ToBFloat16(MultiplyRn(static_cast<float>(code) + side, ToFloat(scale)));
-  // The edge is a tie that rounds to the even code, and it is rounded itself: a step or two inward.
-  // Bits count away from zero; the edge lies on the same side of zero as its cell, or is tiny.
-  const BFloat16 centre = DequantizeCode(code, scale);
-  while (QuantizeCode(ToFloat(edge), scale, grid) != code) {
-    const bool away_from_zero = (ToFloat(centre) > ToFloat(edge)) == (ToFloat(edge) > 0.0f);
-    edge.bits = static_cast<uint16_t>(away_from_zero ? edge.bits + 1 : edge.bits - 1);
-  }
-  return ToFloat(edge);
+  if (QuantizeCode(weight, scale, grid) == code) return weight;
+  return ToFloat(DequantizeCode(code, scale));
 }
 
 // Words of one row: codes little-endian along K, u = q + 2^(b-1), rows padded with zero bits to

@@ -58,7 +58,7 @@ Quantized QuantizeByDefinition(const std::vector<BFloat16>& weight, int64_t out_
           amax = std::max(amax,
                           std::fabs(ToFloat(weight[static_cast<size_t>(row * in_features + k)])));
         }
-        result.scale[at] = ScaleFromAbsmax(amax, spec.rule, num_bits);
+        result.scale[at] = ScaleFromAbsmax(amax, spec.rule, GridOf(spec.rule, num_bits));
       }
       const float w = ToFloat(weight[static_cast<size_t>(row * in_features + i)]);
       PackCode(QuantizeCode(w, result.scale[at], spec.grid), i, num_bits, words);

@@ -23,9 +23,13 @@ float AbsmaxOf(const std::vector<float>& weights) {
   return amax;
 }
 
+BFloat16 ScaleOf(float amax, ScaleRule rule, int num_bits) {
+  return ScaleFromAbsmax(amax, rule, GridOf(rule, num_bits));
+}
+
 // Codes of one group under a rule; weights are rounded to BF16 first.
 std::vector<int> Codes(const std::vector<float>& weights, ScaleRule rule, float* scale_value) {
-  const BFloat16 scale = ScaleFromAbsmax(AbsmaxOf(weights), rule, 4);
+  const BFloat16 scale = ScaleOf(AbsmaxOf(weights), rule, 4);
   *scale_value = ToFloat(scale);
   std::vector<int> codes;
   for (float w : weights) {
@@ -92,21 +96,20 @@ TEST(Int4, GridsAreSymmetricOnlyUnderAbsmax7) {
 }
 
 TEST(Int4, ScalesRoundToBFloat16) {
-  EXPECT_EQ(ScaleFromAbsmax(7.5f, ScaleRule::kAbsmax7_5, 4).bits, 0x3F80);
-  EXPECT_EQ(ScaleFromAbsmax(1.0f, ScaleRule::kAbsmax7_5, 4).bits, 0x3E09);
-  EXPECT_EQ(ScaleFromAbsmax(1.0f, ScaleRule::kAbsmax7, 4).bits, 0x3E12);
-  EXPECT_EQ(ScaleFromAbsmax(1.0f, ScaleRule::kAbsmax7_5, 8).bits, 0x3C01);
-  EXPECT_EQ(ScaleFromAbsmax(1.0f, ScaleRule::kAbsmax7, 8).bits, 0x3C01);
-  EXPECT_EQ(ScaleFromAbsmax(0.02f, ScaleRule::kAbsmax7_5, 4).bits, 0x3B2F);
+  EXPECT_EQ(ScaleOf(7.5f, ScaleRule::kAbsmax7_5, 4).bits, 0x3F80);
+  EXPECT_EQ(ScaleOf(1.0f, ScaleRule::kAbsmax7_5, 4).bits, 0x3E09);
+  EXPECT_EQ(ScaleOf(1.0f, ScaleRule::kAbsmax7, 4).bits, 0x3E12);
+  EXPECT_EQ(ScaleOf(1.0f, ScaleRule::kAbsmax7_5, 8).bits, 0x3C01);
+  EXPECT_EQ(ScaleOf(1.0f, ScaleRule::kAbsmax7, 8).bits, 0x3C01);
+  EXPECT_EQ(ScaleOf(0.02f, ScaleRule::kAbsmax7_5, 4).bits, 0x3B2F);
 }
 
 TEST(Int4, ScalesHaveAFloor) {
-  EXPECT_EQ(ScaleFromAbsmax(0.0f, ScaleRule::kAbsmax7, 4).bits, ToBFloat16(1e-5f).bits);
-  EXPECT_EQ(ScaleFromAbsmax(6e-5f, ScaleRule::kAbsmax7, 4).bits, ToBFloat16(1e-5f).bits);
-  EXPECT_EQ(ScaleFromAbsmax(0.0f, ScaleRule::kAbsmax7, 8).bits,
-            ToBFloat16(1e-5f * 7.0f / 127.0f).bits);
-  EXPECT_EQ(ToFloat(ScaleFromAbsmax(0.0f, ScaleRule::kAbsmax7_5, 4)), 0.0078125f);
-  EXPECT_EQ(ToFloat(ScaleFromAbsmax(0.0f, ScaleRule::kAbsmax7_5, 8)), 0.0078125f);
+  EXPECT_EQ(ScaleOf(0.0f, ScaleRule::kAbsmax7, 4).bits, ToBFloat16(1e-5f).bits);
+  EXPECT_EQ(ScaleOf(6e-5f, ScaleRule::kAbsmax7, 4).bits, ToBFloat16(1e-5f).bits);
+  EXPECT_EQ(ScaleOf(0.0f, ScaleRule::kAbsmax7, 8).bits, ToBFloat16(1e-5f * 7.0f / 127.0f).bits);
+  EXPECT_EQ(ToFloat(ScaleOf(0.0f, ScaleRule::kAbsmax7_5, 4)), 0.0078125f);
+  EXPECT_EQ(ToFloat(ScaleOf(0.0f, ScaleRule::kAbsmax7_5, 8)), 0.0078125f);
 }
 
 TEST(Int4, RowsQuantiseAsTheContractSays) {
@@ -164,32 +167,27 @@ TEST(Int4, ACodeSurvivesItsOwnValueUnderEveryMantissa) {
   }
 }
 
-// Why the quotient is FP32: rounded to BF16 it moves 927 of the 128 x 256 INT8 codes.
 // Every code, every mantissa of the scale, weights on both sides of every cell and far away.
-TEST(Int4, AWeightMovesTheLeastThatItsCodeNeeds) {
+TEST(Int4, AWeightOutsideItsCellMovesToTheCentre) {
   for (const CodeGrid& grid : {GridOf(ScaleRule::kFrozen, 4), GridOf(ScaleRule::kAbsmax7, 4)}) {
     for (uint16_t mantissa = 0; mantissa < 128; ++mantissa) {
       const BFloat16 scale{static_cast<uint16_t>(0x3C00 | mantissa)};
       for (int code = grid.lo; code <= grid.hi; ++code) {
+        const float centre = ToFloat(DequantizeCode(code, scale));
         for (int step = -44; step <= 44; ++step) {
           const float weight =
               ToFloat(ToBFloat16(0.25f * static_cast<float>(step) * ToFloat(scale)));
-          const float moved = MoveIntoCell(weight, code, scale, grid);
-          ASSERT_EQ(QuantizeCode(moved, scale, grid), code) << weight << " " << mantissa;
-          ASSERT_EQ(ToFloat(ToBFloat16(moved)), moved);
-          if (moved == weight) continue;
-          // One BF16 step back towards the weight leaves the cell.
-          const bool up = weight > moved;
-          const BFloat16 bits = ToBFloat16(moved);
-          const bool grow = (moved > 0.0f) == up;
-          const BFloat16 back{static_cast<uint16_t>(grow ? bits.bits + 1 : bits.bits - 1)};
-          ASSERT_NE(QuantizeCode(ToFloat(back), scale, grid), code) << weight << " " << mantissa;
+          const bool is_inside = QuantizeCode(weight, scale, grid) == code;
+          ASSERT_EQ(MoveIntoCell(weight, code, scale, grid), is_inside ? weight : centre)
+              << weight << " " << mantissa;
         }
+        ASSERT_EQ(QuantizeCode(centre, scale, grid), code) << mantissa;
       }
     }
   }
 }
 
+// Why the quotient is FP32: rounded to BF16 it moves 927 of the 128 x 256 INT8 codes.
 TEST(Int4, ABFloat16QuotientWouldMoveInt8Codes) {
   int moved = 0;
   for (uint32_t mantissa = 0; mantissa < 128; ++mantissa) {
@@ -209,10 +207,10 @@ TEST(Int4, FakeQuantisationUnderAbsmax7IsIdempotentForEveryAbsmax) {
     const CodeGrid grid = GridOf(ScaleRule::kAbsmax7, num_bits);
     for (uint32_t bits = 0; bits < 0x7F7F; ++bits) {
       const float amax = ToFloat(BFloat16{static_cast<uint16_t>(bits)});
-      const BFloat16 scale = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7, num_bits);
+      const BFloat16 scale = ScaleOf(amax, ScaleRule::kAbsmax7, num_bits);
       const float extremum = ToFloat(DequantizeCode(QuantizeCode(amax, scale, grid), scale));
       ASSERT_TRUE(std::isfinite(extremum)) << bits;
-      const BFloat16 again = ScaleFromAbsmax(extremum, ScaleRule::kAbsmax7, num_bits);
+      const BFloat16 again = ScaleOf(extremum, ScaleRule::kAbsmax7, num_bits);
       ASSERT_EQ(again.bits, scale.bits) << bits;
       for (int sign : {1, -1}) {
         for (float fraction : {1.0f, 0.9f, 0.61f, 0.5f, 0.33f, 0.07f, 0.0f}) {
@@ -249,7 +247,7 @@ TEST(Int4, ANarrowGridDividesByItsLargestCodeAndIsIdempotent) {
 TEST(Int4, OnlyTheLargestFiniteAbsmaxOverflowsUnderAbsmax7) {
   for (int num_bits : {4, 8}) {
     const float amax = ToFloat(BFloat16{0x7F7F});
-    const BFloat16 scale = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7, num_bits);
+    const BFloat16 scale = ScaleOf(amax, ScaleRule::kAbsmax7, num_bits);
     const int code = QuantizeCode(amax, scale, GridOf(ScaleRule::kAbsmax7, num_bits));
     EXPECT_TRUE(std::isinf(ToFloat(DequantizeCode(code, scale)))) << num_bits;
   }
@@ -257,10 +255,10 @@ TEST(Int4, OnlyTheLargestFiniteAbsmaxOverflowsUnderAbsmax7) {
 
 TEST(Int4, Absmax7_5IsNotIdempotent) {
   const float amax = 7.5f;
-  const BFloat16 scale = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7_5, 4);
+  const BFloat16 scale = ScaleOf(amax, ScaleRule::kAbsmax7_5, 4);
   const int code = QuantizeCode(amax, scale, GridOf(ScaleRule::kAbsmax7_5, 4));
   const float value = ToFloat(DequantizeCode(code, scale));
-  EXPECT_NE(ScaleFromAbsmax(value, ScaleRule::kAbsmax7_5, 4).bits, scale.bits);
+  EXPECT_NE(ScaleOf(value, ScaleRule::kAbsmax7_5, 4).bits, scale.bits);
 }
 
 }  // namespace
