@@ -8,8 +8,6 @@ same bytes) beside our linear and the library's BF16 product.
 """
 
 import ctypes
-import json
-import sys
 
 import torch
 
@@ -93,16 +91,5 @@ def bench_int4pack():
 SECTIONS = {"pack": bench_pack, "gradients": bench_gradients, "int4pack": bench_int4pack}
 
 
-def main():
-    bench_kernels.LIB = ctypes.CDLL(sys.argv[1])
-    torch.manual_seed(0)
-    for name in sys.argv[2:] or SECTIONS:
-        try:
-            SECTIONS[name]()
-        except Exception as error:  # one section's failure leaves the others their rows
-            print(json.dumps({"section": name, "error": str(error)[:300]}), flush=True)
-        torch.cuda.empty_cache()
-
-
 if __name__ == "__main__":
-    main()
+    bench_kernels.run(SECTIONS)

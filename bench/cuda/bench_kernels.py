@@ -344,17 +344,18 @@ SECTIONS = {"quantize": bench_quantize, "adamw": bench_adamw, "rows": bench_rows
             "prefill": bench_prefill, "decode": bench_decode}
 
 
-def main():
+def run(sections, default=None):
+    """The library is the first argument; the sections to run are the others, or the default, or all."""
     global LIB
     LIB = ctypes.CDLL(sys.argv[1])
     torch.manual_seed(0)
-    for name in sys.argv[2:] or SECTIONS:
+    for name in sys.argv[2:] or default or sections:
         try:
-            SECTIONS[name]()
+            sections[name]()
         except Exception as error:  # one section's failure leaves the others their rows
             print(json.dumps({"section": name, "error": str(error)[:300]}), flush=True)
         torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    main()
+    run(SECTIONS)

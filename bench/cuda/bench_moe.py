@@ -8,8 +8,6 @@ weights of 8 layers in turn. at::_grouped_mm gets the BF16 weights rn_bf16(q * s
 """
 
 import ctypes
-import json
-import sys
 
 import torch
 
@@ -243,16 +241,5 @@ def bench_expert_rows():
 SECTIONS = {"decode": bench_decode, "prefill": bench_prefill, "plans": bench_plans}
 
 
-def main():
-    bench_kernels.LIB = ctypes.CDLL(sys.argv[1])
-    torch.manual_seed(0)
-    for name in sys.argv[2:] or ("decode", "prefill"):
-        try:
-            SECTIONS[name]()
-        except Exception as error:  # one section's failure leaves the other its rows
-            print(json.dumps({"section": name, "error": str(error)[:300]}), flush=True)
-        torch.cuda.empty_cache()
-
-
 if __name__ == "__main__":
-    main()
+    bench_kernels.run(SECTIONS, default=("decode", "prefill"))
