@@ -12,6 +12,7 @@
 // flight around the loop; hence the walk in pairs, and no shortcut for a factor of 1.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace quatrain::cuda {
 namespace {
@@ -23,17 +24,6 @@ __device__ __forceinline__ uint64_t OperandOf(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4;
   return (uint64_t{1} << 62) | (kEightRows << 32) | (kEightRows << 16) |
          ((address & 0x3FFFFu) >> 4);
-}
-
-__device__ __forceinline__ void FenceProducts() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void CommitProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
 // d (64 x 64) = a (64 x 16) b (16 x 64) + d, or without d if !accumulate. kTransposed: b's rows are

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/wgmma.cuh"
+
 namespace quatrain::cuda {
 
 // Place of shared memory in a descriptor of B; places add up as addresses do.
@@ -19,18 +21,6 @@ __device__ __forceinline__ uint64_t SwizzledOperand(uint32_t place) {
   constexpr uint32_t kEightRows = 1024 >> 4;
   const uint32_t high = kSwizzle128 | kEightRows;
   return (uint64_t{high} << 32) | (place | kEightRows << 16);
-}
-
-// Registers written before are seen by the products after it.
-__device__ __forceinline__ void FenceProducts() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void CommitProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
 template <int kTokens>
