@@ -55,7 +55,9 @@ constexpr int64_t kLanesPerCycle = 32;
 constexpr int64_t kUnpackedPerCycle = 2;
 // About 4 us: what handing a chunk to a thread must be small against.
 constexpr int64_t kLeastChunkCost = 16000;
-constexpr int64_t kMostChunks = 128;
+// Few enough that A is not packed again for every panel, enough for threads to end together. Where
+// a product is cut changes no bit of it, so the number of threads has a say.
+constexpr int64_t kChunksPerThread = 6;
 
 bool IsCodes(WeightType type) { return type == WeightType::kInt4 || type == WeightType::kInt8; }
 
@@ -86,10 +88,12 @@ int64_t PanelCost(const LinearProduct& product, int64_t rows) {
 void AddChunks(const LinearProduct& product, int64_t index, int64_t chunk_cost,
                std::vector<LinearChunk>& chunks) {
   const int64_t num_blocks = CeilDiv(product.rows, kRowBlock);
-  const int64_t block_rows = CeilDiv(product.rows, num_blocks);
-  const int64_t panel_cost = PanelCost(product, block_rows);
-  const int64_t most_panels = kResults / (block_rows * kPanelCols);
-  const int64_t panels = std::clamp<int64_t>(chunk_cost / panel_cost, 1, most_panels);
+  const int64_t block_rows = RoundUp(CeilDiv(product.rows, num_blocks), kMostTileRows);
+  const int64_t panel_cost = PanelCost(product, std::min(block_rows, product.rows));
+  const int64_t most_cols = NeedsResults(product) ? kResults / block_rows : kMostCols;
+  const int64_t most_panels = std::min(kMostCols, most_cols) / kPanelCols;
+  const int64_t panels =
+      std::clamp<int64_t>((chunk_cost + panel_cost / 2) / panel_cost, 1, most_panels);
   for (int64_t col = 0; col < product.cols; col += panels * kPanelCols) {
     for (int64_t row = 0; row < product.rows; row += block_rows) {
       chunks.push_back({.product = index,
@@ -103,12 +107,14 @@ void AddChunks(const LinearProduct& product, int64_t index, int64_t chunk_cost,
 }
 
 // The largest first, so that no thread starts a long one when the others are done.
-std::vector<LinearChunk> CutIntoChunks(const std::vector<LinearProduct>& products) {
+std::vector<LinearChunk> CutIntoChunks(const std::vector<LinearProduct>& products,
+                                       int num_threads) {
   int64_t total_cost = 0;
   for (const LinearProduct& product : products) {
     total_cost += CeilDiv(product.cols, kPanelCols) * PanelCost(product, product.rows);
   }
-  const int64_t chunk_cost = std::max(kLeastChunkCost, total_cost / kMostChunks);
+  const int64_t chunk_cost =
+      std::max(kLeastChunkCost, total_cost / (kChunksPerThread * num_threads));
   std::vector<LinearChunk> chunks;
   for (size_t i = 0; i < products.size(); ++i) {
     AddChunks(products[i], static_cast<int64_t>(i), chunk_cost, chunks);
@@ -126,7 +132,7 @@ LinearScratch& ThreadScratch() {
 }
 
 void RunProducts(ThreadPool& pool, const std::vector<LinearProduct>& products) {
-  const std::vector<LinearChunk> chunks = CutIntoChunks(products);
+  const std::vector<LinearChunk> chunks = CutIntoChunks(products, pool.num_threads());
   pool.ParallelFor(static_cast<int64_t>(chunks.size()), [&](int64_t index, int) {
     const LinearChunk& chunk = chunks[static_cast<size_t>(index)];
     HWY_DYNAMIC_DISPATCH(RunChunk)

@@ -1,9 +1,10 @@
 // Computes one chunk of a LinearProduct; compiled once per instruction set.
 //
-// Plan: A of the chunk (up to 256 rows) is packed to FP32 per block of 256 steps, B is unpacked to
-// FP32 panels of 32 columns, and a tile of kTileRows x 2 vectors of C stays in registers through a
-// block: one fma per element and step, r ascending. Between blocks C waits in FP32 scratch, which
-// changes no bit of its chain. A lane is always one element of C.
+// Plan: A of the chunk (up to 264 rows) becomes FP32 per block of 256 steps, B is unpacked to FP32
+// panels of 32 columns in strips of 2 vectors (16 KiB with AVX2: half of L1), and a tile of
+// kTileRows x 2 vectors of C stays in registers through a block: one fma per element and step,
+// r ascending. Between blocks C waits in FP32, which changes no bit of its chain. A lane is always
+// one element of C.
 #if defined(QUATRAIN_KERNELS_CPU_LINEAR_CHUNK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef QUATRAIN_KERNELS_CPU_LINEAR_CHUNK_INL_H_
 #undef QUATRAIN_KERNELS_CPU_LINEAR_CHUNK_INL_H_
@@ -29,69 +30,101 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Accumulators that the registers hold beside two vectors of B and one of A.
 constexpr int64_t kTileRows = HWY_TARGET == HWY_AVX2 ? 6 : 12;
-constexpr int64_t kTileCols = 2 * kLanes;
+constexpr int64_t kMostTiles = kRowBlock / kTileRows;
+static_assert(kRowBlock % kTileRows == 0 && kTileRows <= kMostTileRows);
 
-// Packed A of a tile: element (i, r) at data[i * row_stride + r * depth_stride].
-struct PackedRows {
-  const float* data;
-  int64_t row_stride;
-  int64_t depth_stride;
+// How packed A of a tile lies, after how A lies in memory: rows kPackedStride apart, or a strip in
+// which the rows of one step are neighbours and the steps kTileRows apart.
+enum class RowLayout { kRows, kStrip };
+
+// Strips of A, one after the other; the room between them keeps them out of one cache set and
+// takes what a whole vector stores past the last step.
+constexpr int64_t kRowStripSize = kDepthBlock * kTileRows + 16;
+constexpr int64_t kStripLoad = (kTileRows + kLanes - 1) / kLanes * kLanes;
+static_assert(kStripLoad <= 16 && kMostTiles * kRowStripSize <= kRowBlock * kPackedStride);
+
+// The elements of C of a tile, kStripCols wide.
+struct TileChains {
+  const float* start;  // null: +0
+  int64_t start_stride;
+  float* c;              // one of the two, same stride
+  BFloat16* c_bfloat16;  // rounded
+  int64_t stride;
+  const float* bias;  // [kStripCols] or null
 };
 
-// c[kRows, kPanelCols] (leading dimension ldc) += chains of a and the panel b[depth, kPanelCols].
-template <int kRows>
-void MultiplyTile(const PackedRows& rows, const float* HWY_RESTRICT panel, int64_t depth,
-                  float* HWY_RESTRICT c, int64_t ldc) {
+template <int kRows, RowLayout kLayout>
+HWY_INLINE void AddStep(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
+                        VecF (&sum0)[kRows], VecF (&sum1)[kRows]) {
   const LinearF df;
-  for (int64_t col = 0; col < kPanelCols; col += kTileCols) {
-    VecF sum0[kRows], sum1[kRows];
+  const VecF b0 = hn::Load(df, b);
+  const VecF b1 = hn::Load(df, b + kLanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      sum0[i] = hn::Load(df, c + i * ldc + col);
-      sum1[i] = hn::Load(df, c + i * ldc + col + kLanes);
-    }
-    const float* a = rows.data;
-    const float* b = panel + col;
-    for (int64_t r = 0; r < depth; ++r) {
-      const VecF b0 = hn::Load(df, b);
-      const VecF b1 = hn::Load(df, b + kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const VecF ai = hn::Set(df, a[i * rows.row_stride]);
-        sum0[i] = hn::MulAdd(ai, b0, sum0[i]);
-        sum1[i] = hn::MulAdd(ai, b1, sum1[i]);
-      }
-      a += rows.depth_stride;
-      b += kPanelCols;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      hn::Store(sum0[i], df, c + i * ldc + col);
-      hn::Store(sum1[i], df, c + i * ldc + col + kLanes);
-    }
+  for (int i = 0; i < kRows; ++i) {
+    const VecF ai = hn::Set(df, a[kLayout == RowLayout::kRows ? i * kPackedStride : i]);
+    sum0[i] = hn::MulAdd(ai, b0, sum0[i]);
+    sum1[i] = hn::MulAdd(ai, b1, sum1[i]);
   }
 }
 
-using TileFunction = void (*)(const PackedRows&, const float*, int64_t, float*, int64_t);
+template <int kRows>
+HWY_INLINE void StoreTile(const TileChains& chains, VecF (&sum0)[kRows], VecF (&sum1)[kRows]) {
+  const LinearF df;
+  if (chains.bias != nullptr) {
+    const VecF bias0 = hn::LoadU(df, chains.bias);
+    const VecF bias1 = hn::LoadU(df, chains.bias + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      sum0[i] = hn::Add(sum0[i], bias0);
+      sum1[i] = hn::Add(sum1[i], bias1);
+    }
+  }
+  if (chains.c != nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      hn::StoreU(sum0[i], df, chains.c + i * chains.stride);
+      hn::StoreU(sum1[i], df, chains.c + i * chains.stride + kLanes);
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    StoreBFloat16(df, sum0[i], chains.c_bfloat16 + i * chains.stride);
+    StoreBFloat16(df, sum1[i], chains.c_bfloat16 + i * chains.stride + kLanes);
+  }
+}
 
-template <int... kIndices>
+// Goes on with the chains of kRows rows of A through a strip [depth, kStripCols] of B.
+template <int kRows, RowLayout kLayout>
+void MultiplyTile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, int64_t depth,
+                  const TileChains& chains) {
+  constexpr int64_t kStep = kLayout == RowLayout::kRows ? 1 : kTileRows;
+  const LinearF df;
+  VecF sum0[kRows], sum1[kRows];
+  if (chains.start == nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) sum0[i] = sum1[i] = hn::Zero(df);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      sum0[i] = hn::LoadU(df, chains.start + i * chains.start_stride);
+      sum1[i] = hn::LoadU(df, chains.start + i * chains.start_stride + kLanes);
+    }
+  }
+  for (int64_t r = 0; r < depth; ++r) {
+    AddStep<kRows, kLayout>(a, b, sum0, sum1);
+    a += kStep;
+    b += kStripCols;
+  }
+  StoreTile<kRows>(chains, sum0, sum1);
+}
+
+using TileFunction = void (*)(const float*, const float*, int64_t, const TileChains&);
+
+template <RowLayout kLayout, int... kIndices>
 constexpr std::array<TileFunction, sizeof...(kIndices)> TileTable(
     std::integer_sequence<int, kIndices...>) {
-  return {&MultiplyTile<kIndices + 1>...};
-}
-
-// All rows of the chunk against one panel, in tiles of nearly equal height.
-inline void MultiplyPanel(PackedRows a, int64_t rows, const float* panel, int64_t depth, float* c,
-                          int64_t ldc) {
-  static constexpr auto kTiles = TileTable(std::make_integer_sequence<int, kTileRows>());
-  const int64_t num_tiles = (rows + kTileRows - 1) / kTileRows;
-  int64_t begin = 0;
-  for (int64_t tile = 0; tile < num_tiles; ++tile) {
-    const int64_t end = rows * (tile + 1) / num_tiles;
-    const PackedRows part{a.data + begin * a.row_stride, a.row_stride, a.depth_stride};
-    kTiles[static_cast<size_t>(end - begin - 1)](part, panel, depth, c + begin * ldc, ldc);
-    begin = end;
-  }
+  return {&MultiplyTile<kIndices + 1, kLayout>...};
 }
 
 HWY_INLINE void CopyToFloat(const float* from, int64_t count, float* to) {
@@ -105,115 +138,204 @@ HWY_INLINE void CopyToFloat(const BFloat16* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = ToFloat(from[i]);
 }
 
-// Packs A(row_begin.., depth_begin..) in the order in which it lies in memory.
-template <class T>
-PackedRows PackRows(const LinearProduct& product, const LinearChunk& chunk, int64_t depth_begin,
-                    int64_t depth, float* to) {
-  const T* from = static_cast<const T*>(product.a) + chunk.row_begin * product.a_row_stride +
-                  depth_begin * product.a_depth_stride;
-  const int64_t rows = chunk.row_end - chunk.row_begin;
-  const bool is_row_major = product.a_depth_stride == 1;
-  const int64_t outer = is_row_major ? rows : depth;
-  const int64_t inner = is_row_major ? depth : rows;
-  const int64_t stride = is_row_major ? product.a_row_stride : product.a_depth_stride;
-  for (int64_t i = 0; i < outer; ++i) CopyToFloat(from + i * stride, inner, to + i * kPackedStride);
-  return is_row_major ? PackedRows{to, kPackedStride, 1} : PackedRows{to, 1, kPackedStride};
-}
+// One chunk: its rows in tiles of nearly equal height, its C, and where it stands in the chains.
+class ChunkRunner {
+ public:
+  ChunkRunner(const LinearProduct& product, const LinearChunk& chunk, LinearScratch& scratch)
+      : product_(product),
+        chunk_(chunk),
+        scratch_(scratch),
+        rows_(chunk.row_end - chunk.row_begin),
+        cols_(chunk.col_end - chunk.col_begin),
+        num_tiles_((rows_ + kTileRows - 1) / kTileRows) {
+    for (int64_t tile = 0; tile <= num_tiles_; ++tile) {
+      tile_begin_[tile] = rows_ * tile / num_tiles_;
+    }
+    sums_ = scratch.c;
+    sums_stride_ = (cols_ + kPanelCols - 1) / kPanelCols * kPanelCols;
+    if (product.c_float != nullptr) {
+      sums_ = product.c_float + chunk.row_begin * product.cols + chunk.col_begin;
+      sums_stride_ = product.cols;
+    }
+    if (product.bias != nullptr) LoadBias();
+  }
 
-// row_sums[i] += A(i, r), r ascending.
-inline void AddRowSums(const PackedRows& a, int64_t rows, int64_t depth, float* row_sums) {
-  for (int64_t r = 0; r < depth; ++r) {
-    for (int64_t i = 0; i < rows; ++i) {
-      row_sums[i] += a.data[i * a.row_stride + r * a.depth_stride];
+  void Run() {
+    for (begin_ = 0; begin_ < product_.depth; begin_ += kDepthBlock) {
+      depth_ = std::min(kDepthBlock, product_.depth - begin_);
+      if (is_row_major()) {
+        product_.a_is_bfloat16 ? PackRows<BFloat16>() : PackRows<float>();
+      } else {
+        PackStrips();
+      }
+      if (product_.row_sums != nullptr && chunk_.col_begin == 0) AddRowSums();
+      for (int64_t col = 0; col < cols_; col += kPanelCols) {
+        UnpackPanel(chunk_.col_begin + col);
+        for (int64_t j = 0; j < kPanelCols && col + j < cols_; j += kStripCols) {
+          MultiplyStrip(scratch_.b + PanelOffset(j), col + j);
+        }
+      }
     }
   }
-}
 
-inline void StartChains(const LinearProduct& product, const LinearChunk& chunk, int64_t ldc,
-                        float* c) {
-  const int64_t rows = chunk.row_end - chunk.row_begin;
-  if (!product.accumulate) {
-    std::memset(c, 0, static_cast<size_t>(rows * ldc) * sizeof(float));
-    return;
-  }
-  const int64_t cols = chunk.col_end - chunk.col_begin;
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* from = product.c_float + (chunk.row_begin + i) * product.cols + chunk.col_begin;
-    std::memcpy(c + i * ldc, from, static_cast<size_t>(cols) * sizeof(float));
-    std::memset(c + i * ldc + cols, 0, static_cast<size_t>(ldc - cols) * sizeof(float));
-  }
-}
-
-HWY_INLINE void StoreLanes(VecF value, float* to) { hn::StoreU(value, LinearF(), to); }
-HWY_INLINE void StoreLanes(VecF value, BFloat16* to) { StoreBFloat16(LinearF(), value, to); }
-
-// to[j] = rounded c[j] (+ bias[j]).
-template <class T>
-HWY_INLINE void FinishRow(const float* c, const float* bias, int64_t cols, T* to) {
-  const LinearF df;
-  int64_t j = 0;
-  for (; j + kLanes <= cols; j += kLanes) {
-    const VecF sum = hn::LoadU(df, c + j);
-    StoreLanes(bias == nullptr ? sum : hn::Add(sum, hn::LoadU(df, bias + j)), to + j);
-  }
-  for (; j < cols; ++j) to[j] = RoundTo<T>(bias == nullptr ? c[j] : c[j] + bias[j]);
-}
-
-inline void FinishChains(const LinearProduct& product, const LinearChunk& chunk, int64_t ldc,
-                         LinearScratch& scratch) {
-  const int64_t cols = chunk.col_end - chunk.col_begin;
-  const float* bias = nullptr;
-  if (product.bias != nullptr) {  // packed A is no longer needed: its place takes the bias
-    if (product.a_is_bfloat16) {
-      CopyToFloat(static_cast<const BFloat16*>(product.bias) + chunk.col_begin, cols, scratch.a);
+ private:
+  void LoadBias() {
+    std::memset(scratch_.bias, 0, sizeof(scratch_.bias));
+    if (product_.a_is_bfloat16) {
+      const auto* bias = static_cast<const BFloat16*>(product_.bias);
+      CopyToFloat(bias + chunk_.col_begin, cols_, scratch_.bias);
     } else {
-      CopyToFloat(static_cast<const float*>(product.bias) + chunk.col_begin, cols, scratch.a);
-    }
-    bias = scratch.a;
-  }
-  for (int64_t i = chunk.row_begin; i < chunk.row_end; ++i) {
-    const float* c = scratch.c + (i - chunk.row_begin) * ldc;
-    const int64_t at = i * product.cols + chunk.col_begin;
-    if (product.c_bfloat16 != nullptr) {
-      FinishRow(c, bias, cols, product.c_bfloat16 + at);
-    } else {
-      FinishRow(c, bias, cols, product.c_float + at);
+      CopyToFloat(static_cast<const float*>(product_.bias) + chunk_.col_begin, cols_,
+                  scratch_.bias);
     }
   }
-}
 
-inline void UnpackPanel(const LinearProduct& product, int64_t col, int64_t depth_begin,
-                        int64_t depth, LinearScratch& scratch) {
-  if (product.b_is_transposed) {
-    UnpackColumns(product.b, PanelCut{col, depth_begin, depth}, scratch);
-    return;
+  bool is_row_major() const { return product_.a_depth_stride == 1; }
+
+  // Element (row_begin, begin) of A.
+  template <class T>
+  const T* Source() const {
+    return static_cast<const T*>(product_.a) + chunk_.row_begin * product_.a_row_stride +
+           begin_ * product_.a_depth_stride;
   }
-  const RowUnpacker unpacker(product.b, col);
-  for (int64_t r = 0; r < depth; ++r) {
-    unpacker.Unpack(depth_begin + r, scratch.b + r * kPanelCols);
+
+  template <class T>
+  void PackRows() const {
+    const T* from = Source<T>();
+    for (int64_t i = 0; i < rows_; ++i) {
+      CopyToFloat(from + i * product_.a_row_stride, depth_, scratch_.a + i * kPackedStride);
+    }
   }
-}
+
+  // Whole vectors as long as none of them reaches past the matrix, then what belongs to a strip.
+  void PackStrips() const {
+    constexpr int64_t kStepsAtOnce = 32;  // so that the lines of a step stay in L1 for all strips
+    const float* from = Source<float>();
+    const int64_t stride = product_.a_depth_stride;
+    const float* end = static_cast<const float*>(product_.a) + product_.depth * product_.rows;
+    const int64_t whole =
+        std::clamp<int64_t>((end - from - rows_ - kStripLoad) / stride, 0, depth_);
+    for (int64_t first = 0; first < depth_; first += kStepsAtOnce) {
+      const int64_t last = std::min(depth_, first + kStepsAtOnce);
+      for (int64_t tile = 0; tile < num_tiles_; ++tile) {
+        const int64_t height = tile_begin_[tile + 1] - tile_begin_[tile];
+        const float* row = from + tile_begin_[tile] + first * stride;
+        float* to = scratch_.a + tile * kRowStripSize + first * kTileRows;
+        int64_t r = first;
+        for (; r < std::min(last, whole); ++r, row += stride, to += kTileRows) {
+          for (int64_t i = 0; i < kStripLoad; i += kLanes) {
+            hn::StoreU(hn::LoadU(LinearF(), row + i), LinearF(), to + i);
+          }
+        }
+        for (; r < last; ++r, row += stride, to += kTileRows) std::copy_n(row, height, to);
+      }
+    }
+  }
+
+  // row_sums[i] += A(i, r), r ascending.
+  void AddRowSums() const {
+    const float* from = Source<float>();
+    float* sums = product_.row_sums + chunk_.row_begin;
+    for (int64_t r = 0; r < depth_; ++r) {
+      for (int64_t i = 0; i < rows_; ++i) {
+        sums[i] += from[i * product_.a_row_stride + r * product_.a_depth_stride];
+      }
+    }
+  }
+
+  void UnpackPanel(int64_t col) const {
+    if (product_.b_is_transposed) {
+      UnpackColumns(product_.b, PanelCut{col, begin_, depth_}, scratch_);
+      return;
+    }
+    const RowUnpacker unpacker(product_.b, col);
+    for (int64_t r = 0; r < depth_; ++r) {
+      unpacker.Unpack(begin_ + r, kStripSize, scratch_.b + r * kStripCols);
+    }
+  }
+
+  // Where the chains from (row, col) of the chunk stand before and after this block.
+  TileChains ChainsAt(int64_t row, int64_t col) const {
+    const bool is_last = begin_ + depth_ == product_.depth;
+    TileChains chains{};
+    float* sums = sums_ + row * sums_stride_ + col;
+    if (begin_ > 0 || product_.accumulate) chains.start = sums;
+    chains.start_stride = sums_stride_;
+    if (is_last && product_.bias != nullptr) chains.bias = scratch_.bias + col;
+    chains.c = sums;
+    chains.stride = sums_stride_;
+    if (is_last && product_.c_bfloat16 != nullptr) {
+      chains.c = nullptr;
+      chains.c_bfloat16 =
+          product_.c_bfloat16 + (chunk_.row_begin + row) * product_.cols + chunk_.col_begin + col;
+      chains.stride = product_.cols;
+    }
+    return chains;
+  }
+
+  void MultiplyStrip(const float* b, int64_t col) const {
+    static constexpr auto kIndices = std::make_integer_sequence<int, kTileRows>();
+    static constexpr auto kRowTiles = TileTable<RowLayout::kRows>(kIndices);
+    static constexpr auto kStripTiles = TileTable<RowLayout::kStrip>(kIndices);
+    const int64_t width = std::min(kStripCols, cols_ - col);
+    for (int64_t tile = 0; tile < num_tiles_; ++tile) {
+      const int64_t row = tile_begin_[tile];
+      const auto height = static_cast<size_t>(tile_begin_[tile + 1] - row);
+      const TileFunction run = is_row_major() ? kRowTiles[height - 1] : kStripTiles[height - 1];
+      const float* a = scratch_.a + (is_row_major() ? row * kPackedStride : tile * kRowStripSize);
+      const TileChains chains = ChainsAt(row, col);
+      if (width == kStripCols) {
+        run(a, b, depth_, chains);
+      } else {
+        alignas(64) float whole[kTileRows * kStripCols] = {};
+        run(a, b, depth_, Widened(chains, height, width, whole));
+        CopyBack(chains, height, width, whole);
+      }
+    }
+  }
+
+  // The last columns of C, fewer than a strip has: a copy takes their place.
+  static TileChains Widened(const TileChains& chains, size_t height, int64_t width, float* whole) {
+    TileChains wide = chains;
+    wide.c = whole;
+    wide.stride = kStripCols;
+    if (chains.start == nullptr) return wide;
+    for (size_t i = 0; i < height; ++i) {
+      const float* from = chains.start + static_cast<int64_t>(i) * chains.start_stride;
+      std::copy_n(from, width, whole + static_cast<int64_t>(i) * kStripCols);
+    }
+    wide.start = whole;
+    wide.start_stride = kStripCols;
+    return wide;
+  }
+
+  static void CopyBack(const TileChains& chains, size_t height, int64_t width, const float* whole) {
+    for (size_t row = 0; row < height; ++row) {
+      const auto i = static_cast<int64_t>(row);
+      for (int64_t j = 0; j < width; ++j) {
+        const float sum = whole[i * kStripCols + j];
+        if (chains.c != nullptr) {
+          chains.c[i * chains.stride + j] = sum;
+        } else {
+          chains.c_bfloat16[i * chains.stride + j] = ToBFloat16(sum);
+        }
+      }
+    }
+  }
+
+  const LinearProduct& product_;
+  const LinearChunk& chunk_;
+  LinearScratch& scratch_;
+  int64_t rows_, cols_;
+  int64_t num_tiles_;
+  int64_t tile_begin_[kMostTiles + 1];
+  float* sums_;  // the chains between blocks: C itself, or scratch if C is rounded
+  int64_t sums_stride_;
+  int64_t begin_ = 0, depth_ = 0;  // the block at hand
+};
 
 void RunChunk(const LinearProduct& product, const LinearChunk& chunk, LinearScratch& scratch) {
-  const int64_t rows = chunk.row_end - chunk.row_begin;
-  const int64_t num_panels = (chunk.col_end - chunk.col_begin + kPanelCols - 1) / kPanelCols;
-  const int64_t ldc = num_panels * kPanelCols;
-  StartChains(product, chunk, ldc, scratch.c);
-  for (int64_t begin = 0; begin < product.depth; begin += kDepthBlock) {
-    const int64_t depth = std::min(kDepthBlock, product.depth - begin);
-    const PackedRows a = product.a_is_bfloat16
-                             ? PackRows<BFloat16>(product, chunk, begin, depth, scratch.a)
-                             : PackRows<float>(product, chunk, begin, depth, scratch.a);
-    if (product.row_sums != nullptr && chunk.col_begin == 0) {
-      AddRowSums(a, rows, depth, product.row_sums + chunk.row_begin);
-    }
-    for (int64_t panel = 0; panel < num_panels; ++panel) {
-      const int64_t col = panel * kPanelCols;
-      UnpackPanel(product, chunk.col_begin + col, begin, depth, scratch);
-      MultiplyPanel(a, rows, scratch.b, depth, scratch.c + col, ldc);
-    }
-  }
-  FinishChains(product, chunk, ldc, scratch);
+  ChunkRunner(product, chunk, scratch).Run();
 }
 
 void DequantizeRowRange(const WeightView& weight, int64_t row_begin, int64_t row_end, float* out) {
@@ -223,10 +345,10 @@ void DequantizeRowRange(const WeightView& weight, int64_t row_begin, int64_t row
     for (int64_t row = row_begin; row < row_end; ++row) {
       float* to = out + (row - row_begin) * weight.in_features + k;
       if (count == kPanelCols) {
-        unpacker.Unpack(row, to);
+        unpacker.Unpack(row, kStripCols, to);
       } else {
         float whole[kPanelCols];
-        unpacker.Unpack(row, whole);
+        unpacker.Unpack(row, kStripCols, whole);
         std::copy_n(whole, count, to);
       }
     }

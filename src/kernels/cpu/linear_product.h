@@ -1,4 +1,4 @@
-// What the linear kernels compute: products C = A B, cut into chunks by the problem alone.
+// What the linear kernels compute: products C = A B, and how they are cut into chunks.
 //
 //   forward       C = y  [m, n]   A = x          B(r, j) = w'[j, r]   depth = k
 //   input grad    C = dx [m, k]   A = dy         B(r, j) = w'[r, j]   depth = n
@@ -13,12 +13,14 @@
 namespace quatrain {
 
 inline constexpr int64_t kPanelCols = 32;    // columns of B unpacked to FP32 at a time
-inline constexpr int64_t kDepthBlock = 256;  // steps of the chain per visit: a panel is 32 KiB (L1)
-inline constexpr int64_t kRowBlock = 256;    // most rows of a chunk: A is 272 KiB (L2)
-inline constexpr int64_t kResults = kRowBlock * 4 * kPanelCols;  // most elements of C in a chunk
+inline constexpr int64_t kDepthBlock = 256;  // steps of the chain per visit
+inline constexpr int64_t kMostTileRows = 12;
+inline constexpr int64_t kRowBlock =
+    264;  // most rows of a chunk, in whole tiles: A is 280 KiB (L2)
+inline constexpr int64_t kMostCols = 512;                        // of a chunk
+inline constexpr int64_t kResults = kRowBlock * 4 * kPanelCols;  // most elements of C in scratch
 // Leading dimension of packed A: not a power of two, which would map rows to one cache set.
 inline constexpr int64_t kPackedStride = kDepthBlock + 16;
-static_assert(kRowBlock <= kDepthBlock);
 
 // C[i, j] = one chain of fma(A(i, r), B(r, j), acc), r ascending from +0 or from the old C.
 struct LinearProduct {
@@ -50,11 +52,17 @@ struct LinearChunk {
   int64_t cost = 0;  // rough cycles, for the order
 };
 
-// Scratch of one thread.
+// Whether C must wait in scratch between visits: it is rounded only at the end of its chains.
+inline bool NeedsResults(const LinearProduct& product) {
+  return product.c_float == nullptr && product.depth > kDepthBlock;
+}
+
+// Scratch of one thread. A strip is as wide as the registers of a tile (2 vectors).
 struct alignas(64) LinearScratch {
-  float a[kRowBlock * kPackedStride];     // depth-major if a_row_stride is 1, else row-major
-  float b[kDepthBlock * kPanelCols];      // [depth, kPanelCols]
+  float a[kRowBlock * kPackedStride];     // rows, or strips of the height of a tile
+  float b[kDepthBlock * kPanelCols];      // [strips of kPanelCols, kDepthBlock, strip]
   float c[kResults];                      // [rows, columns of the chunk, padded to whole panels]
+  float bias[kMostCols];                  // of the chunk's columns, zeros behind them
   float scale[kDepthBlock * kPanelCols];  // [groups of the block, kPanelCols]
   uint8_t tail[kPanelCols * 16];          // the last bytes of each weight row, zero-padded
 };

@@ -32,6 +32,16 @@ using VecF = hn::Vec<LinearF>;
 using VecU = hn::Vec<LinearU>;
 constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(LinearF()));
 constexpr int kWordsPerLoad = 4;
+// A panel is stored strip after strip, each [kDepthBlock, kStripCols]: what a tile walks through
+// lies side by side.
+constexpr int64_t kStripCols = 2 * kLanes;
+constexpr int64_t kStripSize = kDepthBlock * kStripCols;
+static_assert(kPanelCols % kStripCols == 0);
+
+// Where column j of a panel begins.
+HWY_INLINE constexpr int64_t PanelOffset(int64_t j) {
+  return j / kStripCols * kStripSize + j % kStripCols;
+}
 
 // rn_bf16 of q * s, kept in FP32. A NaN scale comes out as ToBFloat16 has it: q * s is quiet.
 HWY_INLINE VecF RoundProduct(VecF product) {
@@ -131,7 +141,7 @@ HWY_INLINE void LoadTransposed(const uint8_t* const* rows, VecU (&words)[kWordsP
 template <class Word, int kIndex>
 HWY_INLINE void UnpackWord(VecU word, VecF scale, float* HWY_RESTRICT to) {
   if constexpr (kIndex < Word::kPerWord) {
-    hn::Store(Word::template Unpack<kIndex>(word, scale), LinearF(), to + kIndex * kPanelCols);
+    hn::Store(Word::template Unpack<kIndex>(word, scale), LinearF(), to + kIndex * kStripCols);
     UnpackWord<Word, kIndex + 1>(word, scale, to);
   }
 }
@@ -169,11 +179,12 @@ HWY_INLINE void UnpackQuad(const uint8_t* const* rows, const float* scale,
       lane_scales = hn::Load(LinearF(), scale + scale_rows[w]);
       words[w] = hn::Xor(words[w], hn::Set(du, Word::kSignBits));
     }
-    UnpackWord<Word, 0>(words[w], lane_scales, to + w * Word::kPerWord * kPanelCols);
+    UnpackWord<Word, 0>(words[w], lane_scales, to + w * Word::kPerWord * kStripCols);
   }
 }
 
-// Fills scratch.b[r, j] = w'[out_begin + j, depth_begin + r]. depth_begin is a multiple of 256.
+// Fills element (r, j) of the panel with w'[out_begin + j, depth_begin + r]. depth_begin is a
+// multiple of 256.
 template <class Word>
 void UnpackColumns(const WeightView& weight, const PanelCut& cut, LinearScratch& scratch) {
   constexpr int64_t kMaxWords = kDepthBlock / Word::kPerWord;
@@ -205,7 +216,7 @@ void UnpackColumns(const WeightView& weight, const PanelCut& cut, LinearScratch&
     for (int64_t j = 0; j < kPanelCols; j += kLanes) {
       for (int64_t w = line; w < line_end; w += kWordsPerLoad) {
         UnpackQuad<Word>(rows + j, scratch.scale + j, scale_rows + w,
-                         scratch.b + w * Word::kPerWord * kPanelCols + j);
+                         scratch.b + PanelOffset(j) + w * Word::kPerWord * kStripCols);
         for (int64_t i = j; i < j + kLanes; ++i) rows[i] += 16;
       }
     }
@@ -219,7 +230,7 @@ void UnpackColumns(const WeightView& weight, const PanelCut& cut, LinearScratch&
   }
   for (int64_t j = 0; j < kPanelCols; j += kLanes) {
     UnpackQuad<Word>(rows + j, scratch.scale + j, scale_rows + whole_words,
-                     scratch.b + whole_words * Word::kPerWord * kPanelCols + j);
+                     scratch.b + PanelOffset(j) + whole_words * Word::kPerWord * kStripCols);
   }
 }
 
@@ -234,7 +245,7 @@ inline void UnpackColumnsSlowly(const WeightView& weight, const PanelCut& cut,
     const int32_t* words = static_cast<const int32_t*>(weight.data) + row * row_words;
     for (int64_t r = 0; r < cut.depth; ++r) {
       const int64_t k = cut.depth_begin + r;
-      scratch.b[r * kPanelCols + j] = ToFloat(DequantizeCode(
+      scratch.b[PanelOffset(j) + r * kStripCols] = ToFloat(DequantizeCode(
           UnpackCode(words, k, num_bits), weight.scale[row * num_groups + k / weight.group_size]));
     }
   }
@@ -270,21 +281,31 @@ class RowUnpacker {
     }
   }
 
-  HWY_INLINE void Unpack(int64_t row, float* HWY_RESTRICT to) const {
+  // Input k + i goes to to[i / kStripCols * strip_size + i % kStripCols].
+  HWY_INLINE void Unpack(int64_t row, int64_t strip_size, float* HWY_RESTRICT to) const {
     const auto* bytes = static_cast<const uint8_t*>(weight_.data) + row * row_bytes_;
+    const Lanes lanes{to, strip_size};
     switch (weight_.type) {
       case WeightType::kInt4:
-        return UnpackInt4(bytes, weight_.scale + row * num_groups_, to);
+        return UnpackInt4(bytes, weight_.scale + row * num_groups_, lanes);
       case WeightType::kInt8:
-        return UnpackInt8(bytes, weight_.scale + row * num_groups_, to);
+        return UnpackInt8(bytes, weight_.scale + row * num_groups_, lanes);
       case WeightType::kBFloat16:
-        return UnpackPlain(reinterpret_cast<const BFloat16*>(bytes), to);
+        return UnpackPlain(reinterpret_cast<const BFloat16*>(bytes), lanes);
       case WeightType::kFloat32:
-        return UnpackPlain(reinterpret_cast<const float*>(bytes), to);
+        return UnpackPlain(reinterpret_cast<const float*>(bytes), lanes);
     }
   }
 
  private:
+  struct Lanes {
+    float* to;
+    int64_t strip_size;
+    HWY_INLINE float* At(int64_t i) const {
+      return to + i / kStripCols * strip_size + i % kStripCols;
+    }
+  };
+
   // The inputs' bytes, copied with zeros behind them if the row ends within the 32.
   template <int64_t kBytes>
   HWY_INLINE const uint8_t* Codes(const uint8_t* row, uint8_t (&padded)[kBytes]) const {
@@ -302,28 +323,24 @@ class RowUnpacker {
     return hn::Load(LinearF(), lanes);
   }
 
-  HWY_INLINE void UnpackInt4(const uint8_t* row, const BFloat16* scale, float* to) const {
+  HWY_INLINE void UnpackInt4(const uint8_t* row, const BFloat16* scale, Lanes to) const {
     const LinearI di;
     const LinearF df;
     uint8_t padded[16];
     const auto words = hn::LoadDup128(hn::Repartition<uint8_t, LinearU>(), Codes(row, padded));
-    alignas(64) int32_t word_of[kLanes];
-    alignas(64) uint32_t shift_of[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) shift_of[lane] = 4u * (lane % 8);
-    const auto shifts = hn::Load(LinearU(), shift_of);
     for (int64_t i = 0; i < kPanelCols; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        word_of[lane] = static_cast<int32_t>((i + lane) / 8);
-      }
-      const auto lanes = hn::TableLookupLanes(hn::BitCast(LinearU(), words),
-                                              hn::SetTableIndices(LinearU(), word_of));
-      const auto u = hn::And(hn::Shr(lanes, shifts), hn::Set(LinearU(), 15u));
+      const auto input = hn::Add(hn::Iota(di, 0), hn::Set(di, static_cast<int32_t>(i)));
+      const auto word_of = hn::IndicesFromVec(df, hn::ShiftRight<3>(input));
+      const auto shifts = hn::BitCast(LinearU(), hn::ShiftLeft<2>(hn::And(input, hn::Set(di, 7))));
+      const auto lanes = hn::TableLookupLanes(hn::BitCast(df, words), word_of);
+      const auto u =
+          hn::And(hn::Shr(hn::BitCast(LinearU(), lanes), shifts), hn::Set(LinearU(), 15u));
       const auto q = hn::Sub(hn::BitCast(di, u), hn::Set(di, 8));
-      hn::StoreU(RoundProduct(hn::Mul(hn::ConvertTo(df, q), Scales(scale, i))), df, to + i);
+      hn::StoreU(RoundProduct(hn::Mul(hn::ConvertTo(df, q), Scales(scale, i))), df, to.At(i));
     }
   }
 
-  HWY_INLINE void UnpackInt8(const uint8_t* row, const BFloat16* scale, float* to) const {
+  HWY_INLINE void UnpackInt8(const uint8_t* row, const BFloat16* scale, Lanes to) const {
     const LinearI di;
     const LinearF df;
     uint8_t padded[32];
@@ -331,7 +348,7 @@ class RowUnpacker {
     for (int64_t i = 0; i < kPanelCols; i += kLanes) {
       const auto u = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, LinearF>(), codes + i));
       const auto q = hn::ConvertTo(df, hn::Sub(u, hn::Set(di, 128)));
-      hn::StoreU(RoundProduct(hn::Mul(q, Scales(scale, i))), df, to + i);
+      hn::StoreU(RoundProduct(hn::Mul(q, Scales(scale, i))), df, to.At(i));
     }
   }
 
@@ -339,15 +356,17 @@ class RowUnpacker {
   static HWY_INLINE VecF LoadFloats(const BFloat16* from) { return LoadBFloat16(LinearF(), from); }
 
   template <class T>
-  HWY_INLINE void UnpackPlain(const T* row, float* to) const {
+  HWY_INLINE void UnpackPlain(const T* row, Lanes to) const {
     const int64_t count = std::min(kPanelCols, weight_.in_features - begin_);
     if (count == kPanelCols) {
       for (int64_t i = 0; i < kPanelCols; i += kLanes) {
-        hn::StoreU(LoadFloats(row + begin_ + i), LinearF(), to + i);
+        hn::StoreU(LoadFloats(row + begin_ + i), LinearF(), to.At(i));
       }
       return;
     }
-    for (int64_t i = 0; i < kPanelCols; ++i) to[i] = i < count ? ToFloat(row[begin_ + i]) : 0.0f;
+    for (int64_t i = 0; i < kPanelCols; ++i) {
+      *to.At(i) = i < count ? ToFloat(row[begin_ + i]) : 0.0f;
+    }
   }
 
   const WeightView& weight_;
