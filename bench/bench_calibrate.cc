@@ -50,6 +50,11 @@ struct Problem {
     error.in_features = shape.in_features;
     AccumulateInputError(pool, inputs_TI.data(), reference_TI.data(), shape.num_tokens, error);
   }
+  void AccumulateBoth(ThreadPool& pool) {
+    error.in_features = shape.in_features;
+    AccumulateHessianAndError(pool, inputs_TI.data(), reference_TI.data(), shape.num_tokens,
+                              hessian, error);
+  }
   WeightMatrix Weight() const {
     return {.data = weight_OI.data(),
             .out_features = shape.out_features,
@@ -83,6 +88,14 @@ void RunInputError(benchmark::State& state, Shape shape, int threads) {
   for (auto _ : state) problem.AccumulateError(pool);
   CountFlops(state,
              2 * problem.features() * problem.features() * static_cast<double>(shape.num_tokens));
+}
+
+void RunBoth(benchmark::State& state, Shape shape, int threads) {
+  ThreadPool pool(threads);
+  Problem problem(shape);
+  for (auto _ : state) problem.AccumulateBoth(pool);
+  CountFlops(state,
+             3 * problem.features() * problem.features() * static_cast<double>(shape.num_tokens));
 }
 
 void RunFactor(benchmark::State& state, Shape shape, int threads) {
@@ -148,12 +161,14 @@ void RegisterAll() {
     Register(std::string("Matmul/") + name,
              [type](benchmark::State& state, int threads) { RunMatmul(state, type, threads); });
   }
-  for (const Shape shape : {Shape{896, 896, 4096}, Shape{896, 4864, 4096}}) {
+  // The first is an expert's, which sees few tokens of a batch.
+  for (const Shape shape : {Shape{256, 256, 256}, Shape{896, 896, 4096}, Shape{896, 4864, 4096}}) {
     const std::string name =
         "/o:" + std::to_string(shape.out_features) + "/i:" + std::to_string(shape.in_features);
     using Stage = void (*)(benchmark::State&, Shape, int);
     for (const auto& [stage, run] : {std::pair<const char*, Stage>{"Hessian", RunHessian},
                                      {"InputError", RunInputError},
+                                     {"HessianAndError", RunBoth},
                                      {"Factor", RunFactor},
                                      {"Correction", RunCorrection}}) {
       Register(stage + name, [shape = shape, run = run](benchmark::State& state, int threads) {

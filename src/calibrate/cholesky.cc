@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "calibrate/panel_product.h"
+#include "calibrate/strip_packing.h"
+#include "calibrate/strip_product.h"
 #include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -111,21 +113,46 @@ void SolvePanel(const float* block, int64_t size, float* panel) {
   }
 }
 
-// Rows [0, size) of `a` right of the factored block: solved in panels, which the trailing update
-// reads.
-void SolveBlockRow(ThreadPool& pool, const float* block, int64_t size, float* a, int64_t stride,
-                   ColumnPanels& panels) {
-  pool.ParallelFor(NumPanels(panels.columns), [&](int64_t index, int) {
-    const int64_t first = index * kPanelColumns;
-    const int64_t columns = std::min(kPanelColumns, panels.columns - first);
-    float* panel = panels.Panel(index);
-    for (int64_t row = 0; row < size; ++row) {
-      std::copy_n(a + row * stride + first, columns, panel + row * kPanelColumns);
-      std::fill_n(panel + row * kPanelColumns + columns, kPanelColumns - columns, 0.0f);
+// Rows right of the factored block: solved in place and packed for the trailing update.
+struct BlockRow {
+  int64_t size = 0;     // rows
+  int64_t columns = 0;  // right of the block
+  float* a = nullptr;   // the first of them
+  int64_t stride = 0;
+  LeftStrips left;
+  RightStrips right;
+};
+
+void SolveColumns(const float* block, int64_t first, BlockRow& row) {
+  const int64_t columns = std::min(kPanelColumns, row.columns - first);
+  HWY_ALIGN float panel[kCholeskyBlock * kPanelColumns];
+  float* at = row.a + first;
+  for (int64_t k = 0; k < row.size; ++k) {
+    std::copy_n(at + k * row.stride, columns, panel + k * kPanelColumns);
+    std::fill_n(panel + k * kPanelColumns + columns, kPanelColumns - columns, 0.0f);
+  }
+  SolvePanel(block, row.size, panel);
+  for (int64_t k = 0; k < row.size; ++k) {
+    std::copy_n(panel + k * kPanelColumns, columns, at + k * row.stride);
+  }
+}
+
+void SolveBlockRow(ThreadPool& pool, const float* block, BlockRow& row) {
+  // Whole panels and whole groups of strips.
+  constexpr int64_t kColumnsAtOnce = 96;
+  static_assert(kColumnsAtOnce % kPanelColumns == 0 && kColumnsAtOnce % kPackedColumns == 0);
+  row.left.Resize(row.size, row.columns);
+  row.right.Resize(row.size, row.columns);
+  const MatrixRows<float> solved{row.a, row.stride};
+  pool.ParallelFor((row.columns + kColumnsAtOnce - 1) / kColumnsAtOnce, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kColumnsAtOnce;
+    const int64_t end = std::min(row.columns, begin + kColumnsAtOnce);
+    for (int64_t first = begin; first < end; first += kPanelColumns) {
+      SolveColumns(block, first, row);
     }
-    SolvePanel(block, size, panel);
-    for (int64_t row = 0; row < size; ++row) {
-      std::copy_n(panel + row * kPanelColumns, columns, a + row * stride + first);
+    for (int64_t first = begin; first < end; first += kPackedColumns) {
+      PackStrips(solved, first / kPackedColumns, row.left);
+      PackStrips(solved, first / kPackedColumns, row.right);
     }
   });
 }
@@ -138,7 +165,7 @@ bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     smallest_pivots[static_cast<size_t>(i)] = kNoise * a_NN[i * n + i];
   }
-  ColumnPanels panels;
+  BlockRow row;
   for (int64_t first = 0; first < n; first += kCholeskyBlock) {
     const int64_t size = std::min(kCholeskyBlock, n - first);
     std::vector<float> block(kCholeskyBlock * kCholeskyBlock);
@@ -152,9 +179,12 @@ bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
     for (int64_t row = 0; row < size; ++row) {
       std::copy_n(block.data() + row * kCholeskyBlock + row, size - row, diagonal + row * n + row);
     }
-    panels.Resize(size, n - first - size);
-    SolveBlockRow(pool, block.data(), size, diagonal + size, n, panels);
-    AddGram(pool, panels, -1.0f, diagonal + size * n + size, n);
+    row.size = size;
+    row.columns = n - first - size;
+    row.a = diagonal + size;
+    row.stride = n;
+    SolveBlockRow(pool, block.data(), row);
+    AddGram(pool, row.left, row.right, -1.0f, diagonal + size * n + size, n);
   }
   return true;
 }

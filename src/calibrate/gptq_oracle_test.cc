@@ -38,7 +38,8 @@ class CapturedLayer : public testing::Test {
  protected:
   CapturedLayer() : oracle_(kStem + ".safetensors"), json_(Json::parse(ReadFile(kStem + ".json"))) {
     for (const float w : Read<float>(oracle_, "W")) weight_.push_back(ToBFloat16(w));
-    hessian_.upper_II = Read<float>(oracle_, "H");
+    const std::vector<float> values = Read<float>(oracle_, "H");
+    hessian_.upper_II.assign(values.begin(), values.end());
     hessian_.num_tokens = 2048;
   }
 

@@ -4,13 +4,13 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "calibrate/panel_packing.h"
 #include "calibrate/panel_product.h"
+#include "calibrate/strip_packing.h"
+#include "calibrate/strip_product.h"
 
 namespace quatrain {
 namespace {
 
-constexpr int64_t kPackedTokens = 4 * kChainDepth;  // bounds the FP32 copy of the inputs
 constexpr int64_t kRowsPerChunk = 64;
 
 constexpr int64_t kCheckBlock = 256;  // of known length, for the compiler's vectors
@@ -103,14 +103,23 @@ Hessian::Hessian(int64_t num_features)
 template <class T>
 void AccumulateHessian(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, Hessian& hessian) {
   const int64_t n = hessian.in_features;
-  ColumnPanels panels;
-  for (int64_t first = 0; first < num_tokens; first += kPackedTokens) {
-    const int64_t tokens = std::min(kPackedTokens, num_tokens - first);
-    panels.Resize(tokens, n);
-    pool.ParallelFor(NumPanels(n), [&](int64_t panel, int) {
-      PackPanel(inputs_TI + first * n, tokens, n, panel, panels.Panel(panel));
+  const int64_t groups = NumPackedGroups(n);
+  LeftStrips left;
+  RightStrips right;
+  const int64_t at_once = TokensPackedAtOnce(n);
+  for (int64_t first = 0; first < num_tokens; first += at_once) {
+    const int64_t tokens = std::min(at_once, num_tokens - first);
+    const MatrixRows<T> rows{inputs_TI + first * n, n};
+    left.Resize(tokens, n);
+    right.Resize(tokens, n);
+    pool.ParallelFor(2 * groups, [&](int64_t chunk, int) {
+      if (chunk < groups) {
+        PackStrips(rows, chunk, left);
+      } else {
+        PackStrips(rows, chunk - groups, right);
+      }
     });
-    AddGram(pool, panels, 2.0f, hessian.upper_II.data(), n);
+    AddGram(pool, left, right, 2.0f, hessian.upper_II.data(), n);
   }
   hessian.num_tokens += num_tokens;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "calibrate/float_buffer.h"
 #include "kernels/bfloat16.h"
 
 namespace quatrain {
@@ -15,7 +16,7 @@ namespace quatrain {
 struct Hessian {
   int64_t in_features = 0;
   int64_t num_tokens = 0;
-  std::vector<float> upper_II;  // row-major; entries below the diagonal mean nothing
+  AlignedBuffer upper_II;  // row-major; entries below the diagonal mean nothing
 
   Hessian() = default;
   explicit Hessian(int64_t in_features);

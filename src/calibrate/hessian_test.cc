@@ -65,7 +65,7 @@ TEST(Hessian, OfNoTokensStaysZero) {
   ThreadPool pool(1);
   Hessian hessian(3);
   AccumulateHessian(pool, static_cast<const BFloat16*>(nullptr), 0, hessian);
-  EXPECT_EQ(hessian.upper_II, std::vector<float>(9));
+  EXPECT_EQ(hessian.upper_II, AlignedBuffer(9));
   EXPECT_EQ(hessian.num_tokens, 0);
 }
 

@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "calibrate/panel_packing.h"
 #include "calibrate/panel_product.h"
+#include "calibrate/strip_packing.h"
+#include "calibrate/strip_product.h"
 
 namespace quatrain {
 namespace {
 
-constexpr int64_t kPackedTokens = 4 * kChainDepth;  // bounds the FP32 copy of the inputs
 constexpr int64_t kSolveBlock = 32;
 
 // H + l I = U D U^T in the order of quantisation; feedback_II holds U^T below its unit diagonal.
@@ -87,28 +87,50 @@ class PanelSolver {
   int64_t n_;
 };
 
-// error += 2 * X^T Y; pack_others(first token, tokens, panel, to) packs panels of Y.
+// error += 2 * X^T Y, and hessian += 2 * X^T X unless it is null; pack_others(first token, group,
+// strips) packs columns of Y.
 template <class T, class Pack>
-void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, InputError& error,
-                      const Pack& pack_others) {
+void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, Hessian* hessian,
+                      InputError& error, const Pack& pack_others) {
   const int64_t n = error.in_features;
   const int64_t m = error.columns();
+  const int64_t groups = NumPackedGroups(n);
   error.moment_IM.resize(static_cast<size_t>(n * m));
-  ColumnPanels inputs, others;
-  for (int64_t first = 0; first < num_tokens; first += kPackedTokens) {
-    const int64_t tokens = std::min(kPackedTokens, num_tokens - first);
+  LeftStrips inputs;
+  RightStrips others, inputs_again;
+  const int64_t at_once = TokensPackedAtOnce(n);
+  for (int64_t first = 0; first < num_tokens; first += at_once) {
+    const int64_t tokens = std::min(at_once, num_tokens - first);
+    const MatrixRows<T> rows{inputs_TI + first * n, n};
     inputs.Resize(tokens, n);
     others.Resize(tokens, m);
-    pool.ParallelFor(NumPanels(n) + NumPanels(m), [&](int64_t chunk, int) {
-      if (chunk < NumPanels(n)) {
-        PackPanel(inputs_TI + first * n, tokens, n, chunk, inputs.Panel(chunk));
+    if (hessian != nullptr) inputs_again.Resize(tokens, n);
+    pool.ParallelFor(groups + NumPackedGroups(m), [&](int64_t chunk, int) {
+      if (chunk >= groups) {
+        pack_others(first, chunk - groups, others);
         return;
       }
-      const int64_t panel = chunk - NumPanels(n);
-      pack_others(first, tokens, panel, others.Panel(panel));
+      PackStrips(rows, chunk, inputs);
+      if (hessian != nullptr) PackStrips(rows, chunk, inputs_again);
     });
-    AddPanelsProduct(pool, inputs, others, 2.0f, error.moment_IM.data(), m);
+    AddStripsProduct(pool, inputs, others, 2.0f, error.moment_IM.data(), m);
+    if (hessian != nullptr) {
+      AddGram(pool, inputs, inputs_again, 2.0f, hessian->upper_II.data(), n);
+    }
   }
+  if (hessian != nullptr) hessian->num_tokens += num_tokens;
+}
+
+template <class T>
+void AccumulateBoth(ThreadPool& pool, const T* inputs_TI, const T* reference_TI, int64_t num_tokens,
+                    Hessian* hessian, InputError& error) {
+  QT_CHECK(error.num_outputs == 0);
+  const int64_t n = error.in_features;
+  AccumulateMoment(pool, inputs_TI, num_tokens, hessian, error,
+                   [&](int64_t first, int64_t group, RightStrips& to) {
+                     PackDifference(MatrixRows<T>{reference_TI + first * n, n},
+                                    MatrixRows<T>{inputs_TI + first * n, n}, group, to);
+                   });
 }
 
 }  // namespace
@@ -116,13 +138,7 @@ void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, 
 template <class T>
 void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
                           int64_t num_tokens, InputError& error) {
-  QT_CHECK(error.num_outputs == 0);
-  const int64_t n = error.in_features;
-  AccumulateMoment(pool, inputs_TI, num_tokens, error,
-                   [&](int64_t first, int64_t tokens, int64_t panel, float* to) {
-                     PackDifference(reference_TI + first * n, inputs_TI + first * n, tokens, n,
-                                    panel, to);
-                   });
+  AccumulateBoth(pool, inputs_TI, reference_TI, num_tokens, nullptr, error);
 }
 
 template void AccumulateInputError(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
@@ -130,13 +146,24 @@ template void AccumulateInputError(ThreadPool&, const BFloat16*, const BFloat16*
 template void AccumulateInputError(ThreadPool&, const float*, const float*, int64_t, InputError&);
 
 template <class T>
+void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+                               int64_t num_tokens, Hessian& hessian, InputError& error) {
+  AccumulateBoth(pool, inputs_TI, reference_TI, num_tokens, &hessian, error);
+}
+
+template void AccumulateHessianAndError(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
+                                        Hessian&, InputError&);
+template void AccumulateHessianAndError(ThreadPool&, const float*, const float*, int64_t, Hessian&,
+                                        InputError&);
+
+template <class T>
 void AccumulateOutputError(ThreadPool& pool, const T* inputs_TI, const float* output_error_TO,
                            int64_t num_tokens, InputError& error) {
   QT_CHECK(error.num_outputs > 0);
   const int64_t m = error.num_outputs;
-  AccumulateMoment(pool, inputs_TI, num_tokens, error,
-                   [&](int64_t first, int64_t tokens, int64_t panel, float* to) {
-                     PackPanel(output_error_TO + first * m, tokens, m, panel, to);
+  AccumulateMoment(pool, inputs_TI, num_tokens, nullptr, error,
+                   [&](int64_t first, int64_t group, RightStrips& to) {
+                     PackStrips(MatrixRows<float>{output_error_TO + first * m, m}, group, to);
                    });
 }
 

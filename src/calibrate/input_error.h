@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "calibrate/float_buffer.h"
 #include "calibrate/gptq.h"
 
 namespace quatrain {
@@ -22,8 +23,8 @@ namespace quatrain {
 // Empty while nothing was added: no error.
 struct InputError {
   int64_t in_features = 0;
-  int64_t num_outputs = 0;       // 0: the moment is C, M = I; else it is C w^T of one weight, M = O
-  std::vector<float> moment_IM;  // row-major
+  int64_t num_outputs = 0;  // 0: the moment is C, M = I; else it is C w^T of one weight, M = O
+  AlignedBuffer moment_IM;  // row-major
 
   bool empty() const { return moment_IM.empty(); }
   int64_t columns() const { return num_outputs > 0 ? num_outputs : in_features; }
@@ -35,6 +36,11 @@ struct InputError {
 template <class T>
 void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
                           int64_t num_tokens, InputError& error);
+
+// The same, and AccumulateHessian of the inputs with it: they are packed once.
+template <class T>
+void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+                               int64_t num_tokens, Hessian& hessian, InputError& error);
 
 // error += 2 * X^T E, E = output_error_TO (row-major, finite) being w (x* - x) of every token, for
 // num_outputs > 0.

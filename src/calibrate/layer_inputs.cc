@@ -61,18 +61,24 @@ at::Tensor DifferenceOf(const OpContext& ctx, const at::Tensor& reference_TI,
   return difference_TI;
 }
 
-void AccumulateError(const OpContext& ctx, const Weight& weight, const at::Tensor& x_TI,
+// The Hessian, and the error against the unquantised model's inputs unless those are undefined.
+void AccumulateInput(const OpContext& ctx, const Weight& weight, const at::Tensor& x_TI,
                      const at::Tensor& reference_TI, LayerInput& input) {
-  if (!reference_TI.defined()) return;
+  if (!reference_TI.defined()) {
+    Accumulate(ctx, x_TI, input.hessian);
+    return;
+  }
   InputError& error = input.error;
   error.in_features = x_TI.size(1);
   error.num_outputs = OutputsOfError(input, weight.spec);
   DispatchActivation(x_TI.scalar_type(), [&](auto type) {
     using T = decltype(type);
     if (error.num_outputs == 0) {
-      AccumulateInputError(ctx.pool, DataOf<T>(x_TI), DataOf<T>(reference_TI), x_TI.size(0), error);
+      AccumulateHessianAndError(ctx.pool, DataOf<T>(x_TI), DataOf<T>(reference_TI), x_TI.size(0),
+                                input.hessian, error);
       return;
     }
+    Accumulate(ctx, x_TI, input.hessian);
     const at::Tensor error_TO =
         LinearLogits(ctx, DifferenceOf<T>(ctx, reference_TI, x_TI), weight.View());
     AccumulateOutputError(ctx.pool, DataOf<T>(x_TI), DataOf<float>(error_TO), x_TI.size(0), error);
@@ -173,9 +179,8 @@ void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const st
 void LayerInputs::TakeIn(const Observation& observation) const {
   const auto& [input, weight, x_TI, reference_TI, where] = observation;
   CheckFiniteInput(x_TI, weight.spec.module(), where);
-  Accumulate(ctx_, x_TI, input.hessian);
   input.num_tokens += x_TI.size(0);
-  AccumulateError(ctx_, weight, x_TI, reference_TI, input);
+  AccumulateInput(ctx_, weight, x_TI, reference_TI, input);
 }
 
 void LayerInputs::FinishBatch() {

@@ -1,5 +1,5 @@
-// The FP32 product behind the Hessian, its factorisation and the error feedback: C += scale * A B,
-// B a panel of columns.
+// The FP32 product behind the error feedback, the solves and the losses: C += scale * A B, B a
+// panel of columns. Where both operands are read often, calibrate/strip_product.h packs them.
 //
 // Every element of C is, per segment of kChainDepth depths, one chain acc = fma(a, b, acc) from +0,
 // depths ascending, then c = fma(scale, acc, c). The order depends on nothing else: not on the
@@ -7,10 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
-
-#include "base/threads.h"
-#include "calibrate/float_buffer.h"
 
 namespace quatrain {
 
@@ -35,27 +31,5 @@ struct PanelProduct {
 
 // Single-threaded. A and C must not overlap.
 void AddPanelProduct(const PanelProduct& product);
-
-// Panels of a row-major matrix [depth, columns]: panel p is [depth, kPanelColumns] at data[p *
-// depth * kPanelColumns]; the last one is padded with zeros.
-struct ColumnPanels {
-  int64_t depth = 0;
-  int64_t columns = 0;
-  FloatBuffer data;
-
-  void Resize(int64_t new_depth, int64_t new_columns);
-  float* Panel(int64_t p) { return data.data() + p * depth * kPanelColumns; }
-  const float* Panel(int64_t p) const { return data.data() + p * depth * kPanelColumns; }
-};
-
-// Upper triangle of C[columns, columns] += scale * P^T P. C has row stride `c_row_stride`; entries
-// below the diagonal are undefined afterwards. Parallel over tiles cut by `columns` alone.
-void AddGram(ThreadPool& pool, const ColumnPanels& panels, float scale, float* c,
-             int64_t c_row_stride);
-
-// C[a.columns, b.columns] += scale * A^T B of two matrices of one depth, C with row stride
-// `c_row_stride`.
-void AddPanelsProduct(ThreadPool& pool, const ColumnPanels& a, const ColumnPanels& b, float scale,
-                      float* c, int64_t c_row_stride);
 
 }  // namespace quatrain

@@ -60,32 +60,5 @@ TEST(PanelProduct, EveryElementIsItsOwnChainWhateverTheTile) {
   }
 }
 
-TEST(AddGram, UpperTriangleIsThatOfThePlainProduct) {
-  ThreadPool pool(2);
-  for (const int64_t columns : {1, 31, 33, 130, 300}) {
-    ColumnPanels panels;
-    panels.Resize(70, columns);
-    const std::vector<float> values = RandomFloats(70 * columns, 4);
-    for (int64_t k = 0; k < 70; ++k) {
-      for (int64_t i = 0; i < columns; ++i) {
-        panels.Panel(i / kPanelColumns)[k * kPanelColumns + i % kPanelColumns] =
-            values[static_cast<size_t>(k * columns + i)];
-      }
-    }
-    std::vector<float> c(static_cast<size_t>(columns * columns), 1.0f);
-    AddGram(pool, panels, 2.0f, c.data(), columns);
-    for (int64_t i = 0; i < columns; ++i) {
-      for (int64_t j = i; j < columns; ++j) {
-        float acc = 0.0f;
-        for (int64_t k = 0; k < 70; ++k) {
-          acc = std::fma(values[static_cast<size_t>(k * columns + i)],
-                         values[static_cast<size_t>(k * columns + j)], acc);
-        }
-        ASSERT_EQ(c[static_cast<size_t>(i * columns + j)], std::fma(2.0f, acc, 1.0f));
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace quatrain

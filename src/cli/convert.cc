@@ -190,6 +190,9 @@ void RunConvert(const ConvertFlags& flags) {
   // would double the memory that a layer takes.
   constexpr int kLargeBlock = 1 << 22;
   mallopt(M_MMAP_THRESHOLD, kLargeBlock);
+  // Smaller ones stay: every batch takes the same again, whose pages would be cleared each time.
+  constexpr int kKept = 1 << 26;
+  mallopt(M_TRIM_THRESHOLD, kKept);
   ThreadPool pool(flags.num_threads);
   std::optional<Progress> progress;
   const ConversionSummary summary =
