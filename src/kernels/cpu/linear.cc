@@ -84,24 +84,41 @@ int64_t PanelCost(const LinearProduct& product, int64_t rows) {
   return kPanelCols * product.depth * (kLanesPerCycle / kUnpackedPerCycle + rows) / kLanesPerCycle;
 }
 
-// Cuts a product into blocks of rows and groups of panels.
-void AddChunks(const LinearProduct& product, int64_t index, int64_t chunk_cost,
-               std::vector<LinearChunk>& chunks) {
-  const int64_t num_blocks = CeilDiv(product.rows, kRowBlock);
-  const int64_t block_rows = RoundUp(CeilDiv(product.rows, num_blocks), kMostTileRows);
-  const int64_t panel_cost = PanelCost(product, std::min(block_rows, product.rows));
-  const int64_t most_cols = NeedsResults(product) ? kResults / block_rows : kMostCols;
+struct ChunkShape {
+  int64_t rows;
+  int64_t panels;
+  int64_t cost;
+};
+
+ChunkShape ShapeOf(const LinearProduct& product, int64_t num_blocks, int64_t chunk_cost) {
+  const int64_t rows = RoundUp(CeilDiv(product.rows, num_blocks), kMostTileRows);
+  const int64_t panel_cost = PanelCost(product, std::min(rows, product.rows));
+  const int64_t most_cols = NeedsResults(product) ? kResults / rows : kMostCols;
   const int64_t most_panels = std::min(kMostCols, most_cols) / kPanelCols;
   const int64_t panels =
       std::clamp<int64_t>((chunk_cost + panel_cost / 2) / panel_cost, 1, most_panels);
-  for (int64_t col = 0; col < product.cols; col += panels * kPanelCols) {
-    for (int64_t row = 0; row < product.rows; row += block_rows) {
+  return {rows, panels, panels * panel_cost};
+}
+
+// Cuts a product into blocks of rows and groups of panels. A is packed once for a group and B once
+// for a block, so a chunk is rather square than tall if it can be.
+void AddChunks(const LinearProduct& product, int64_t index, int64_t chunk_cost,
+               std::vector<LinearChunk>& chunks) {
+  const int64_t num_blocks = CeilDiv(product.rows, kRowBlock);
+  ChunkShape shape = ShapeOf(product, num_blocks, chunk_cost);
+  if (shape.rows >= 4 * shape.panels * kPanelCols) {
+    const ChunkShape lower = ShapeOf(product, 2 * num_blocks, chunk_cost);
+    if (lower.panels >= 2 * shape.panels) shape = lower;
+  }
+  const int64_t cols = shape.panels * kPanelCols;
+  for (int64_t col = 0; col < product.cols; col += cols) {
+    for (int64_t row = 0; row < product.rows; row += shape.rows) {
       chunks.push_back({.product = index,
                         .row_begin = row,
-                        .row_end = std::min(product.rows, row + block_rows),
+                        .row_end = std::min(product.rows, row + shape.rows),
                         .col_begin = col,
-                        .col_end = std::min(product.cols, col + panels * kPanelCols),
-                        .cost = panels * panel_cost});
+                        .col_end = std::min(product.cols, col + cols),
+                        .cost = shape.cost});
     }
   }
 }

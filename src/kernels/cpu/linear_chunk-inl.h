@@ -18,6 +18,7 @@
 #include <cstring>
 #include <utility>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/bfloat16-inl.h"
 #include "kernels/cpu/linear_product.h"
@@ -127,14 +128,13 @@ constexpr std::array<TileFunction, sizeof...(kIndices)> TileTable(
   return {&MultiplyTile<kIndices + 1, kLayout>...};
 }
 
-HWY_INLINE void CopyToFloat(const float* from, int64_t count, float* to) {
-  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-}
-HWY_INLINE void CopyToFloat(const BFloat16* from, int64_t count, float* to) {
+HWY_INLINE VecF LoadAsFloat(const float* from) { return hn::LoadU(LinearF(), from); }
+HWY_INLINE VecF LoadAsFloat(const BFloat16* from) { return LoadBFloat16(LinearF(), from); }
+
+template <class T>
+HWY_INLINE void CopyToFloat(const T* from, int64_t count, float* to) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    hn::StoreU(LoadBFloat16(LinearF(), from + i), LinearF(), to + i);
-  }
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(LoadAsFloat(from + i), LinearF(), to + i);
   for (; i < count; ++i) to[i] = ToFloat(from[i]);
 }
 
@@ -208,6 +208,7 @@ class ChunkRunner {
   }
 
   // Whole vectors as long as none of them reaches past the matrix, then what belongs to a strip.
+  // Down a column no prefetcher of the processor's helps.
   void PackStrips() const {
     constexpr int64_t kStepsAtOnce = 32;  // so that the lines of a step stay in L1 for all strips
     const float* from = Source<float>();
@@ -223,6 +224,7 @@ class ChunkRunner {
         float* to = scratch_.a + tile * kRowStripSize + first * kTileRows;
         int64_t r = first;
         for (; r < std::min(last, whole); ++r, row += stride, to += kTileRows) {
+          hwy::Prefetch(row + kStepsAtOnce * stride);
           for (int64_t i = 0; i < kStripLoad; i += kLanes) {
             hn::StoreU(hn::LoadU(LinearF(), row + i), LinearF(), to + i);
           }
