@@ -121,6 +121,8 @@ HWY_INLINE void AddWeighted(const WeightedSum& args) {
   int64_t d = 0;
   if constexpr (kParts == 1 || kRows == 1) {
     for (; d + 4 * kF16Lanes <= args.dim; d += 4 * kF16Lanes) AddWeightedColumns<kRows, 4>(args, d);
+  }
+  if constexpr (kParts == 1 || kRows <= 2) {
     for (; d + 2 * kF16Lanes <= args.dim; d += 2 * kF16Lanes) AddWeightedColumns<kRows, 2>(args, d);
   }
   for (; d < args.dim; d += kF16Lanes) AddWeightedColumns<kRows, 1>(args, d);

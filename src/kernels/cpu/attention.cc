@@ -46,44 +46,53 @@ namespace {
 template <class T>
 HWY_INLINE void LoadTile(const AttentionRows<T>& rows, const T* from, int64_t begin, int64_t end,
                          int64_t dim, float* tile) {
-  for (int64_t j = begin; j < end; ++j) {
-    LoadRow(from + rows.key_offset(j), rows.args.head_dim, dim, tile + (j - begin) * dim);
+  for (int64_t j = begin; j < end;) {
+    const T* row = from + rows.key_offset(j);
+    const int64_t run_end = rows.run_end(j, end);
+    for (; j < run_end; ++j, row += rows.key_stride(), tile += dim) {
+      LoadRow(row, rows.args.head_dim, dim, tile);
+    }
   }
 }
 
-// out_r += p_r V over one tile. Four rows at once as far as all of them see, then each on its own:
-// a key that a row does not see never touches it, not even with weight 0.
+// out_r += p_r V over one tile for kRows rows from r on: together as far as all of them see, then
+// each on its own: a key that a row does not see never touches it, not even with weight 0.
+template <int kRows, class T>
+HWY_INLINE void AddTileRows(const AttentionRows<T>& rows, int64_t r, int64_t tile_begin,
+                            int64_t tile_end, const WeightedSum& tile) {
+  WeightedSum sum = tile;
+  sum.weights += r * tile.row_stride;
+  sum.out += r * tile.dim;
+  const int64_t shared = std::max<int64_t>(0, std::min(tile_end, rows.num_keys(r)) - tile_begin);
+  sum.count = shared;  // limits rise with r
+  AddWeighted<kRows>(sum);
+  for (int64_t each = 1; each < kRows; ++each) {
+    const int64_t seen = std::min(tile_end, rows.num_keys(r + each)) - tile_begin;
+    if (seen <= shared) continue;
+    WeightedSum rest = sum;
+    rest.weights += each * tile.row_stride + shared;
+    rest.out += each * tile.dim;
+    rest.values += shared * tile.dim;
+    rest.count = seen - shared;
+    AddWeighted<1>(rest);
+  }
+}
+
 template <class T>
 HWY_INLINE void AddTile(const AttentionRows<T>& rows, const AttentionScratch& scratch,
                         int64_t tile_begin, int64_t tile_end, int64_t stride, int64_t dim) {
+  const WeightedSum tile{.weights = scratch.scores + tile_begin,
+                         .row_stride = stride,
+                         .key_stride = 1,
+                         .values = scratch.tile,
+                         .count = 0,
+                         .dim = dim,
+                         .out = scratch.out};
   const int64_t num_rows = rows.num_rows();
-  for (int64_t r = 0; r < num_rows; r += 4) {
-    const int64_t last = r + 4 < num_rows ? r + 4 : num_rows;
-    WeightedSum sum{.weights = scratch.scores + r * stride + tile_begin,
-                    .row_stride = stride,
-                    .key_stride = 1,
-                    .values = scratch.tile,
-                    .count = 0,
-                    .dim = dim,
-                    .out = scratch.out + r * dim};
-    int64_t shared = 0;
-    if (last - r == 4) {  // limits rise with r
-      shared = std::min(tile_end, rows.num_keys(r)) - tile_begin;
-      sum.count = shared = std::max<int64_t>(0, shared);
-      AddWeighted<4>(sum);
-    }
-    for (int64_t each = r; each < last; ++each) {
-      const int64_t seen = std::min(tile_end, rows.num_keys(each)) - tile_begin;
-      if (seen <= shared) continue;
-      AddWeighted<1>({.weights = scratch.scores + each * stride + tile_begin + shared,
-                      .row_stride = stride,
-                      .key_stride = 1,
-                      .values = scratch.tile + shared * dim,
-                      .count = seen - shared,
-                      .dim = dim,
-                      .out = scratch.out + each * dim});
-    }
-  }
+  int64_t r = 0;
+  for (; r + 4 <= num_rows; r += 4) AddTileRows<4>(rows, r, tile_begin, tile_end, tile);
+  for (; r + 2 <= num_rows; r += 2) AddTileRows<2>(rows, r, tile_begin, tile_end, tile);
+  if (r < num_rows) AddTileRows<1>(rows, r, tile_begin, tile_end, tile);
 }
 
 template <class T>

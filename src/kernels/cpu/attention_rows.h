@@ -57,6 +57,12 @@ struct AttentionRows {
                                   j % args.block_size;
     return (row * args.num_kv_heads + item.kv_head) * args.head_dim;
   }
+  // Keys from j on that lie key_stride apart, as far as `end`.
+  int64_t run_end(int64_t j, int64_t end) const {
+    if (sequence.block_table == nullptr) return end;
+    return std::min(end, (j / args.block_size + 1) * args.block_size);
+  }
+  int64_t key_stride() const { return args.num_kv_heads * args.head_dim; }
 };
 
 // Row length of the FP32 copies: padded with zeros to whole steps of 16.
