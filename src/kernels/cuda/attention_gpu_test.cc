@@ -9,10 +9,9 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kBlockSize = 16;  // of the paged cache
-
 struct Shape {
   int length, heads, kv_heads, head_dim;
+  int block_size = 16;  // of the paged cache
 };
 
 struct Output {
@@ -95,7 +94,7 @@ class Problem {
 
   static std::vector<int32_t> Table(const Shape& s) {
     std::vector<int32_t> table;
-    for (const int64_t page : Permutation((s.length + kBlockSize - 1) / kBlockSize, 4, 0)) {
+    for (const int64_t page : Permutation((s.length + s.block_size - 1) / s.block_size, 4, 0)) {
       table.push_back(static_cast<int32_t>(page));
     }
     return table;
@@ -104,9 +103,10 @@ class Problem {
   std::vector<BFloat16> Paged(const std::vector<BFloat16>& rows) {
     const std::vector<int32_t> table = pages_.Download();
     const int64_t row = shape_.kv_heads * shape_.head_dim;
-    std::vector<BFloat16> pages(table.size() * kBlockSize * row, BFloat16{0x7FC0});
+    const int size = shape_.block_size;
+    std::vector<BFloat16> pages(table.size() * size * row, BFloat16{0x7FC0});
     for (int64_t j = 0; j < shape_.length; ++j) {
-      const int64_t place = int64_t{table[j / kBlockSize]} * kBlockSize + j % kBlockSize;
+      const int64_t place = int64_t{table[j / size]} * size + j % size;
       std::copy_n(rows.begin() + j * row, row, pages.begin() + place * row);
     }
     return pages;
@@ -128,7 +128,7 @@ class Problem {
         .num_heads = shape_.heads,
         .num_kv_heads = shape_.kv_heads,
         .head_dim = shape_.head_dim,
-        .block_size = is_paged ? kBlockSize : 0,
+        .block_size = is_paged ? shape_.block_size : 0,
         .scale = Scale(),
         .sequences = device.data(),
         .num_sequences = static_cast<int>(sequences.size()),
@@ -210,6 +210,11 @@ TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
   }
   for (const int head_dim : {64, 256}) {
     for (const int length : {65, 513, 1100}) ExpectOneArithmetic({length, 4, 2, head_dim});
+  }
+  // Pages by ordinary loads, by a box each, and of several tiles.
+  for (const int block_size : {4, 8, 32, 64, 256}) {
+    ExpectOneArithmetic({700, 4, 2, 128, block_size});
+    ExpectOneArithmetic({130, 2, 2, 64, block_size});
   }
   ExpectOneArithmetic({130, 24, 1, 64});  // more rows than one tile of decode
 }
