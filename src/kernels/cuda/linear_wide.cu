@@ -482,42 +482,6 @@ WidePlan PlanFor(int tokens, int64_t groups, int64_t tiles, int num_multiprocess
   return plan;
 }
 
-void LaunchExperts(const MoeExpertsArgs& args, bool is_gate_up, cudaStream_t stream,
-                   LaunchOrder order) {
-  const PackedShape& s = args.shape;
-  CheckPackedShape(s);
-  if (s.num_bits != 4 || s.out_features % 16 != 0) {
-    throw Error(ErrorCode::kShape,
-                ErrorParts{.where = "experts for many rows",
-                           .expected = "INT4 codes, N a multiple of 16",
-                           .found = fmt::format("{} bits, N {}", s.num_bits, s.out_features)});
-  }
-  const int64_t rows = args.num_tokens * args.num_slots;
-  if (rows == 0) return;
-  const int64_t unit_bytes = UnitBytes(s);
-  WideWork work = {};
-  work.shape = s;
-  work.x = args.x;
-  work.num_rows = rows;
-  work.x_stride = s.in_features;
-  WideParameters& p = work.parameters;
-  p.weight = static_cast<const uint8_t*>(args.weight);
-  p.y = args.y;
-  p.expert_begin = args.routing.expert_begin;
-  p.expert_stride = PackedBytes(s);
-  p.pair_stride = is_gate_up ? unit_bytes : 2 * unit_bytes;
-  p.partner_offset = is_gate_up ? s.out_features / 16 * unit_bytes : unit_bytes;
-  p.num_experts = static_cast<int>(args.num_experts);
-  p.is_gate_up = is_gate_up ? 1 : 0;
-  p.out_features = static_cast<int>(is_gate_up ? s.out_features / 2 : s.out_features);
-  const int64_t each = (rows + args.num_experts - 1) / args.num_experts;
-  const int tokens = each <= 32 ? 32 : each <= 64 ? 64 : kMostTokens;
-  work.num_tiles = std::min(rows, args.num_experts) + rows / tokens;
-  const WidePlan plan = PlanFor(tokens, (s.out_features + kRowsOfGroup - 1) / kRowsOfGroup,
-                                (rows + tokens - 1) / tokens, NumMultiprocessors());
-  LaunchScales(work, plan, stream, order);
-}
-
 }  // namespace
 
 bool IsWide(const LinearDecodeArgs& args) {
@@ -553,14 +517,6 @@ void LinearWide(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t
   p.out_features = static_cast<int>(args.shape.out_features);
   p.num_tokens = static_cast<int>(args.num_tokens);
   LaunchScales(work, plan, stream, order);
-}
-
-void MoeGateUpOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
-  LaunchExperts(args, true, stream, order);
-}
-
-void MoeDownOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
-  LaunchExperts(args, false, stream, order);
 }
 
 }  // namespace quatrain::cuda

@@ -23,19 +23,22 @@ EncodeFunction FindEncode() {
   return reinterpret_cast<EncodeFunction>(function);
 }
 
-}  // namespace
+// A matrix of two dimensions, the inner one first.
+struct MapShape {
+  CUtensorMapDataType type;
+  cuuint64_t sizes[2];
+  cuuint64_t row_bytes;
+  cuuint32_t box[2];
+  CUtensorMapSwizzle swizzle;
+};
 
-CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
+CUtensorMap Encode(const void* data, const MapShape& shape) {
   static const EncodeFunction encode = FindEncode();
   CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.columns),
-                               static_cast<cuuint64_t>(matrix.rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(2 * matrix.stride)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
   const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<BFloat16*>(matrix.data), sizes,
-             strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, shape.type, 2, const_cast<void*>(data), shape.sizes, &shape.row_bytes, shape.box,
+             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kResource,
@@ -44,6 +47,27 @@ CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
                                                static_cast<int>(status))});
   }
   return map;
+}
+
+}  // namespace
+
+CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
+  return Encode(matrix.data, {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              .sizes = {static_cast<cuuint64_t>(matrix.columns),
+                                        static_cast<cuuint64_t>(matrix.rows)},
+                              .row_bytes = static_cast<cuuint64_t>(2 * matrix.stride),
+                              .box = {64, static_cast<cuuint32_t>(box_rows)},
+                              .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+}
+
+CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_bytes) {
+  return Encode(units.data, {.type = CU_TENSOR_MAP_DATA_TYPE_INT64,
+                             .sizes = {static_cast<cuuint64_t>(units.unit_bytes / 8),
+                                       static_cast<cuuint64_t>(units.num_units)},
+                             .row_bytes = static_cast<cuuint64_t>(units.unit_bytes),
+                             .box = {static_cast<cuuint32_t>(chunk_bytes / 8),
+                                     static_cast<cuuint32_t>(box_units)},
+                             .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
 }  // namespace quatrain::cuda

@@ -22,4 +22,15 @@ struct DeviceMatrix {
 // Error(kResource) if it cannot make the map.
 CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows);
 
+// Weights in kernel layout (packed_layout.h).
+struct DeviceUnits {
+  const void* data = nullptr;  // 16-byte aligned
+  int64_t num_units = 0;
+  int64_t unit_bytes = 0;
+};
+
+// Boxes of `box_units` units by `chunk_bytes`, one unit's after the other's; column x of a box
+// begins at byte 8 x of its units. Zero past the last unit. Throws as BoxesOf does.
+CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_bytes);
+
 }  // namespace quatrain::cuda

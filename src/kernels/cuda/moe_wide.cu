@@ -1,0 +1,429 @@
+// Plan: the experts of many rows. Weights stand on the m64 side of wgmma, dequantised in registers
+// from the kernel layout, which is that of the fragments; rows of x on the n side, 32 to 128 of
+// them.
+//
+//   one CTA = 4 warpgroups, 64 rows of the matrix each, + a copying warp; one a multiprocessor
+//
+//   copying warp --boxes: 32 units of codes, x of the tile, K128 of both--> [slot][slot]...
+//                                                                              |
+//   warpgroup: codes (LDS.128) -> BF16 A fragments of K32 (fma) ---- B in place -- 2 products
+//
+// A tile is up to 128 rows of x of one expert and 256 rows of its matrix; a CTA takes every
+// gridDim.x-th. The copying warp runs ahead into the next tile while the sums of this one are
+// stored. While the products of one K32 run, the fragments of the next are made.
+#include <algorithm>
+
+#include "kernels/cuda/canonical.cuh"
+#include "kernels/cuda/decode_format.cuh"
+#include "kernels/cuda/moe.h"
+#include "kernels/cuda/pack.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/wide_product.cuh"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kChainWarps = 16;
+constexpr int kThreads = 32 * (kChainWarps + 4);  // the last warpgroup copies
+constexpr int kUnitsOfBox = 16;
+constexpr int kUnitsOfTile = 2 * kUnitsOfBox;
+constexpr int kBoxColumns = 64;
+constexpr int kBoxRowBytes = 128;
+constexpr int kStepBytes = 32;        // of a row in a box
+constexpr int kPairsOfChunk = 4;      // of k16 steps
+constexpr int kBarrierBytes = 1024;   // at the start of shared memory
+constexpr int kStagingOfWarp = 1024;  // two buffers
+constexpr int kSharedBudget = 226 << 10;
+constexpr int kMostTokens = 128;
+
+struct RowsParameters {
+  BFloat16* y;
+  const int32_t* expert_begin;
+  int num_experts;
+  int units_of_expert;
+  int blocks;         // of 256 rows in a matrix
+  int block_units;    // from the first box of a block to that of the next one
+  int second_box;     // units from a block's first box to its second
+  int warp_units;     // in a slot, from a warp's first unit to that of the next warp
+  int partner_units;  // in a slot, from a warp's first unit to its second
+  int num_pairs;      // of units, that is of warps' work, in a matrix
+  int is_gate_up;
+  int out_features;  // of y
+  int num_chunks;
+  int num_slots;
+  uint32_t staging_at;  // in shared memory
+  uint32_t slots_at;
+  uint32_t slot_bytes;
+};
+
+struct RowsMaps {
+  CUtensorMap x, codes;
+};
+
+// What a CTA multiplies at a time.
+struct RowsTile {
+  int expert;
+  int row_begin;
+  int num_rows;
+  int block;
+};
+
+// Where every expert's rows and tiles begin, [E + 1] each, in shared memory.
+struct ExpertTiles {
+  int* row_begin;
+  int* tile_begin;
+
+  __device__ ExpertTiles(uint8_t* shared, int num_experts)
+      : row_begin(reinterpret_cast<int*>(shared + kBarrierBytes)),
+        tile_begin(row_begin + num_experts + 1) {}
+
+  // By all threads; ends with a barrier.
+  template <int kTokens>
+  __device__ void Fill(const RowsParameters& p) const {
+    for (int e = static_cast<int>(threadIdx.x); e <= p.num_experts; e += kThreads) {
+      row_begin[e] = __ldcg(p.expert_begin + e);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      const int lane = static_cast<int>(threadIdx.x);
+      const int each = (p.num_experts + 31) / 32;
+      const int first = min(lane * each, p.num_experts);
+      const int last = min(first + each, p.num_experts);
+      const auto tiles_of = [&](int e) {
+        return (row_begin[e + 1] - row_begin[e] + kTokens - 1) / kTokens;
+      };
+      int tiles = 0;
+      for (int e = first; e < last; ++e) tiles += tiles_of(e);
+      int up_to = tiles;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(0xFFFFFFFFu, up_to, distance);
+        if (lane >= distance) up_to += before;
+      }
+      if (lane == 0) tile_begin[0] = 0;
+      int at = up_to - tiles;
+      for (int e = first; e < last; ++e) tile_begin[e + 1] = at += tiles_of(e);
+    }
+    __syncthreads();
+  }
+
+  // By a whole warp.
+  template <int kTokens>
+  __device__ __forceinline__ RowsTile Tile(const RowsParameters& p, int index) const {
+    const int of_rows = index / p.blocks;
+    unsigned before = 0;
+    for (int e = static_cast<int>(threadIdx.x) % 32; e < p.num_experts; e += 32) {
+      before += tile_begin[e + 1] <= of_rows;
+    }
+    const int expert = static_cast<int>(__reduce_add_sync(0xFFFFFFFFu, before));
+    const int begin = row_begin[expert] + (of_rows - tile_begin[expert]) * kTokens;
+    return {expert, begin, min(kTokens, row_begin[expert + 1] - begin), index % p.blocks};
+  }
+};
+
+template <int kTokens>
+constexpr int kXBytes = kTokens* kChunkXBytes;
+
+// The copying warp: lanes 0 and 1 bring x, 2 and 3 codes.
+template <class Format, int kTokens>
+__device__ __forceinline__ void CopyChunks(const RowsParameters& p, const RowsMaps& maps,
+                                           const ExpertTiles& tiles, uint32_t base, int num_tiles) {
+  constexpr uint32_t kBoxBytes = kUnitsOfBox * Format::kChunkBytes;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int side = lane % 2;
+  int slot = 0;
+  uint32_t parity = 1;
+  for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
+    const RowsTile tile = tiles.Tile<kTokens>(p, index);
+    const int unit =
+        tile.expert * p.units_of_expert + tile.block * p.block_units + side * p.second_box;
+#pragma unroll 1
+    for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
+      const uint32_t full = base + 8 * slot;
+      BarrierWait(full + 8 * p.num_slots, parity);
+      if (lane == 0) BarrierExpect(full, kXBytes<kTokens> + 2 * kBoxBytes);
+      __syncwarp();
+      const uint32_t at = base + p.slots_at + slot * p.slot_bytes;
+      if (lane < 2) {
+        CopyBox(at + side * kTokens * kBoxRowBytes, &maps.x, (2 * chunk + side) * kBoxColumns,
+                tile.row_begin, full);
+      } else if (lane < 4) {
+        CopyBox(at + kXBytes<kTokens> + side * kBoxBytes, &maps.codes,
+                chunk * (Format::kChunkBytes / 8), unit, full);
+      }
+      if (++slot == p.num_slots) {
+        slot = 0;
+        parity ^= 1;
+      }
+    }
+  }
+}
+
+// Keeps what the compiler does with the accumulators out of the pipeline of products.
+template <int kTiles>
+__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
+}
+
+// A warpgroup's place in the ring of slots.
+struct SlotPlace {
+  int slot = 0;
+  uint32_t parity = 0;
+};
+
+// A warpgroup's chains over the whole of K; place is left at the slot after the last.
+template <class Format, int kTokens>
+__device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t base, SlotPlace& place,
+                                           float (&d)[kTokens / 8][4]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t my_codes = kXBytes<kTokens> + warp * p.warp_units * Format::kChunkBytes;
+  const uint32_t partner = p.partner_units * Format::kChunkBytes;
+  uint32_t a[2][2][4];
+  GroupFactors factors[2];
+  FenceSums(d);
+#pragma unroll 1
+  for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
+    const uint32_t full = base + 8 * place.slot;
+    const uint32_t x_at = base + p.slots_at + place.slot * p.slot_bytes;
+    BarrierWait(full, place.parity);
+    typename Format::Chunk codes[2];
+    Format::Load(x_at + my_codes, lane, &codes[0]);
+    Format::Load(x_at + my_codes + partner, lane, &codes[1]);
+#pragma unroll
+    for (int pair = 0; pair < kPairsOfChunk; ++pair) {
+      uint32_t upper[4], lower[4];
+      Format::Weights(codes[0], pair, &factors[0], upper);
+      Format::Weights(codes[1], pair, &factors[1], lower);
+      uint32_t(&now)[2][4] = a[pair % 2];
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        now[step][0] = upper[2 * step];
+        now[step][1] = lower[2 * step];
+        now[step][2] = upper[2 * step + 1];
+        now[step][3] = lower[2 * step + 1];
+      }
+      const uint32_t box = OperandPlace(x_at + pair / 2 * (kTokens * kBoxRowBytes));
+      FenceProducts();
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        WideProduct<kTokens>(
+            d, now[step], SwizzledOperand(box + OperandPlace((pair % 2 * 2 + step) * kStepBytes)));
+      }
+      CommitProducts();
+      if (pair + 1 < kPairsOfChunk) WaitForProducts<1>();
+    }
+    // Other warpgroups keep the tensor cores busy meanwhile.
+    WaitForProducts<0>();
+    if (lane == 0) BarrierArrive(full + 8 * p.num_slots);
+    if (++place.slot == p.num_slots) {
+      place.slot = 0;
+      place.parity ^= 1;
+    }
+  }
+  FenceSums(d);
+}
+
+// Four 8x8 matrices of BF16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+__device__ __forceinline__ float Rounded(float sum) {
+  return RoundedToBFloat16(sum * kCodeUnscale);
+}
+
+// The sums of a warp's pair of units, by its corner of shared memory: 16 bytes of a row at a time.
+template <int kTokens>
+__device__ __forceinline__ void StorePair(const RowsParameters& p, const RowsTile& tile,
+                                          uint32_t staging, const float (&d)[kTokens / 8][4]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int pair = tile.block * kChainWarps + warp;
+  if (pair >= p.num_pairs) return;
+  BFloat16* const y = p.y + static_cast<int64_t>(tile.row_begin) * p.out_features;
+  const auto store = [&](int row, int column, uint32_t from) {
+    if (row >= tile.num_rows) return;
+    *reinterpret_cast<uint4*>(y + static_cast<int64_t>(row) * p.out_features + column) =
+        LoadShared16(from);
+  };
+  if (p.is_gate_up) {
+    // 32 rows of 8 columns at a time.
+#pragma unroll
+    for (int t = 0; t < kTokens / 8; t += 4) {
+      if (t * 8 >= tile.num_rows) break;
+      uint32_t h[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&s)[4] = d[t + i];
+        h[i] =
+            RoundPair(SwiGlu(Rounded(s[0]), Rounded(s[2])), SwiGlu(Rounded(s[1]), Rounded(s[3])));
+      }
+      const uint32_t buffer = staging + t / 4 % 2 * 512;
+      StoreMatrices(buffer + lane * 16, h);
+      __syncwarp();
+      store(t * 8 + lane, pair * 8, buffer + lane * 16);
+    }
+    return;
+  }
+  // 16 rows of 16 columns at a time; halves swap places every four rows, for the banks.
+  const int to_row = lane / 16 * 8 + lane % 8;
+  const uint32_t to = to_row * 32 + (lane / 8 % 2 ^ to_row / 4 % 2) * 16;
+  const int from_row = lane / 2;
+  const uint32_t from = from_row * 32 + (lane % 2 ^ from_row / 4 % 2) * 16;
+#pragma unroll
+  for (int t = 0; t < kTokens / 8; t += 2) {
+    if (t * 8 >= tile.num_rows) break;
+    uint32_t sums[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float(&s)[4] = d[t + i / 2];
+      sums[i] = RoundPair(s[i % 2 * 2] * kCodeUnscale, s[i % 2 * 2 + 1] * kCodeUnscale);
+    }
+    const uint32_t buffer = staging + t / 2 % 2 * 512;
+    StoreMatrices(buffer + to, sums);
+    __syncwarp();
+    store(t * 8 + from_row, pair * 16 + lane % 2 * 8, buffer + from);
+  }
+}
+
+template <class Format, int kTokens>
+__global__ void __launch_bounds__(kThreads, 1)
+    ExpertRowsKernel(const __grid_constant__ RowsParameters p,
+                     const __grid_constant__ RowsMaps maps) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = SharedAddress(shared);
+  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
+  LetNextKernelStart();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.num_slots; ++i) {
+      BarrierInit(base + 8 * i, 1);
+      BarrierInit(base + 8 * (p.num_slots + i), kChainWarps);
+    }
+    FenceForCopies();
+  }
+  WaitForPreviousKernel();
+  const ExpertTiles tiles(shared, p.num_experts);
+  tiles.Fill<kTokens>(p);
+  const int num_tiles = __shfl_sync(0xFFFFFFFFu, tiles.tile_begin[p.num_experts] * p.blocks, 0);
+  if (warp >= kChainWarps) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    if (warp == kChainWarps) CopyChunks<Format, kTokens>(p, maps, tiles, base, num_tiles);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+    SlotPlace place;
+#pragma unroll 1
+    for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
+      float d[kTokens / 8][4] = {};
+      WalkChunks<Format, kTokens>(p, base, place, d);
+      StorePair<kTokens>(p, tiles.Tile<kTokens>(p, index),
+                         base + p.staging_at + warp * kStagingOfWarp, d);
+    }
+  }
+}
+
+// A launch: the experts' matrices and the rows of x.
+struct RowsWork {
+  PackedShape shape;  // of one expert
+  RowsParameters parameters;
+  const void* weight;
+  const BFloat16* x;
+  int64_t num_rows;
+};
+
+uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
+
+template <class Format, int kTokens>
+void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
+  RowsParameters p = work.parameters;
+  p.slot_bytes = AlignedTo1024(kXBytes<kTokens> + kUnitsOfTile * Format::kChunkBytes);
+  p.staging_at = AlignedTo1024(kBarrierBytes + 8 * (p.num_experts + 1));
+  p.slots_at = p.staging_at + kChainWarps * kStagingOfWarp;
+  p.num_slots = (kSharedBudget - static_cast<int>(p.slots_at)) / static_cast<int>(p.slot_bytes);
+  QT_CHECK(p.num_slots >= 2, "no room for {} experts", p.num_experts);
+  RowsMaps maps;
+  maps.x =
+      BoxesOf({work.x, work.num_rows, work.shape.in_features, work.shape.in_features}, kTokens);
+  maps.codes = BoxesOfUnits({.data = work.weight,
+                             .num_units = p.num_experts * NumUnits(work.shape),
+                             .unit_bytes = UnitBytes(work.shape)},
+                            kUnitsOfBox, Format::kChunkBytes);
+  const auto kernel = ExpertRowsKernel<Format, kTokens>;
+  const uint32_t shared_bytes = p.slots_at + p.num_slots * p.slot_bytes;
+  CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)),
+            "shared memory of the experts");
+  const int64_t most =
+      (std::min<int64_t>(work.num_rows, p.num_experts) + work.num_rows / kTokens) * p.blocks;
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(std::min<int64_t>(most, NumMultiprocessors()))),
+                .block = dim3(kThreads),
+                .shared_bytes = shared_bytes,
+                .stream = stream,
+                .order = order},
+               kernel, p, maps);
+}
+
+template <class Format>
+void LaunchTokens(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
+  const int64_t each =
+      (work.num_rows + work.parameters.num_experts - 1) / work.parameters.num_experts;
+  if (each <= 32) return Launch<Format, 32>(work, stream, order);
+  if (each <= 64) return Launch<Format, 64>(work, stream, order);
+  Launch<Format, kMostTokens>(work, stream, order);
+}
+
+void LaunchExperts(const MoeExpertsArgs& args, bool is_gate_up, cudaStream_t stream,
+                   LaunchOrder order) {
+  const PackedShape& s = args.shape;
+  CheckPackedShape(s);
+  if (s.num_bits != 4 || s.out_features % 16 != 0) {
+    throw Error(ErrorCode::kShape,
+                ErrorParts{.where = "experts for many rows",
+                           .expected = "INT4 codes, N a multiple of 16",
+                           .found = fmt::format("{} bits, N {}", s.num_bits, s.out_features)});
+  }
+  RowsWork work = {};
+  work.shape = s;
+  work.weight = args.weight;
+  work.x = args.x;
+  work.num_rows = args.num_tokens * args.num_slots;
+  if (work.num_rows == 0) return;
+  RowsParameters& p = work.parameters;
+  p.y = args.y;
+  p.expert_begin = args.routing.expert_begin;
+  p.num_experts = static_cast<int>(args.num_experts);
+  p.units_of_expert = static_cast<int>(NumUnits(s));
+  p.num_pairs = static_cast<int>(s.out_features / 16);
+  p.blocks = (p.num_pairs + kChainWarps - 1) / kChainWarps;
+  p.num_chunks = static_cast<int>(NumChunks(s));
+  p.is_gate_up = is_gate_up ? 1 : 0;
+  // A warp's two units: 8 rows of gate and the same 8 of up, or 16 rows.
+  p.block_units = is_gate_up ? kUnitsOfBox : kUnitsOfTile;
+  p.second_box = is_gate_up ? p.num_pairs : kUnitsOfBox;
+  p.warp_units = is_gate_up ? 1 : 2;
+  p.partner_units = is_gate_up ? kUnitsOfBox : 1;
+  p.out_features = static_cast<int>(is_gate_up ? s.out_features / 2 : s.out_features);
+  switch (ScalesPerChunk(s)) {
+    case 1:
+      return LaunchTokens<CodeFormat<4, 1>>(work, stream, order);
+    case 2:
+      return LaunchTokens<CodeFormat<4, 2>>(work, stream, order);
+    default:
+      return LaunchTokens<CodeFormat<4, 4>>(work, stream, order);
+  }
+}
+
+}  // namespace
+
+void MoeGateUpOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
+  LaunchExperts(args, true, stream, order);
+}
+
+void MoeDownOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
+  LaunchExperts(args, false, stream, order);
+}
+
+}  // namespace quatrain::cuda
