@@ -60,11 +60,21 @@ struct OldCodes {
   BFloat16 scale;
 };
 
-template <int kBits, int kLanes>
+// How codes are written: whether the group's maximum gives their scale, as ScaleRule::kAbsmax7 has
+// it, and whether those that change are counted.
+template <bool kBounded_, bool kCounts_>
+struct CodeRule {
+  static constexpr bool kBounded = kBounded_;
+  static constexpr bool kCounts = kCounts_;
+};
+
+template <int kBits, int kLanes, class Rule>
 __device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, int64_t chunk) {
   OldCodes<kBits> old = {};
-  if constexpr (kLanes > 0) {
+  if constexpr (kLanes > 0 && (Rule::kCounts || !Rule::kBounded)) {
     old.scale = a.scale[chunk / kLanes];
+  }
+  if constexpr (kLanes > 0 && Rule::kCounts) {
     const auto* words = reinterpret_cast<const uint32_t*>(a.packed) + chunk * (kBits / 4);
 #pragma unroll
     for (int i = 0; i < kBits / 4; ++i) old.words[i] = words[i];
@@ -72,33 +82,33 @@ __device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, int64_t
   return old;
 }
 
-template <int kBits, int kLanes, bool kBounded>
+template <int kBits, int kLanes, class Rule>
 __device__ __forceinline__ void WriteCodes(const AdamWTask& a, int64_t chunk, bool writes,
                                            const uint32_t (&pairs)[4], const OldCodes<kBits>& old,
                                            Counts* counts) {
   BFloat16 scale = old.scale;
-  if (kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
+  if (Rule::kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
     const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
     scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, a.spec.grid);
     if (writes && chunk % kLanes == 0) {
-      counts->changed_scales += scale.bits != old.scale.bits;
+      if (Rule::kCounts) counts->changed_scales += scale.bits != old.scale.bits;
       a.scale[chunk / kLanes] = scale;
     }
   }
-  const EightCodes codes = CodesOfEight<kBounded>(pairs, scale, a.spec.grid);
+  const EightCodes codes = CodesOfEight<Rule::kBounded>(pairs, scale, a.spec.grid);
   if (!writes) return;
   auto* words = reinterpret_cast<uint32_t*>(a.packed) + chunk * (kBits / 4);
 #pragma unroll
   for (int i = 0; i < kBits / 4; ++i) {
     const uint32_t word = WordOf<kBits>(codes, i);
-    counts->flipped_codes += FlipsOf<kBits>(old.words[i], word);
+    if (Rule::kCounts) counts->flipped_codes += FlipsOf<kBits>(old.words[i], word);
     words[i] = word;
   }
 }
 
 // kLanes 0: no codes. Whole warps walk together: the chunk count is rounded up to 32 and the rest
 // works on the last chunk without writing.
-template <int kBits, int kLanes, bool kBounded>
+template <int kBits, int kLanes, class Rule>
 __global__ void __launch_bounds__(kBlockThreads)
     AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
   const int64_t chunks = a.out_features * a.in_features / 8;
@@ -113,7 +123,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     EightFloats w = LoadEight(a.master, chunk);
     EightFloats m = LoadEight(a.exp_avg, chunk);
     EightFloats v = LoadEight(a.exp_avg_sq, chunk);
-    const OldCodes<kBits> old = LoadCodes<kBits, kLanes>(a, chunk);
+    const OldCodes<kBits> old = LoadCodes<kBits, kLanes, Rule>(a, chunk);
 #pragma unroll
     for (int j = 0; j < 8; ++j) UpdateElement(c, g.v[j], &w.v[j], &m.v[j], &v.v[j]);
     uint32_t pairs[4];
@@ -140,10 +150,10 @@ __global__ void __launch_bounds__(kBlockThreads)
     __syncwarp();
     // All lanes take part in the shuffles; lanes past the end make up whole groups of their own.
     if constexpr (kLanes > 0) {
-      WriteCodes<kBits, kLanes, kBounded>(a, chunk, has_chunk, pairs, old, &counts);
+      WriteCodes<kBits, kLanes, Rule>(a, chunk, has_chunk, pairs, old, &counts);
     }
   }
-  if constexpr (kLanes > 0) {
+  if constexpr (kLanes > 0 && Rule::kCounts) {
     const int flips = __reduce_add_sync(0xFFFFFFFFu, counts.flipped_codes);
     const int scales = __reduce_add_sync(0xFFFFFFFFu, counts.changed_scales);
     if (threadIdx.x % 32 == 0 && (flips | scales) != 0) {
@@ -153,40 +163,61 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-template <int kBits, int kLanes>
-void Launch(const AdamWTask& task, const AdamWConstants& constants, AdamWCounters* counters,
-            cudaStream_t stream) {
-  const int64_t chunks = task.out_features * task.in_features / 8;
-  const int64_t most = static_cast<int64_t>(NumMultiprocessors()) * kBlocksPerMultiprocessor;
-  const int64_t blocks = (chunks + kBlockThreads - 1) / kBlockThreads;
-  LaunchKernel(
-      {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kBlockThreads), 0, stream},
-      kLanes > 0 && task.spec.rule == ScaleRule::kAbsmax7 ? AdamWKernel<kBits, kLanes, (kLanes > 0)>
-                                                          : AdamWKernel<kBits, kLanes, false>,
-      task, constants, counters);
-}
+// What all launches of a task share.
+struct Launcher {
+  const AdamWTask& task;
+  const AdamWConstants& constants;
+  AdamWCounters* counters;
+  cudaStream_t stream;
+  FlipCounts flips;
 
-template <int kBits>
-bool LaunchWithCodes(const AdamWTask& task, const AdamWConstants& constants,
-                     AdamWCounters* counters, cudaStream_t stream) {
-  switch (task.spec.group_size) {
-    case 32:
-      return Launch<kBits, 4>(task, constants, counters, stream), true;
-    case 64:
-      return Launch<kBits, 8>(task, constants, counters, stream), true;
-    case 128:
-      return Launch<kBits, 16>(task, constants, counters, stream), true;
-    case 256:
-      return Launch<kBits, 32>(task, constants, counters, stream), true;
-    default:
-      return false;
+  template <int kBits, int kLanes, class Rule>
+  void Run() const {
+    const int64_t chunks = task.out_features * task.in_features / 8;
+    const int64_t most = static_cast<int64_t>(NumMultiprocessors()) * kBlocksPerMultiprocessor;
+    const int64_t blocks = (chunks + kBlockThreads - 1) / kBlockThreads;
+    LaunchKernel({dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kBlockThreads),
+                  0, stream},
+                 AdamWKernel<kBits, kLanes, Rule>, task, constants, counters);
   }
-}
+
+  void RunWithoutCodes() const { Run<4, 0, CodeRule<false, false>>(); }
+
+  template <int kBits, int kLanes>
+  bool RunWithRule() const {
+    const bool counts = flips == FlipCounts::kCounted;
+    if (task.spec.rule == ScaleRule::kAbsmax7) {
+      counts ? Run<kBits, kLanes, CodeRule<true, true>>()
+             : Run<kBits, kLanes, CodeRule<true, false>>();
+    } else {
+      counts ? Run<kBits, kLanes, CodeRule<false, true>>()
+             : Run<kBits, kLanes, CodeRule<false, false>>();
+    }
+    return true;
+  }
+
+  // False for other group sizes.
+  template <int kBits>
+  bool RunWithCodes() const {
+    switch (task.spec.group_size) {
+      case 32:
+        return RunWithRule<kBits, 4>();
+      case 64:
+        return RunWithRule<kBits, 8>();
+      case 128:
+        return RunWithRule<kBits, 16>();
+      case 256:
+        return RunWithRule<kBits, 32>();
+      default:
+        return false;
+    }
+  }
+};
 
 }  // namespace
 
 void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* counters,
-                 cudaStream_t stream) {
+                 cudaStream_t stream, FlipCounts flips) {
   const int64_t size = task.out_features * task.in_features;
   const bool has_codes = task.packed != nullptr;
   if (size % 8 != 0 || (has_codes && (task.spec.group_size <= 0 || task.spec.group_size % 8 != 0 ||
@@ -202,12 +233,11 @@ void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* co
   QT_CHECK(has_codes == (task.scale != nullptr), "codes and scales go together");
   if (size == 0) return;
   const AdamWConstants constants = ConstantsOf(step, task.weight_decay);
-  if (!has_codes) return Launch<4, 0>(task, constants, counters, stream);
-  const bool done = task.spec.grid.num_bits == 4
-                        ? LaunchWithCodes<4>(task, constants, counters, stream)
-                        : LaunchWithCodes<8>(task, constants, counters, stream);
-  if (done) return;
-  Launch<4, 0>(task, constants, counters, stream);
+  const Launcher launcher = {task, constants, counters, stream, flips};
+  if (!has_codes) return launcher.RunWithoutCodes();
+  if (task.spec.grid.num_bits == 4 ? launcher.RunWithCodes<4>() : launcher.RunWithCodes<8>())
+    return;
+  launcher.RunWithoutCodes();
   Quantize({.master = task.master,
             .out_features = task.out_features,
             .in_features = task.in_features,
