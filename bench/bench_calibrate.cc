@@ -48,12 +48,15 @@ struct Problem {
   }
   void AccumulateError(ThreadPool& pool) {
     error.in_features = shape.in_features;
-    AccumulateInputError(pool, inputs_TI.data(), reference_TI.data(), shape.num_tokens, error);
+    AccumulateInputError(pool, inputs_TI.data(), ReferenceRows(), shape.num_tokens, error);
   }
   void AccumulateBoth(ThreadPool& pool) {
     error.in_features = shape.in_features;
-    AccumulateHessianAndError(pool, inputs_TI.data(), reference_TI.data(), shape.num_tokens,
-                              hessian, error);
+    AccumulateHessianAndError(pool, inputs_TI.data(), ReferenceRows(), shape.num_tokens, hessian,
+                              error);
+  }
+  MatrixRows<BFloat16> ReferenceRows() const {
+    return {.data = reference_TI.data(), .row_stride = shape.in_features};
   }
   WeightMatrix Weight() const {
     return {.data = weight_OI.data(),

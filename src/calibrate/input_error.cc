@@ -122,13 +122,13 @@ void AccumulateMoment(ThreadPool& pool, const T* inputs_TI, int64_t num_tokens, 
 }
 
 template <class T>
-void AccumulateBoth(ThreadPool& pool, const T* inputs_TI, const T* reference_TI, int64_t num_tokens,
-                    Hessian* hessian, InputError& error) {
+void AccumulateBoth(ThreadPool& pool, const T* inputs_TI, MatrixRows<T> reference_TI,
+                    int64_t num_tokens, Hessian* hessian, InputError& error) {
   QT_CHECK(error.num_outputs == 0);
   const int64_t n = error.in_features;
   AccumulateMoment(pool, inputs_TI, num_tokens, hessian, error,
                    [&](int64_t first, int64_t group, RightStrips& to) {
-                     PackDifference(MatrixRows<T>{reference_TI + first * n, n},
+                     PackDifference(reference_TI.From(first),
                                     MatrixRows<T>{inputs_TI + first * n, n}, group, to);
                    });
 }
@@ -136,25 +136,26 @@ void AccumulateBoth(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
 }  // namespace
 
 template <class T>
-void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, MatrixRows<T> reference_TI,
                           int64_t num_tokens, InputError& error) {
   AccumulateBoth(pool, inputs_TI, reference_TI, num_tokens, nullptr, error);
 }
 
-template void AccumulateInputError(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
+template void AccumulateInputError(ThreadPool&, const BFloat16*, MatrixRows<BFloat16>, int64_t,
                                    InputError&);
-template void AccumulateInputError(ThreadPool&, const float*, const float*, int64_t, InputError&);
+template void AccumulateInputError(ThreadPool&, const float*, MatrixRows<float>, int64_t,
+                                   InputError&);
 
 template <class T>
-void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, MatrixRows<T> reference_TI,
                                int64_t num_tokens, Hessian& hessian, InputError& error) {
   AccumulateBoth(pool, inputs_TI, reference_TI, num_tokens, &hessian, error);
 }
 
-template void AccumulateHessianAndError(ThreadPool&, const BFloat16*, const BFloat16*, int64_t,
+template void AccumulateHessianAndError(ThreadPool&, const BFloat16*, MatrixRows<BFloat16>, int64_t,
                                         Hessian&, InputError&);
-template void AccumulateHessianAndError(ThreadPool&, const float*, const float*, int64_t, Hessian&,
-                                        InputError&);
+template void AccumulateHessianAndError(ThreadPool&, const float*, MatrixRows<float>, int64_t,
+                                        Hessian&, InputError&);
 
 template <class T>
 void AccumulateOutputError(ThreadPool& pool, const T* inputs_TI, const float* output_error_TO,

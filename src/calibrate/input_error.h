@@ -17,6 +17,7 @@
 #include "base/threads.h"
 #include "calibrate/float_buffer.h"
 #include "calibrate/gptq.h"
+#include "calibrate/strip_packing.h"
 
 namespace quatrain {
 
@@ -31,15 +32,15 @@ struct InputError {
 };
 
 // error += 2 * X^T (X* - X) over the rows of inputs_TI and reference_TI (BFloat16 or float,
-// row-major, finite). FP32 in the order of AccumulateHessian; differences are rounded to FP32. Same
+// finite). FP32 in the order of AccumulateHessian; differences are rounded to FP32. Same
 // bits for any thread count.
 template <class T>
-void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+void AccumulateInputError(ThreadPool& pool, const T* inputs_TI, MatrixRows<T> reference_TI,
                           int64_t num_tokens, InputError& error);
 
 // The same, and AccumulateHessian of the inputs with it: they are packed once.
 template <class T>
-void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, const T* reference_TI,
+void AccumulateHessianAndError(ThreadPool& pool, const T* inputs_TI, MatrixRows<T> reference_TI,
                                int64_t num_tokens, Hessian& hessian, InputError& error);
 
 // error += 2 * X^T E, E = output_error_TO (row-major, finite) being w (x* - x) of every token, for

@@ -36,9 +36,10 @@ struct Inputs {
     AccumulateHessian(pool, x.data(), kTokens, hessian);
     return hessian;
   }
+  MatrixRows<BFloat16> Reference() const { return {reference.data(), kFeatures}; }
   InputError Error(ThreadPool& pool) const {
     InputError error{.in_features = kFeatures};
-    AccumulateInputError(pool, x.data(), reference.data(), kTokens, error);
+    AccumulateInputError(pool, x.data(), Reference(), kTokens, error);
     return error;
   }
   // Sum over tokens and rows of (t x - w x*)^2.
@@ -65,6 +66,23 @@ std::vector<float> AsFloat(const std::vector<BFloat16>& values) {
   std::vector<float> result;
   for (const BFloat16 value : values) result.push_back(ToFloat(value));
   return result;
+}
+
+TEST(InputError, IsTheSameWithTheHessianAndFromRowsAnywhere) {
+  ThreadPool pool(2);
+  const Inputs inputs(1);
+  std::vector<const BFloat16*> rows;
+  for (int64_t t = 0; t < kTokens; ++t) rows.push_back(inputs.reference.data() + t * kFeatures);
+  Hessian hessian(kFeatures);
+  InputError error{.in_features = kFeatures};
+  AccumulateHessianAndError(pool, inputs.x.data(), MatrixRows<BFloat16>{.scattered = rows.data()},
+                            kTokens, hessian, error);
+  EXPECT_EQ(error.moment_IM, inputs.Error(pool).moment_IM);
+  const Hessian alone = inputs.H(pool);
+  EXPECT_EQ(hessian.num_tokens, alone.num_tokens);
+  for (int64_t i = 0; i < kFeatures; ++i) {
+    for (int64_t j = i; j < kFeatures; ++j) ASSERT_EQ(hessian.At(i, j), alone.At(i, j));
+  }
 }
 
 TEST(InputError, IsTheMomentOfInputsAndTheirDifferences) {
@@ -166,7 +184,8 @@ TEST(InputCorrection, LeavesTheWeightWhereInputsAgree) {
   ThreadPool pool(2);
   const Inputs inputs(4);
   InputError error{.in_features = kFeatures};
-  AccumulateInputError(pool, inputs.x.data(), inputs.x.data(), kTokens, error);
+  AccumulateInputError(pool, inputs.x.data(), MatrixRows<BFloat16>{inputs.x.data(), kFeatures},
+                       kTokens, error);
   const HessianFactor factor = FactorHessian(pool, inputs.H(pool), {}, "m");
   EXPECT_EQ(InputCorrection(pool, factor, error).Apply(pool, inputs.Matrix()),
             AsFloat(inputs.weight));

@@ -44,27 +44,40 @@ int64_t OutputsOfError(const LayerInput& input, const WeightSpec& spec) {
   return is_alone && 2 * spec.shape[0] < spec.shape[1] ? spec.shape[0] : 0;
 }
 
+// Where each row of x* begins.
+template <class T>
+std::vector<const T*> RowsOf(const ReferenceRows& reference, const at::Tensor& x_TI) {
+  const int64_t features = x_TI.size(1);
+  const T* source = DataOf<T>(reference.source_SI);
+  const T* own = DataOf<T>(x_TI);
+  std::vector<const T*> rows(reference.row_T.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const int32_t row = reference.row_T[i];
+    rows[i] = row == ReferenceRows::kOwnRow ? own + static_cast<int64_t>(i) * features
+                                            : source + row * features;
+  }
+  return rows;
+}
+
 // x* - x, FP32.
 template <class T>
-at::Tensor DifferenceOf(const OpContext& ctx, const at::Tensor& reference_TI,
+at::Tensor DifferenceOf(const OpContext& ctx, const std::vector<const T*>& reference_T,
                         const at::Tensor& x_TI) {
   at::Tensor difference_TI = EmptyTensor(x_TI.sizes(), at::kFloat);
-  const T* reference = DataOf<T>(reference_TI);
-  const T* x = DataOf<T>(x_TI);
-  float* difference = DataOf<float>(difference_TI);
   const int64_t features = x_TI.size(1);
   ctx.pool.ParallelFor(x_TI.size(0), [&](int64_t row, int) {
-    for (int64_t at = row * features; at < (row + 1) * features; ++at) {
-      difference[at] = ToFloat(reference[at]) - ToFloat(x[at]);
-    }
+    const T* reference = reference_T[static_cast<size_t>(row)];
+    const T* x = DataOf<T>(x_TI) + row * features;
+    float* difference = DataOf<float>(difference_TI) + row * features;
+    for (int64_t i = 0; i < features; ++i) difference[i] = ToFloat(reference[i]) - ToFloat(x[i]);
   });
   return difference_TI;
 }
 
-// The Hessian, and the error against the unquantised model's inputs unless those are undefined.
+// The Hessian, and the error against the unquantised model's inputs where they are known.
 void AccumulateInput(const OpContext& ctx, const Weight& weight, const at::Tensor& x_TI,
-                     const at::Tensor& reference_TI, LayerInput& input) {
-  if (!reference_TI.defined()) {
+                     const ReferenceRows& reference, LayerInput& input) {
+  if (!reference.source_SI.defined()) {
     Accumulate(ctx, x_TI, input.hessian);
     return;
   }
@@ -73,15 +86,17 @@ void AccumulateInput(const OpContext& ctx, const Weight& weight, const at::Tenso
   error.num_outputs = OutputsOfError(input, weight.spec);
   DispatchActivation(x_TI.scalar_type(), [&](auto type) {
     using T = decltype(type);
+    const T* x = DataOf<T>(x_TI);
+    const std::vector<const T*> reference_T = RowsOf<T>(reference, x_TI);
     if (error.num_outputs == 0) {
-      AccumulateHessianAndError(ctx.pool, DataOf<T>(x_TI), DataOf<T>(reference_TI), x_TI.size(0),
-                                input.hessian, error);
+      AccumulateHessianAndError(ctx.pool, x, MatrixRows<T>{.scattered = reference_T.data()},
+                                x_TI.size(0), input.hessian, error);
       return;
     }
     Accumulate(ctx, x_TI, input.hessian);
     const at::Tensor error_TO =
-        LinearLogits(ctx, DifferenceOf<T>(ctx, reference_TI, x_TI), weight.View());
-    AccumulateOutputError(ctx.pool, DataOf<T>(x_TI), DataOf<float>(error_TO), x_TI.size(0), error);
+        LinearLogits(ctx, DifferenceOf<T>(ctx, reference_T, x_TI), weight.View());
+    AccumulateOutputError(ctx.pool, x, DataOf<float>(error_TO), x_TI.size(0), error);
   });
 }
 
@@ -166,9 +181,9 @@ void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const st
   LayerInput* input = InputOf(weights_.Find(weight.spec.name));
   if (input == nullptr) return;
   if (weight.spec.role == WeightRole::kExpert && expert_tokens_ == ExpertTokens::kAll) return;
-  const at::Tensor reference_TI =
-      reference == nullptr ? at::Tensor() : reference->RowsFor(weight, x_TI);
-  const Observation observation{*input, weight, x_TI, reference_TI, where};
+  const Observation observation{
+      *input, weight, x_TI,
+      reference == nullptr ? ReferenceRows() : reference->RowsFor(weight, x_TI), where};
   if (weight.spec.role == WeightRole::kExpert) {
     waiting_.push_back(observation);
   } else {
@@ -177,10 +192,10 @@ void LayerInputs::Observe(const Weight& weight, const at::Tensor& x_TI, const st
 }
 
 void LayerInputs::TakeIn(const Observation& observation) const {
-  const auto& [input, weight, x_TI, reference_TI, where] = observation;
+  const auto& [input, weight, x_TI, reference, where] = observation;
   CheckFiniteInput(x_TI, weight.spec.module(), where);
   input.num_tokens += x_TI.size(0);
-  AccumulateInput(ctx_, weight, x_TI, reference_TI, input);
+  AccumulateInput(ctx_, weight, x_TI, reference, input);
 }
 
 void LayerInputs::FinishBatch() {

@@ -66,7 +66,7 @@ class LayerInputs {
     LayerInput& input;
     const Weight& weight;
     at::Tensor x_TI;
-    at::Tensor reference_TI;  // undefined without one
+    ReferenceRows reference;  // empty without one
     std::string where;
   };
   void TakeIn(const Observation& observation) const;

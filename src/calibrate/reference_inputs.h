@@ -2,12 +2,22 @@
 // those of the half-quantised model read for the same tokens.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "models/layer.h"
 
 namespace quatrain {
+
+// Which row the unquantised model's linear read for each row of ours: a row of `source_SI`, or our
+// own (kOwnRow).
+struct ReferenceRows {
+  static constexpr int32_t kOwnRow = -1;
+  at::Tensor source_SI;  // undefined: nothing was observed
+  std::vector<int32_t> row_T;
+};
 
 class ReferenceInputs {
  public:
@@ -19,14 +29,12 @@ class ReferenceInputs {
   void SetPermutations(const MoePermutation* reference, const MoePermutation* quantized);
 
   // The unquantised model's rows for the tokens of x_TI, which `weight` is about to read. For
-  // down_proj of an expert that only the quantised model chose for a token, the row of x_TI itself.
-  // Undefined: nothing was observed.
-  at::Tensor RowsFor(const Weight& weight, const at::Tensor& x_TI) const;
+  // down_proj of an expert that only the quantised model chose for a token, our own row. Nothing is
+  // copied.
+  ReferenceRows RowsFor(const Weight& weight, const at::Tensor& x_TI) const;
 
  private:
-  at::Tensor ExpertRows(int64_t expert) const;
-  at::Tensor ExpertActivations(int64_t expert, const at::Tensor& reference_TI,
-                               const at::Tensor& x_TI) const;
+  std::vector<int32_t> ExpertRows(int64_t expert) const;
 
   std::unordered_map<std::string, at::Tensor> inputs_;  // by name of the weight
   at::Tensor router_TD_;

@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "ops/tensor.h"
+
 namespace quatrain {
 namespace {
 
@@ -24,9 +26,15 @@ at::Tensor Rows(const std::vector<float>& values) {
   return rows;
 }
 
-std::vector<float> Values(const at::Tensor& rows) {
-  const at::Tensor flat = rows.contiguous();
-  return {flat.const_data_ptr<float>(), flat.const_data_ptr<float>() + flat.numel()};
+// The rows in full.
+std::vector<float> Values(const ReferenceRows& rows, const at::Tensor& x) {
+  std::vector<float> values;
+  for (size_t i = 0; i < rows.row_T.size(); ++i) {
+    const int32_t row = rows.row_T[i];
+    values.push_back(row == ReferenceRows::kOwnRow ? DataOf<float>(x)[i]
+                                                   : DataOf<float>(rows.source_SI)[row]);
+  }
+  return values;
 }
 
 // Four tokens: the unquantised model sends them to experts 0, 1, 0, 1, the quantised one to 0, 0,
@@ -48,18 +56,21 @@ class ReferenceInputsTest : public testing::Test {
 };
 
 TEST_F(ReferenceInputsTest, GateHasARowForEveryTokenOfTheQuantisedModel) {
-  EXPECT_EQ(Values(inputs_.RowsFor(gate_, Rows({1, 2, 3}))), (std::vector<float>{10, 11, 12}));
+  const at::Tensor x = Rows({1, 2, 3});
+  EXPECT_EQ(Values(inputs_.RowsFor(gate_, x), x), (std::vector<float>{10, 11, 12}));
 }
 
 TEST_F(ReferenceInputsTest, DownKeepsItsOwnRowWhereTheOtherModelChoseAnotherExpert) {
-  EXPECT_EQ(Values(inputs_.RowsFor(down_, Rows({1, 2, 3}))), (std::vector<float>{20, 2, 22}));
+  const at::Tensor x = Rows({1, 2, 3});
+  EXPECT_EQ(Values(inputs_.RowsFor(down_, x), x), (std::vector<float>{20, 2, 22}));
 }
 
 TEST_F(ReferenceInputsTest, OtherLinearsHaveTheRowsThatWereSeen) {
   const Weight o_proj = WeightNamed("o_proj.weight", WeightRole::kAttention, -1);
-  EXPECT_FALSE(inputs_.RowsFor(o_proj, Rows({1})).defined());
-  inputs_.Observer()(o_proj, Rows({7}));
-  EXPECT_EQ(Values(inputs_.RowsFor(o_proj, Rows({1}))), std::vector<float>{7});
+  const at::Tensor x = Rows({1, 2});
+  EXPECT_FALSE(inputs_.RowsFor(o_proj, x).source_SI.defined());
+  inputs_.Observer()(o_proj, Rows({7, 8}));
+  EXPECT_EQ(Values(inputs_.RowsFor(o_proj, x), x), (std::vector<float>{7, 8}));
 }
 
 }  // namespace

@@ -16,14 +16,14 @@
 #define QUATRAIN_CALIBRATE_STRIP_PACKING_TYPES_
 namespace quatrain {
 
-// Columns of one group: rows of a, or of a - b where b is not null, from its first column on.
+// Columns of one group: rows of a, or of a - b where b is not null.
 template <class T>
 struct PackedRows {
-  const T* a = nullptr;
-  const T* b = nullptr;
-  int64_t a_stride = 0, b_stride = 0;
+  MatrixRows<T> a;
+  const MatrixRows<T>* b = nullptr;
   int64_t num_rows = 0;
-  int64_t columns = 0;  // of the matrix from the first column on, at least 1
+  int64_t first = 0;    // column
+  int64_t columns = 0;  // of the matrix from the first one on, at least 1
   float* to = nullptr;
   int64_t strip_stride = 0;
 };
@@ -66,8 +66,8 @@ void PackRows(const PackedRows<T>& rows) {
   constexpr int64_t kRead = (kWidth + kPackLanes - 1) / kPackLanes * kPackLanes;
   const int64_t columns = std::min(kPackedColumns, rows.columns);
   for (int64_t row = 0; row < rows.num_rows; ++row) {
-    const T* a = rows.a + row * rows.a_stride;
-    const T* b = rows.b == nullptr ? nullptr : rows.b + row * rows.b_stride;
+    const T* a = rows.a.Row(row) + rows.first;
+    const T* b = rows.b == nullptr ? nullptr : rows.b->Row(row) + rows.first;
     float* to = rows.to + row * kWidth;
     int64_t i = 0;
     for (; i < columns && i + kRead <= rows.columns; i += kWidth, to += rows.strip_stride) {
@@ -115,25 +115,29 @@ void Dispatch(const RightStrips&, const PackedRows<BFloat16>& rows) {
   HWY_DYNAMIC_DISPATCH(PackRightBFloat16s)(rows);
 }
 
-}  // namespace
-
 template <int64_t kWidth, class T>
-void PackDifference(MatrixRows<T> a, MatrixRows<T> b, int64_t group, ColumnStrips<kWidth>& to) {
+void Pack(MatrixRows<T> a, const MatrixRows<T>* b, int64_t group, ColumnStrips<kWidth>& to) {
   static_assert(kPackedColumns % kWidth == 0);
   const int64_t first = group * kPackedColumns;
-  Dispatch(to, {.a = a.data + first,
-                .b = b.data == nullptr ? nullptr : b.data + first,
-                .a_stride = a.row_stride,
-                .b_stride = b.row_stride,
+  Dispatch(to, {.a = a,
+                .b = b,
                 .num_rows = to.depth,
+                .first = first,
                 .columns = to.columns - first,
                 .to = to.Strip(first / kWidth),
                 .strip_stride = to.stride()});
 }
 
+}  // namespace
+
 template <int64_t kWidth, class T>
 void PackStrips(MatrixRows<T> from, int64_t group, ColumnStrips<kWidth>& to) {
-  PackDifference(from, MatrixRows<T>(), group, to);
+  Pack<kWidth, T>(from, nullptr, group, to);
+}
+
+template <int64_t kWidth, class T>
+void PackDifference(MatrixRows<T> a, MatrixRows<T> b, int64_t group, ColumnStrips<kWidth>& to) {
+  Pack(a, &b, group, to);
 }
 
 template void PackStrips(MatrixRows<float>, int64_t, LeftStrips&);

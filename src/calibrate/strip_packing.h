@@ -21,11 +21,21 @@ inline int64_t TokensPackedAtOnce(int64_t columns) {
   return columns <= 1024 ? kChainDepth : 4 * kChainDepth;
 }
 
-// Rows of a row-major matrix of BFloat16 or float, to.depth of them and to.columns wide.
+// Rows of BFloat16 or float, to.depth of them and to.columns wide: of a row-major matrix, or
+// wherever they are.
 template <class T>
 struct MatrixRows {
   const T* data = nullptr;
   int64_t row_stride = 0;
+  const T* const* scattered = nullptr;  // if set: where each row begins
+
+  MatrixRows From(int64_t row) const {
+    if (scattered != nullptr) return {.scattered = scattered + row};
+    return {.data = data + row * row_stride, .row_stride = row_stride};
+  }
+  const T* Row(int64_t row) const {
+    return scattered != nullptr ? scattered[row] : data + row * row_stride;
+  }
 };
 
 // Columns [group * kPackedColumns, ...) of `from`, and zeros behind the last one. Single-threaded.
