@@ -84,6 +84,18 @@ void SolveTriangle(const float* block, int64_t first, int64_t end, float* panel)
   }
 }
 
+void DivideReversed(const float* from, int64_t count, float divisor, float* to) {
+  const Tag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto divisors = hn::Set(d, divisor);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto values = hn::Reverse(d, hn::LoadU(d, from + count - lanes - i));
+    hn::StoreU(hn::Div(values, divisors), d, to + i);
+  }
+  for (; i < count; ++i) to[i] = from[count - 1 - i] / divisor;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace quatrain
 HWY_AFTER_NAMESPACE();
@@ -93,6 +105,7 @@ namespace quatrain {
 
 HWY_EXPORT(FactorBlock);
 HWY_EXPORT(SolveTriangle);
+HWY_EXPORT(DivideReversed);
 
 namespace {
 
@@ -187,6 +200,10 @@ bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
     AddGram(pool, row.left, row.right, -1.0f, diagonal + size * n + size, n);
   }
   return true;
+}
+
+void DivideReversed(const float* from, int64_t count, float divisor, float* to) {
+  HWY_DYNAMIC_DISPATCH(DivideReversed)(from, count, divisor, to);
 }
 
 }  // namespace quatrain

@@ -17,4 +17,7 @@ namespace quatrain {
 // memory and time halve where they matter (I = 14336).
 bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n);
 
+// to[i] = from[count - 1 - i] / divisor: a row of the factor with its columns reversed. No overlap.
+void DivideReversed(const float* from, int64_t count, float divisor, float* to);
+
 }  // namespace quatrain

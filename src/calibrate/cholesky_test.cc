@@ -98,5 +98,17 @@ TEST(Cholesky, RefusesAGramOfFewerTokensThanFeatures) {
   EXPECT_FALSE(TryCholesky(pool, a.data(), 200));
 }
 
+TEST(Cholesky, RowsAreReversedAndDivided) {
+  for (const int64_t count : {0, 1, 7, 8, 19, 40}) {
+    std::vector<float> from, to(static_cast<size_t>(count + 1), -1.0f);
+    for (int64_t i = 0; i < count; ++i) from.push_back(static_cast<float>(i) + 0.3f);
+    DivideReversed(from.data(), count, 0.7f, to.data());
+    for (int64_t i = 0; i < count; ++i) {
+      ASSERT_EQ(to[static_cast<size_t>(i)], from[static_cast<size_t>(count - 1 - i)] / 0.7f);
+    }
+    ASSERT_EQ(to.back(), -1.0f) << "written past its end";
+  }
+}
+
 }  // namespace
 }  // namespace quatrain

@@ -20,18 +20,17 @@ void ForRows(ThreadPool& pool, int64_t n, FunctionRef<void(int64_t row)> body) {
 }
 
 void CheckFinite(ThreadPool& pool, const Hessian& hessian, std::string_view module) {
-  ForRows(pool, hessian.in_features, [&](int64_t row) {
-    for (int64_t column = row; column < hessian.in_features; ++column) {
-      const float value = hessian.At(row, column);
-      if (std::isfinite(value)) continue;
-      throw Error(ErrorCode::kData,
-                  {.where = std::string(module),
-                   .what = fmt::format("the Hessian of its inputs is not finite at features {}, {}",
-                                       row, column),
-                   .expected = "finite activations",
-                   .found = fmt::format("{}", value),
-                   .todo = "Find the calibration sample or the layer before it that overflows."});
-    }
+  const int64_t n = hessian.in_features;
+  ForRows(pool, n, [&](int64_t row) {
+    const auto bad = FindBadInput(hessian.upper_II.data() + row * n + row, 1, n - row);
+    if (!bad) return;
+    throw Error(ErrorCode::kData,
+                {.where = std::string(module),
+                 .what = fmt::format("the Hessian of its inputs is not finite at features {}, {}",
+                                     row, row + bad->feature),
+                 .expected = "finite activations",
+                 .found = fmt::format("{}", bad->value),
+                 .todo = "Find the calibration sample or the layer before it that overflows."});
   });
 }
 
@@ -105,28 +104,19 @@ void GatherReversed(ThreadPool& pool, const Hessian& hessian, const std::vector<
   });
 }
 
-// From the reversed upper factor to pivots and feedback: rows are divided by their diagonal, then
-// all entries reversed.
+// From the reversed upper factor to pivots and feedback: rows are divided by their diagonal, and
+// all entries reversed, which puts those right of the diagonal to the left of it, where nothing is
+// read.
 void FinishFeedback(ThreadPool& pool, HessianFactor& factor) {
   const int64_t n = factor.in_features;
   factor.pivot_I.resize(static_cast<size_t>(n));
   ForRows(pool, n, [&](int64_t row) {
-    float* values = factor.feedback_II.data() + row * n;
+    const float* values = factor.feedback_II.data() + row * n;
     const float root = values[row];
-    factor.pivot_I[static_cast<size_t>(n - 1 - row)] = root * root;
-    for (int64_t column = row + 1; column < n; ++column) values[column] /= root;
+    const int64_t j = n - 1 - row;
+    factor.pivot_I[static_cast<size_t>(j)] = root * root;
+    DivideReversed(values + row + 1, j, root, factor.feedback_II.data() + j * n);
   });
-  ForRows(pool, n / 2, [&](int64_t row) {
-    float* first = factor.feedback_II.data() + row * n;
-    std::reverse(first, first + n);
-    float* last = factor.feedback_II.data() + (n - 1 - row) * n;
-    std::reverse(last, last + n);
-    std::swap_ranges(first, first + n, last);
-  });
-  if (n % 2 != 0) {
-    float* middle = factor.feedback_II.data() + n / 2 * n;
-    std::reverse(middle, middle + n);
-  }
 }
 
 bool TryRung(ThreadPool& pool, const Hessian& hessian, const Diagonal& diagonal, double rung,
