@@ -62,7 +62,7 @@ def run_quatrain(args, work):
     for line in (work / "run" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         steps.append({"rollout": row["perf/rollout_time"],
-                      "train": row["perf/log_probs_time"] + row["perf/actor_train_time"],
+                      "train": row.get("perf/log_probs_time", 0) + row["perf/actor_train_time"],
                       "step": row["perf/step_time"], "response": row["rollout/response_len/mean"],
                       "reward": row["rollout/raw_reward"], "peak": row["perf/peak_resident_bytes"]})
     return steps

@@ -171,8 +171,13 @@ void AddBatchOptions(CLI::App& command, TrainArgs& args) {
                    "spread samples evenly over ranks: there is one");
   command.add_flag("--calculate-per-token-loss", batch.calculate_per_token_loss,
                    "mean over tokens, not over samples");
-  command.add_flag("--skip-actor-forward-only", batch.skip_actor_forward_only,
-                   "old log-probabilities are the detached new ones");
+  command.add_flag_callback(
+      "--skip-actor-forward-only", [&batch] { batch.skip_actor_forward_only = true; },
+      "old log-probabilities are the detached new ones: by default with one optimizer step a "
+      "rollout, where a pass of their own finds the same");
+  command.add_flag_callback(
+      "--no-skip-actor-forward-only", [&batch] { batch.skip_actor_forward_only = false; },
+      "score old log-probabilities in a pass of their own");
 }
 
 void AddOptimizerOptions(CLI::App& command, TrainArgs& args) {

@@ -73,7 +73,9 @@ struct BatchArgs {
   int64_t max_tokens_per_gpu = 8192;         // token budget of a micro-batch, with it
   int64_t log_probs_max_tokens_per_gpu = 0;  // of a scoring batch; 0: max_tokens_per_gpu
   bool calculate_per_token_loss = false;
-  bool skip_actor_forward_only = false;  // old log-probabilities are the detached new ones
+  // Old log-probabilities come from the training forward instead of a pass of their own. Absent: as
+  // far as that gives the same numbers.
+  std::optional<bool> skip_actor_forward_only;
   // What layers have computed is kept for the backward up to here; beyond, layers run again.
   // --recompute-granularity full keeps nothing.
   int64_t trace_bytes = int64_t{256} << 20;

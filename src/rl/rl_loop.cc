@@ -2,7 +2,7 @@
 //
 //   prompt file --> PromptDataset --Prompt--> GenerateSamples (Engine) --Sample--> reward,
 //   advantage
-//        --> batcher --TrainBatch--> Trainer: score old and reference, loss, backward
+//        --> batcher --TrainBatch--> Trainer: reference and old log-probabilities, loss, backward
 //        --> Parameters::Step: AdamW on the masters, writes the INT4 codes and scales that
 //        everybody reads
 //        --> Engine::UpdateWeights: a version number (one process: the engine holds the same
@@ -71,8 +71,8 @@ void TrainOn(Run& run, int64_t rollout, std::vector<Sample>& samples, Json& row,
   try {
     std::vector<std::vector<TrainBatch>> steps = run.MakeSteps(samples);
     run.Score(samples, steps, row, note);
-    run.LogSamples(rollout, samples, steps);
     run.Train(steps, row, note);
+    run.LogSamples(rollout, samples, steps);
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kData) throw;
     throw Error(error.code(), fmt::format("rollout {}: {} {}", rollout + 1, error.what(),

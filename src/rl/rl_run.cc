@@ -365,13 +365,23 @@ std::vector<std::vector<TrainBatch>> Run::MakeSteps(std::vector<Sample>& samples
   return MakeTrainSteps(samples, StepOptions());
 }
 
+// The only step of a rollout sees its old log-probabilities in its own forward, to the bit, unless
+// the advantages need them before.
+bool Run::NeedsOldPass(const std::vector<std::vector<TrainBatch>>& steps) const {
+  const bool skips = config_.batch.skip_actor_forward_only.value_or(steps.size() == 1 &&
+                                                                    config_.algorithm.kl_coef == 0);
+  return !skips;
+}
+
 void Run::Score(const std::vector<Sample>& samples, std::vector<std::vector<TrainBatch>>& steps,
                 Json& row, const StepNote& note) {
   Timer timer;
   note("scoring");
   BatcherOptions options = StepOptions();
   const int64_t max_tokens = config_.batch.log_probs_max_tokens_per_gpu;
-  const bool is_cut_anew = config_.batch.use_dynamic_batch_size && max_tokens > 0 &&
+  const bool scores_old = NeedsOldPass(steps);
+  const bool scores = scores_old || models_.reference_decoder() != nullptr;
+  const bool is_cut_anew = scores && config_.batch.use_dynamic_batch_size && max_tokens > 0 &&
                            max_tokens != options.max_tokens_per_gpu;
   std::vector<std::vector<TrainBatch>> scored;
   if (is_cut_anew) {
@@ -392,7 +402,7 @@ void Run::Score(const std::vector<Sample>& samples, std::vector<std::vector<Trai
     row["perf/ref_log_probs_time"] = timer.seconds();
     timer.Restart();
   }
-  if (!config_.batch.skip_actor_forward_only) {
+  if (scores_old) {
     for (auto& step : cut) trainer_->ScoreOld(step);
     if (is_cut_anew) CopyTokens(scored, steps, &TrainBatch::old_logprobs_T);
     row["perf/log_probs_time"] = timer.seconds();
@@ -406,10 +416,9 @@ void Run::Score(const std::vector<Sample>& samples, std::vector<std::vector<Trai
                         steps);
 }
 
-void Run::Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row,
-                const StepNote& note) {
+void Run::Train(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note) {
   Timer timer;
-  for (const std::vector<TrainBatch>& step : steps) {
+  for (std::vector<TrainBatch>& step : steps) {
     const TrainStepResult result = trainer_->Step(step, config_.optimizer.lr, [&](size_t done) {
       note(fmt::format("trained {}/{} micro-batches", done, step.size()));
     });

@@ -33,15 +33,15 @@ class Run {
   // The steps of one rollout, in order; each adds its numbers and seconds to `row`. Under
   // --load-debug-rollout-data the samples are read.
   std::vector<Sample> Generate(int64_t rollout, Json& row, const StepNote& note);
-  // Some samples with what the trainer made of them, so after Score.
+  // Some samples with what the trainer made of them, so after Train.
   void LogSamples(int64_t rollout, const std::vector<Sample>& samples,
                   const std::vector<std::vector<TrainBatch>>& steps);
   std::vector<std::vector<TrainBatch>> MakeSteps(std::vector<Sample>& samples);
-  // Old and reference log-probabilities, in batches of their own if --log-probs-max-tokens-per-gpu
-  // asks for them.
+  // Reference log-probabilities, and the old ones unless Train finds the same; in batches of their
+  // own if --log-probs-max-tokens-per-gpu asks for them.
   void Score(const std::vector<Sample>& samples, std::vector<std::vector<TrainBatch>>& steps,
              Json& row, const StepNote& note);
-  void Train(const std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
+  void Train(std::vector<std::vector<TrainBatch>>& steps, Json& row, const StepNote& note);
   void UpdateWeights(Json& row);
   // Every --ref-update-interval rollouts the reference takes the policy's BF16 weights.
   void UpdateReference(int64_t rollout);
@@ -66,6 +66,7 @@ class Run {
   std::vector<Sample> Sampled(int64_t rollout, const StepNote& note);
   void MakeSampler();
   BatcherOptions StepOptions() const;
+  bool NeedsOldPass(const std::vector<std::vector<TrainBatch>>& steps) const;
   RolloutOptions TrainRolloutOptions() const;
   RolloutOptions EvalOptions() const;
   void CheckPromptsFit() const;

@@ -25,7 +25,7 @@ struct TrainBatch {
   std::vector<uint8_t> loss_mask_T;  // 1: sampled and trained on; never a sequence's first token
   std::vector<float> advantages_T;
   std::vector<float> rollout_logprobs_T;  // nats, at the rollout temperature, by the engine
-  std::vector<float> old_logprobs_T;  // by the trainer before the rollout's steps; empty: the new
+  std::vector<float> old_logprobs_T;  // by the trainer before the rollout's steps; empty: not yet
   std::vector<float> ref_logprobs_T;  // by the reference model; empty: no reference
 
   // Records of the sequences' first length - 1 tokens, packed: T - S rows (the last token of a

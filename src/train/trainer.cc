@@ -172,7 +172,7 @@ at::Tensor Trainer::ForwardOf(const TrainBatch& batch, const ForwardBatch& forwa
   }
 }
 
-PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* routing) {
+PolicyLossSums Trainer::Accumulate(TrainBatch& batch, RoutingOverlap* routing) {
   TrainForward forward;
   FillForward(batch, RoutingSource::kRecord, forward);
   DecoderTape tape{.trace_bytes = config_.trace_bytes};
@@ -185,9 +185,10 @@ PolicyLossSums Trainer::Accumulate(const TrainBatch& batch, RoutingOverlap* rout
   const float inv_temperature = 1.0f / config_.temperature;
   const TokenLogprobs scored = LmHeadLogprobs(ctx_, rows_RD, decoder_.LmHead(), forward.targets,
                                               inv_temperature, Entropy::kCompute);
-  const PolicyLossResult loss =
-      PolicyLoss(batch, Spread(forward, scored.logprobs, batch.num_tokens()),
-                 Spread(forward, scored.entropy, batch.num_tokens()), config_.loss);
+  const std::vector<float> logprobs_T = Spread(forward, scored.logprobs, batch.num_tokens());
+  if (batch.old_logprobs_T.empty()) batch.old_logprobs_T = logprobs_T;
+  const PolicyLossResult loss = PolicyLoss(
+      batch, logprobs_T, Spread(forward, scored.entropy, batch.num_tokens()), config_.loss);
 
   const std::vector<float> dlogprobs = Pick(forward, loss.dlogprobs_T);
   const std::vector<float> dentropy = Pick(forward, loss.dentropy_T);
@@ -212,7 +213,7 @@ Parameters::StepResult Trainer::StepOrName(std::span<const TrainBatch> batches, 
   } catch (const Error& error) {
     if (std::isfinite(GlobalNorm(ctx_, gradients_))) throw;
     RoutingOverlap ignored;
-    ThrowNamed(error, batches, [&](const TrainBatch& one) {
+    ThrowNamed(error, batches, [&](TrainBatch one) {
       gradients_.Clear();
       Accumulate(one, &ignored);
       if (!std::isfinite(GlobalNorm(ctx_, gradients_))) throw error;
@@ -220,7 +221,7 @@ Parameters::StepResult Trainer::StepOrName(std::span<const TrainBatch> batches, 
   }
 }
 
-TrainStepResult Trainer::Step(std::span<const TrainBatch> batches, double lr,
+TrainStepResult Trainer::Step(std::span<TrainBatch> batches, double lr,
                               const std::function<void(size_t num_done)>& progress) {
   TrainStepResult result;
   Timer timer;

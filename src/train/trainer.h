@@ -1,12 +1,13 @@
 // Trainer: log-probabilities of a batch, and one optimizer step from its micro-batches.
 //
 //   Trainer trainer(ctx, decoder, parameters, {...});
-//   trainer.ScoreOld(batches);  // old_logprobs_T, under the weights before the step
+//   trainer.ScoreOld(batches);  // before the first of several steps: old_logprobs_T
 //   TrainStepResult result = trainer.Step(batches, lr, nullptr);
 //
-// The forward is the engine's (models/decoder.h) over the same weights, so the scored
-// log-probabilities equal the rollout's bit for bit when both run the same weights. Gradients do
-// not depend on how a step is cut into micro-batches beyond FP32 rounding. Not thread-safe.
+// The forward is the engine's (models/decoder.h) over the same weights, so the trainer's
+// log-probabilities equal the rollout's bit for bit when both run the same weights, and those of a
+// step's own forward equal those that ScoreOld finds before it. Gradients do not depend on how a
+// step is cut into micro-batches beyond FP32 rounding. Not thread-safe.
 #pragma once
 
 #include <functional>
@@ -67,10 +68,11 @@ class Trainer {
   // not finite.
   void ScoreOld(std::span<TrainBatch> batches) const;
 
-  // Forward and backward of every micro-batch, then one optimizer step. `progress` is called before
-  // each micro-batch with the number of those done. Error kData naming step, tensor and sample
-  // where a number is not finite; no weight has changed then.
-  TrainStepResult Step(std::span<const TrainBatch> batches, double lr,
+  // Forward and backward of every micro-batch, then one optimizer step. A batch without
+  // old_logprobs_T gets those of this forward: the weights do not change before the last one.
+  // `progress` is called before each micro-batch with the number of those done. Error kData naming
+  // step, tensor and sample where a number is not finite; no weight has changed then.
+  TrainStepResult Step(std::span<TrainBatch> batches, double lr,
                        const std::function<void(size_t num_done)>& progress);
 
  private:
@@ -78,7 +80,7 @@ class Trainer {
   at::Tensor ForwardOf(const TrainBatch& batch, const ForwardBatch& forward,
                        DecoderTape* tape) const;
   Parameters::StepResult StepOrName(std::span<const TrainBatch> batches, double lr);
-  PolicyLossSums Accumulate(const TrainBatch& batch, RoutingOverlap* routing);
+  PolicyLossSums Accumulate(TrainBatch& batch, RoutingOverlap* routing);
 
   OpContext ctx_;
   const Decoder& decoder_;

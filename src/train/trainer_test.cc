@@ -34,8 +34,10 @@ class TrainerTest : public SmallMoeTest {
   struct Outcome {
     TrainStepResult result;
     std::vector<at::Tensor> moments;  // (1 - beta1) times the gradient
+    std::vector<std::vector<float>> old_logprobs;
   };
-  Outcome StepOver(std::vector<TrainBatch> batches) const {
+  enum class Old { kScored, kOfTheStep };
+  Outcome StepOver(std::vector<TrainBatch> batches, Old old = Old::kScored) const {
     ThreadPool pool(1);
     const OpContext ctx{pool};
     ModelWeights trained = AllocateLike(*start_, 0);
@@ -44,7 +46,7 @@ class TrainerTest : public SmallMoeTest {
     Parameters parameters(ctx, *start_, &trained, nullptr, config, {}, MasterStart::kValues);
     const Decoder decoder(checkpoint_->config(), trained);
     Trainer trainer(ctx, decoder, parameters, {{}, 0.8f});
-    trainer.ScoreOld(batches);
+    if (old == Old::kScored) trainer.ScoreOld(batches);
     Outcome outcome;
     size_t num_calls = 0;
     outcome.result =
@@ -52,6 +54,7 @@ class TrainerTest : public SmallMoeTest {
     EXPECT_EQ(num_calls, batches.size());
     for (size_t i = 0; i < parameters.size(); ++i)
       outcome.moments.push_back(parameters.exp_avg(i).clone());
+    for (const TrainBatch& batch : batches) outcome.old_logprobs.push_back(batch.old_logprobs_T);
     return outcome;
   }
 };
@@ -97,6 +100,21 @@ TEST_F(TrainerTest, ScoresDoNotDependOnTheBatch) {
   const TrainBatch batch = Batch(0, 6);
   for (size_t t = 0; t < logprobs.size(); ++t)
     EXPECT_EQ(logprobs[t] != 0.0f, batch.loss_mask_T[t] != 0) << t;
+}
+
+TEST_F(TrainerTest, AStepsOwnForwardFindsTheOldLogprobs) {
+  const std::vector<TrainBatch> batches = {Batch(0, 2), Batch(2, 6)};
+  const Outcome scored = StepOver(batches), own = StepOver(batches, Old::kOfTheStep);
+  EXPECT_EQ(own.old_logprobs, scored.old_logprobs);
+  Json scored_row, own_row;
+  scored.result.loss.AppendTo(scored_row);
+  own.result.loss.AppendTo(own_row);
+  EXPECT_EQ(own_row, scored_row);
+  EXPECT_EQ(own_row["train/ppo_kl"], 0.0);
+  EXPECT_GT(own_row["train/train_rollout_logprob_abs_diff"], 0.0) << "made-up rollout values";
+  for (size_t i = 0; i < own.moments.size(); ++i) {
+    EXPECT_TRUE(at::equal(own.moments[i], scored.moments[i])) << i;
+  }
 }
 
 TEST_F(TrainerTest, AGradientThatIsNotFiniteNamesStepTensorAndSample) {
@@ -186,7 +204,8 @@ TEST_F(TrainerTest, ReplayOfTheOwnRoutingIsExactAndAnotherOneShowsInTheOverlap) 
   const TrainStepResult own = trainer.Step(step, 0.0, {});
   EXPECT_EQ(own.routing.shared(), 1.0);
   EXPECT_EQ(own.routing.num_choices, 2 * replayed.routed_experts.num_tokens) << "two MoE layers";
-  EXPECT_LT(trainer.Step(std::vector<TrainBatch>{other}, 0.0, {}).routing.shared(), 1.0);
+  std::vector<TrainBatch> elsewhere = {other};
+  EXPECT_LT(trainer.Step(elsewhere, 0.0, {}).routing.shared(), 1.0);
 }
 
 TEST_F(TrainerTest, ALossThatMeansNothingIsRefused) {

@@ -24,6 +24,37 @@ TEST_F(Program, TrainingAndRolloutAgreeExactlyInEveryStep) {
   EXPECT_GT(flips, 0.0);   // the weights do move
 }
 
+// Metrics of a run, without times and memory.
+std::vector<Json> Results(std::vector<Json> rows) {
+  for (Json& row : rows) {
+    for (auto at = row.begin(); at != row.end();) {
+      at = at.key().starts_with("perf/") ? row.erase(at) : std::next(at);
+    }
+  }
+  return rows;
+}
+
+TEST_F(Program, TheOnlyStepOfARolloutFindsItsOldLogprobsInItsOwnForward) {
+  const std::string flags = "--use-kl-loss --kl-loss-coef 0.01 --use-opsm --lr 1e-3 ";
+  const auto run = [&](const std::string& name, const std::string& more) {
+    const std::string arguments = Replace(TrainArguments(name, 3), "--lr 1e-4", flags);
+    const Outcome outcome = Run(arguments + more, kQat);
+    EXPECT_EQ(outcome.status, 0) << outcome.text;
+    return Rows(Path(name + "/metrics.jsonl"));
+  };
+  const std::vector<Json> own = run("own", "");
+  const std::vector<Json> scored = run("scored", "--no-skip-actor-forward-only");
+  EXPECT_EQ(Results(own), Results(scored));
+  ExpectSameFile(Path("own/samples.jsonl"), Path("scored/samples.jsonl"));
+  ExpectSameFile(Path("own/iter_0000003/state/model.safetensors"),
+                 Path("scored/iter_0000003/state/model.safetensors"));
+  EXPECT_FALSE(own.back().contains("perf/log_probs_time"));
+  EXPECT_TRUE(scored.back().contains("perf/log_probs_time"));
+  const Json two = run("two", "--num-steps-per-rollout 2").back();
+  EXPECT_TRUE(two.contains("perf/log_probs_time"));
+  EXPECT_NE(two.at("train/ppo_kl").get<double>(), 0.0);
+}
+
 TEST_F(Program, ARunThatStopsAndResumesGoesOnBitForBit) {
   ASSERT_EQ(Run(TrainArguments("whole", 4), kQat).status, 0);
   const Outcome stopped = Run(TrainArguments("parts", 4) + "--debug-exit-after-rollout 2", kQat);
