@@ -11,7 +11,6 @@ namespace quatrain::cuda {
 namespace {
 
 constexpr int64_t kMaxTokensPerLaunch = 64;
-constexpr int64_t kMostTokensOfDecode = 32;  // beyond, wgmma where it serves
 
 [[noreturn]] void ThrowShape(const std::string& expected, const std::string& found) {
   throw Error(ErrorCode::kShape,
@@ -84,10 +83,11 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
 
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order) {
   CheckArgs(args);
-  if (args.num_tokens > kMostTokensOfDecode && IsWide(args)) {
-    return LinearWide(args, PlanLinearWide(args, NumMultiprocessors()), stream, order);
+  const int num_multiprocessors = NumMultiprocessors();
+  if (IsFasterWide(args, num_multiprocessors)) {
+    return LinearWide(args, PlanLinearWide(args, num_multiprocessors), stream, order);
   }
-  LinearDecode(args, PlanLinearDecode(args, NumMultiprocessors()), stream, order);
+  LinearDecode(args, PlanLinearDecode(args, num_multiprocessors), stream, order);
 }
 
 void LinearDecode(const LinearDecodeArgs& args, const DecodePlan& plan, cudaStream_t stream,

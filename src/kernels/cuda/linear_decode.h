@@ -46,7 +46,7 @@ struct DecodePlan {
 };
 DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessors);
 
-// More than 32 tokens of an INT4 weight go to LinearWide (linear_wide.h) where K is one chain.
+// Goes to LinearWide where that is faster (linear_wide.h).
 // Error(kShape) for shapes outside the contract.
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order);
 // By this plan; tokens beyond 64 go in several launches.

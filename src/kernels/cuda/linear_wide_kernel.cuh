@@ -1,0 +1,377 @@
+// The wide linear: weights on the m64 side of wgmma, tokens on the n side, 32 to 128 of them. Codes
+// are dequantised in registers from the kernel layout, which is that of the fragments; BF16 weights
+// are read where the copies leave them.
+//
+//   one CTA = 1 to 3 warpgroups, 64 rows each, + two copying warps
+//
+//   one ---codes of the CTA's rows, K512 at a time, or boxes of BF16---->  [slot][slot]...
+//   other ---boxes of x for its tokens---------------------------------->  [slot][slot]...
+//                                                                              |
+//   warpgroup: codes (LDS.128) -> BF16 A fragments of K64 (fma), B in place -> 4 products
+//
+// The matrices of experts are taken tile by tile of their rows of x, sorted by expert.
+//
+// Every CTA reads all of its tokens' x. So the CTAs of a cluster bring a share of its rows each,
+// and to all of them at once; a slot of x is free when all of them have used it. While the products
+// of one K64 run, the fragments of the next are made. The first copies of weights are under way
+// before griddepcontrol.wait.
+#pragma once
+
+#include "kernels/cuda/canonical.cuh"
+#include "kernels/cuda/linear_wide_stream.cuh"
+#include "kernels/cuda/wide_product.cuh"
+
+namespace quatrain::cuda {
+
+// The fragments of K64 (half of a chunk) for a warp's 16 rows: four steps of four registers.
+template <class Format, int kHalf>
+__device__ __forceinline__ void MakeFragments(const typename Format::Chunk (&codes)[kUnitsOfWarp],
+                                              GroupFactors (&factors)[kUnitsOfWarp],
+                                              uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int pair = 0; pair < 2; ++pair) {
+    uint32_t upper[4], lower[4];
+    Format::Weights(codes[0], 2 * kHalf + pair, &factors[0], upper);
+    Format::Weights(codes[1], 2 * kHalf + pair, &factors[1], lower);
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      a[2 * pair + step][0] = upper[2 * step];
+      a[2 * pair + step][1] = lower[2 * step];
+      a[2 * pair + step][2] = upper[2 * step + 1];
+      a[2 * pair + step][3] = lower[2 * step + 1];
+    }
+  }
+}
+
+// Keeps what the compiler does with the accumulators out of the pipeline of products.
+template <int kTiles>
+__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
+}
+
+template <int kTokens>
+__device__ __forceinline__ void IssueProducts(float (&d)[kTokens / 8][4], const uint32_t (&a)[4][4],
+                                              uint32_t box) {
+  const uint32_t place = OperandPlace(box);
+  FenceProducts();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    WideProduct<kTokens>(d, a[step], SwizzledOperand(place + OperandPlace(step * kStepBytes)));
+  }
+  CommitProducts();
+}
+
+// A warpgroup's chains over the whole of K.
+template <class Format, int kTokens>
+struct WideWalk {
+  static constexpr uint32_t kBoxBytes = kTokens * kBoxRowBytes;
+  static constexpr int kBoxes = kBoxesAtOnce<kTokens>;
+  using Codes = typename Format::Chunk[kUnitsOfWarp];
+
+  const WideParameters& p;
+  const uint32_t base;
+  const WideBarriers barriers;
+  const int warp, lane;
+  WideSlot x = {0, 0};
+  WideSlot codes_slot = {0, 0};
+  uint32_t box = 0;
+  int boxes_left = 0;   // of the slot of x
+  int chunks_left = 0;  // of the slot of codes
+  uint32_t codes_at = 0;
+
+  __device__ WideWalk(const WideParameters& parameters, uint32_t shared, int warp_index)
+      : p(parameters),
+        base(shared),
+        barriers(shared, parameters),
+        warp(warp_index),
+        lane(threadIdx.x % 32) {}
+
+  // The codes of `chunk`, the next one.
+  __device__ __forceinline__ void LoadCodes(int chunk, Codes& codes) {
+    if (chunks_left == 0) {
+      if (chunk > 0) {
+        __syncwarp();
+        if (lane == 0) BarrierArrive(barriers.weight_empty + 8 * codes_slot.index);
+        codes_slot.Advance(p.weight_slots);
+      }
+      BarrierWait(barriers.weight_full + 8 * codes_slot.index, codes_slot.parity);
+      codes_at = base + p.weight_offset + codes_slot.index * p.weight_bytes +
+                 kUnitsOfWarp * warp * p.unit_pitch;
+      chunks_left = kChunksAtOnce<Format>;
+    }
+    Format::Load(codes_at, lane, &codes[0]);
+    Format::Load(codes_at + p.unit_pitch, lane, &codes[1]);
+    codes_at += Format::kChunkBytes;
+    --chunks_left;
+  }
+
+  // Half of a chunk: its fragments, and the products with the next box of x.
+  template <int kHalf>
+  __device__ __forceinline__ void Half(const Codes& codes, GroupFactors (&factors)[kUnitsOfWarp],
+                                       uint32_t (&a)[4][4], bool is_first,
+                                       float (&d)[kTokens / 8][4]) {
+    const bool is_new = (kBoxes == 1 || kHalf == 0) && boxes_left == 0;
+    const uint32_t used = barriers.x_empty + 8 * x.index;
+    if (is_new) {
+      if (!is_first) x.Advance(p.x_slots);
+      BarrierWait(barriers.x_full + 8 * x.index, x.parity);
+      box = base + kBarrierBytes + x.index * kBoxes * kBoxBytes;
+      boxes_left = kBoxes;
+    }
+    MakeFragments<Format, kHalf>(codes, factors, a);
+    IssueProducts<kTokens>(d, a, box);
+    WaitForProducts<1>();
+    // Everything of the slot before has been used.
+    if (is_new && !is_first) {
+      __syncwarp();
+      if (lane < p.cluster) ArriveAt(used, lane);
+    }
+    box += kBoxBytes;
+    --boxes_left;
+  }
+
+  __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
+    uint32_t a[2][4][4];
+    Codes codes, next;
+    GroupFactors factors[kUnitsOfWarp];
+    FenceSums(d);
+    LoadCodes(0, next);
+#pragma unroll 1
+    for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
+      codes[0] = next[0];
+      codes[1] = next[1];
+      if (chunk + 1 < p.num_chunks) LoadCodes(chunk + 1, next);
+      Half<0>(codes, factors, a[0], chunk == 0, d);
+      Half<1>(codes, factors, a[1], false, d);
+    }
+    WaitForProducts<0>();
+    FenceSums(d);
+  }
+};
+
+// The same over BF16 weights, which lie in shared memory as x does.
+template <int kTokens>
+struct WideWalk<BFloat16Format, kTokens> {
+  static constexpr uint32_t kBoxBytes = kTokens * kBoxRowBytes;
+  static constexpr int kBoxes = kBoxesAtOnce<kTokens>;
+
+  const WideParameters& p;
+  const uint32_t base;
+  const WideBarriers barriers;
+  const int warp, lane;
+  WideSlot x = {0, 0};
+  WideSlot weight_slot = {0, 0};
+  uint32_t box = 0;
+  int boxes_left = 0;  // of the slot of x
+
+  __device__ WideWalk(const WideParameters& parameters, uint32_t shared, int warp_index)
+      : p(parameters),
+        base(shared),
+        barriers(shared, parameters),
+        warp(warp_index),
+        lane(threadIdx.x % 32) {}
+
+  // Half of a chunk; `weights` is its box, `used_weights` the barrier of the slot before.
+  template <int kHalf>
+  __device__ __forceinline__ void Half(uint32_t weights, uint32_t used_weights, bool is_first,
+                                       float (&d)[kTokens / 8][4]) {
+    const bool is_new = (kBoxes == 1 || kHalf == 0) && boxes_left == 0;
+    const uint32_t used = barriers.x_empty + 8 * x.index;
+    if (is_new) {
+      if (!is_first) x.Advance(p.x_slots);
+      BarrierWait(barriers.x_full + 8 * x.index, x.parity);
+      box = base + kBarrierBytes + x.index * kBoxes * kBoxBytes;
+      boxes_left = kBoxes;
+    }
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      WideProductOfShared<kTokens>(d, SwizzledOperand(OperandPlace(weights + step * kStepBytes)),
+                                   SwizzledOperand(OperandPlace(box + step * kStepBytes)));
+    }
+    CommitProducts();
+    WaitForProducts<1>();
+    // Everything of the slots before has been used.
+    __syncwarp();
+    if (is_new && !is_first && lane < p.cluster) ArriveAt(used, lane);
+    if (kHalf == 0 && !is_first && lane == 0) BarrierArrive(used_weights);
+    box += kBoxBytes;
+    --boxes_left;
+  }
+
+  __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
+    FenceSums(d);
+#pragma unroll 1
+    for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
+      const uint32_t used = barriers.weight_empty + 8 * weight_slot.index;
+      if (chunk > 0) weight_slot.Advance(p.weight_slots);
+      BarrierWait(barriers.weight_full + 8 * weight_slot.index, weight_slot.parity);
+      const uint32_t weights = base + p.weight_offset + weight_slot.index * p.weight_bytes +
+                               warp / 4 * 2 * kWeightBoxBytes;
+      Half<0>(weights, used, chunk == 0, d);
+      Half<1>(weights + kWeightBoxBytes, used, false, d);
+    }
+    WaitForProducts<0>();
+    FenceSums(d);
+  }
+};
+
+__device__ __forceinline__ void StoreOne(const WideParameters& p, int64_t row, int n, float total) {
+  const int64_t at = row * p.out_features + n;
+  if (p.bias != nullptr) total = __fadd_rn(total, ToFloat(p.bias[n]));
+  if (p.y_float != nullptr) {
+    p.y_float[at] = total;
+    return;
+  }
+  BFloat16 value = ToBFloat16(total);
+  if (p.residual != nullptr) {
+    value = ToBFloat16(__fadd_rn(ToFloat(p.residual[at]), ToFloat(value)));
+  }
+  p.y[at] = value;
+}
+
+// Barrier `id` of `threads` threads of the CTA; 0 is that of __syncthreads.
+__device__ __forceinline__ void SyncSome(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A warpgroup's sums to shared memory, FP32, a token a row: what follows is a loop of few
+// instructions, which straight from the registers would be thousands that run once.
+template <class Format, int kTokens>
+__device__ __forceinline__ void StageSums(uint32_t stage, const float (&d)[kTokens / 8][4]) {
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const uint32_t at = stage + 4 * (lane % 4 * 2 * kStagePitch + row);
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + i % 2;
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 4 * (token * kStagePitch + i % 4 / 2 * 8)),
+                 "f"(d[i / 4][i % 4] * Format::kUnscale)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ uint2 RoundFour(const float (&v)[4]) {
+  const auto pair = [](float a, float b) {
+    return ToBFloat16(a).bits | uint32_t{ToBFloat16(b).bits} << 16;
+  };
+  return {pair(v[0], v[1]), pair(v[2], v[3])};
+}
+
+// Four neighbouring outputs n of a row of y.
+__device__ __forceinline__ void StoreFour(const WideParameters& p, int64_t row, int n,
+                                          float (&v)[4]) {
+  if (!p.is_aligned) {
+    for (int i = 0; i < 4 && n + i < p.out_features; ++i) StoreOne(p, row, n + i, v[i]);
+    return;
+  }
+  if (n >= p.out_features) return;
+  const int64_t at = row * p.out_features + n;
+  const auto add = [&v](const BFloat16* four) {
+    const uint2 w = *reinterpret_cast<const uint2*>(four);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto bits = static_cast<uint16_t>((i < 2 ? w.x : w.y) >> (i % 2 * 16));
+      v[i] = __fadd_rn(v[i], ToFloat(BFloat16{bits}));
+    }
+  };
+  if (p.bias != nullptr) add(p.bias + n);
+  if (p.y_float != nullptr) {
+    *reinterpret_cast<float4*>(p.y_float + at) = {v[0], v[1], v[2], v[3]};
+    return;
+  }
+  if (p.residual != nullptr) {
+#pragma unroll
+    for (float& value : v) value = ToFloat(ToBFloat16(value));
+    add(p.residual + at);
+  }
+  *reinterpret_cast<uint2*>(p.y + at) = RoundFour(v);
+}
+
+// The staged sums of a warpgroup, whose first pair of units is `pair`.
+__device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTile& tile, int pair,
+                                          uint32_t stage) {
+  const int thread = threadIdx.x % 128;
+  // Of gate and up eight columns each in turn, four outputs of which a thread makes.
+  const int threads = p.is_gate_up ? 8 : 16;
+  const int part = thread % threads;
+  const int column = p.is_gate_up ? part / 2 * 16 + part % 2 * 4 : part * 4;
+  const int n = pair * (p.is_gate_up ? 8 : 16) + part * 4;
+  const auto load = [](uint32_t address, float(&v)[4]) {
+    const uint4 bits = LoadShared16(address);
+    v[0] = __uint_as_float(bits.x);
+    v[1] = __uint_as_float(bits.y);
+    v[2] = __uint_as_float(bits.z);
+    v[3] = __uint_as_float(bits.w);
+  };
+#pragma unroll 1
+  for (int token = thread / threads; token < tile.num_rows; token += 128 / threads) {
+    const uint32_t at = stage + 4 * (token * kStagePitch + column);
+    float v[4];
+    load(at, v);
+    if (p.is_gate_up) {
+      float up[4];
+      load(at + 32, up);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        v[i] = SwiGlu(ToFloat(ToBFloat16(v[i])), ToFloat(ToBFloat16(up[i])));
+      }
+    }
+    StoreFour(p, tile.row_begin + token, n, v);
+  }
+}
+
+template <class Format, int kTokens>
+__global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
+    WideKernel(const __grid_constant__ WideParameters p, const __grid_constant__ CUtensorMap x_map,
+               const __grid_constant__ CUtensorMap weight_map) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = SharedAddress(shared);
+  // The same for a whole warp, which the compiler then knows.
+  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
+  const int num_warps = (static_cast<int>(blockDim.x) - kCopyingThreads) / 32;
+  // The list of experts may be what the kernel before writes.
+  if (p.expert_begin != nullptr) WaitForPreviousKernel();
+  LetNextKernelStart();
+  const WideTile tile = TileOf<kTokens>(p);
+  if (tile.num_rows <= 0) return;  // so do all CTAs of the cluster
+  if (threadIdx.x == 0) {
+    const WideBarriers barriers(base, p);
+    for (int i = 0; i < p.x_slots; ++i) {
+      BarrierInit(barriers.x_full + 8 * i, 1);
+      BarrierInit(barriers.x_empty + 8 * i, num_warps * p.cluster);
+    }
+    for (int i = 0; i < p.weight_slots; ++i) {
+      BarrierInit(barriers.weight_full + 8 * i, 1);
+      BarrierInit(barriers.weight_empty + 8 * i, num_warps);
+    }
+    FenceForCopies();
+  }
+  __syncthreads();
+  ArriveInCluster();
+  if (warp == num_warps) {
+    CopyWeights<Format>(p, &weight_map, base, num_warps / 4, tile);
+  } else if (warp == num_warps + 1) {
+    WaitForCluster();
+    WaitForPreviousKernel();
+    CopyX<kTokens>(p, &x_map, base, tile);
+  } else {
+    WaitForCluster();
+    float d[kTokens / 8][4] = {};
+    WideWalk<Format, kTokens>(p, base, warp).Run(d);
+    // The slots are free when all warps are through.
+    const int group = warp / 4;
+    const uint32_t stage = base + kBarrierBytes + group * kTokens * kStagePitch * 4;
+    SyncSome(1, 32 * num_warps);
+    StageSums<Format, kTokens>(stage, d);
+    SyncSome(2 + group, 128);
+    StoreRows(p, tile, static_cast<int>(blockIdx.x) * num_warps + 4 * group, stage);
+  }
+  // No CTA leaves while another may copy to it or arrive at its barriers.
+  __syncwarp();
+  ArriveInCluster();
+  WaitForCluster();
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,253 @@
+// What the copying warps of the wide linear (linear_wide_kernel.cuh) do, and what they share with
+// the warps that multiply: a launch's parameters, two rings of slots, which rows of x a CTA has.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/decode_format.cuh"
+#include "kernels/cuda/packed_layout.h"
+
+namespace quatrain::cuda {
+
+inline constexpr int kUnitsOfWarp = 2;
+inline constexpr int kRowsOfGroup = 64;
+inline constexpr int kBoxColumns = 64;
+inline constexpr int kBoxRowBytes = 128;
+inline constexpr int kStepBytes = 32;       // of a row in a box
+inline constexpr int kBarrierBytes = 1024;  // at the start of shared memory
+inline constexpr int kSharedBudget = 226 << 10;
+inline constexpr int kMostSlots = 32;  // of x
+inline constexpr int kMostGroups = 3;
+inline constexpr int kMostTokens = 128;
+inline constexpr int kCopyingThreads = 64;
+inline constexpr int kXSlotBytes = 16 << 10;
+inline constexpr int kStagePitch = kRowsOfGroup + 4;  // floats of a token's sums; no bank conflicts
+// Boxes of x that come together.
+template <int kTokens>
+inline constexpr int kBoxesAtOnce = kXSlotBytes / (kTokens * kBoxRowBytes);
+// Chunks of weights that come together: short copies of codes cost as much as long ones.
+template <class Format>
+inline constexpr int kChunksAtOnce = Format::kIsCodes ? 4 : 1;
+inline constexpr uint32_t kWeightBoxBytes = kRowsOfGroup * kBoxRowBytes;
+
+// A pair of units is what a warp holds: 16 rows of a matrix, or 8 of gate and the same 8 of up.
+struct WideParameters {
+  const uint8_t* weight;
+  const BFloat16* bias;
+  const BFloat16* residual;
+  BFloat16* y;
+  float* y_float;
+  const int32_t* expert_begin;  // null: one matrix, whose rows of x are all
+  int64_t expert_stride;        // bytes
+  int64_t pair_stride;          // bytes from a warp's first unit to that of the next warp
+  int64_t partner_offset;       // bytes from a warp's first unit to its second
+  int num_experts;
+  int num_pairs;
+  int num_units;
+  int is_gate_up;
+  int is_aligned;    // y, bias and residual in parts of 4
+  int out_features;  // of y
+  int num_tokens;
+  int num_chunks;
+  int cluster;
+  int weight_slots;
+  int x_slots;
+  uint32_t unit_pitch;     // of a unit's codes in a slot
+  uint32_t weight_offset;  // of the first slot in shared memory
+  uint32_t weight_bytes;   // of a slot
+};
+
+// Barriers of a CTA, 8 bytes each, at the start of shared memory.
+struct WideBarriers {
+  uint32_t x_full, x_empty, weight_full, weight_empty;
+  __device__ WideBarriers(uint32_t base, const WideParameters& p)
+      : x_full(base),
+        x_empty(x_full + 8 * p.x_slots),
+        weight_full(x_empty + 8 * p.x_slots),
+        weight_empty(weight_full + 8 * p.weight_slots) {}
+};
+
+// A slot of a ring, and the parity of its phase.
+struct WideSlot {
+  int index;
+  uint32_t parity;
+  __device__ __forceinline__ void Advance(int num_slots) {
+    if (++index == num_slots) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Rows of x that a CTA multiplies with one matrix.
+struct WideTile {
+  int expert;
+  int row_begin;
+  int num_rows;  // 0: no work
+};
+
+// Tile `index` of those that cut every expert's rows by kTokens. By a whole warp; each lane looks
+// at some neighbouring experts.
+template <int kTokens>
+__device__ __forceinline__ WideTile TileOfExperts(const WideParameters& p, int index) {
+  const int lane = threadIdx.x % 32;
+  const int each = (p.num_experts + 31) / 32;
+  const int first = min(lane * each, p.num_experts);
+  const int last = min(first + each, p.num_experts);
+  int tiles = 0;
+  for (int e = first; e < last; ++e) {
+    tiles += (__ldcg(p.expert_begin + e + 1) - __ldcg(p.expert_begin + e) + kTokens - 1) / kTokens;
+  }
+  int up_to = tiles;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int before = __shfl_up_sync(0xFFFFFFFFu, up_to, distance);
+    if (lane >= distance) up_to += before;
+  }
+  WideTile tile = {};
+  int left = index - (up_to - tiles);
+  const bool is_mine = left >= 0 && left < tiles;
+  for (int e = first; is_mine && e < last; ++e) {
+    const int begin = __ldcg(p.expert_begin + e);
+    const int end = __ldcg(p.expert_begin + e + 1);
+    const int of_expert = (end - begin + kTokens - 1) / kTokens;
+    if (left >= 0 && left < of_expert) {
+      tile = {e, begin + left * kTokens, min(kTokens, end - begin - left * kTokens)};
+    }
+    left -= of_expert;
+  }
+  const uint32_t owners = __ballot_sync(0xFFFFFFFFu, is_mine);
+  const int owner = owners == 0 ? 0 : __ffs(static_cast<int>(owners)) - 1;
+  tile.expert = __shfl_sync(0xFFFFFFFFu, tile.expert, owner);
+  tile.row_begin = __shfl_sync(0xFFFFFFFFu, tile.row_begin, owner);
+  tile.num_rows = __shfl_sync(0xFFFFFFFFu, tile.num_rows, owner);
+  return tile;
+}
+
+template <int kTokens>
+__device__ __forceinline__ WideTile TileOf(const WideParameters& p) {
+  const int index = static_cast<int>(blockIdx.y);
+  if (p.expert_begin != nullptr) return TileOfExperts<kTokens>(p, index);
+  return {0, index * kTokens, min(kTokens, p.num_tokens - index * kTokens)};
+}
+
+// A box of x to the same place in every CTA of the cluster.
+__device__ __forceinline__ void CopyBoxToAll(uint32_t destination, const void* map, int column,
+                                             int row, uint32_t barrier, uint16_t ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(ctas)
+      : "memory");
+}
+
+__device__ __forceinline__ uint32_t RankInCluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Together: all threads of all CTAs of the cluster have come here. Memory is ordered by the
+// barriers in it.
+__device__ __forceinline__ void ArriveInCluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ __forceinline__ void WaitForCluster() {
+  asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+// At the barrier that lies at the same place in another CTA of the cluster. Orders what this warp
+// read before copies that its target starts after; a release for the whole cluster would be a fence
+// of the device, which costs more than a stage.
+__device__ __forceinline__ void ArriveAt(uint32_t barrier, int cta) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(cta)
+      : "memory");
+}
+
+// The warp that copies weights: of codes lane u has unit u of the CTA; of BF16 weights, lane 2 g +
+// h has warpgroup g's rows and half h of the chunk.
+template <class Format>
+__device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUtensorMap* weight_map,
+                                            uint32_t base, int num_groups, const WideTile& tile) {
+  constexpr int kChunks = kChunksAtOnce<Format>;
+  const int lane = threadIdx.x % 32;
+  const WideBarriers barriers(base, p);
+  const uint64_t policy = EvictFirstPolicy();
+  const int num_units = num_groups * kRowsOfGroup / static_cast<int>(kUnitRows);
+  // Past the end: the last pair or unit again; its sums are not stored.
+  const int pair = min((static_cast<int>(blockIdx.x) * num_units + lane) / 2, p.num_pairs - 1);
+  const bool is_partner = lane % 2 == 1 && 2 * pair + 1 < p.num_units;
+  const uint8_t* source = p.weight + tile.expert * p.expert_stride + pair * p.pair_stride +
+                          (is_partner ? p.partner_offset : 0);
+  const int first_row = (static_cast<int>(blockIdx.x) * num_groups + lane / 2) * kRowsOfGroup;
+  WideSlot slot = {0, 1};
+  for (int chunk = 0; chunk < p.num_chunks; chunk += kChunks) {
+    // Not after all copies: other warps of the CTA may by then have arrived at the cluster's second
+    // barrier, and a warp that waits for the first one then never comes back.
+    if (chunk == p.weight_slots * kChunks) WaitForCluster();
+    if (chunk >= p.weight_slots * kChunks) {
+      BarrierWait(barriers.weight_empty + 8 * slot.index, slot.parity);
+    }
+    const uint32_t full = barriers.weight_full + 8 * slot.index;
+    const uint32_t to = base + p.weight_offset + slot.index * p.weight_bytes;
+    const int bytes = min(kChunks, p.num_chunks - chunk) * Format::kChunkBytes;
+    if (lane == 0) {
+      BarrierExpect(full, Format::kIsCodes ? num_units * bytes : 2 * num_groups * kWeightBoxBytes);
+    }
+    __syncwarp();
+    if constexpr (Format::kIsCodes) {
+      if (lane < num_units) {
+        if (gridDim.y == 1) {
+          CopyBulkOnce(to + lane * p.unit_pitch, source, bytes, full, policy);
+        } else {
+          CopyBulk(to + lane * p.unit_pitch, source, bytes, full);
+        }
+        source += bytes;
+      }
+    } else if (lane < 2 * num_groups) {
+      CopyBox(to + lane * kWeightBoxBytes, weight_map, (2 * chunk + lane % 2) * kBoxColumns,
+              first_row, full);
+    }
+    slot.Advance(p.weight_slots);
+  }
+  if (p.num_chunks <= p.weight_slots * kChunks) WaitForCluster();
+}
+
+// The warp that copies this CTA's share of x, to all CTAs of the cluster.
+template <int kTokens>
+__device__ __forceinline__ void CopyX(const WideParameters& p, const CUtensorMap* x_map,
+                                      uint32_t base, const WideTile& tile) {
+  constexpr int kBoxes = kBoxesAtOnce<kTokens>;
+  const int lane = threadIdx.x % 32;
+  const WideBarriers barriers(base, p);
+  const int rank = static_cast<int>(RankInCluster());
+  const int rows_each = kTokens / p.cluster;
+  const auto ctas = static_cast<uint16_t>((1 << p.cluster) - 1);
+  const int num_boxes = 2 * p.num_chunks;
+  WideSlot slot = {0, 1};
+  for (int box = 0; box < num_boxes; box += kBoxes) {
+    const uint32_t full = barriers.x_full + 8 * slot.index;
+    const int boxes = min(kBoxes, num_boxes - box);
+    if (box >= p.x_slots * kBoxes) {
+      BarrierWait(barriers.x_empty + 8 * slot.index, slot.parity);
+    }
+    if (lane == 0) BarrierExpect(full, boxes * kTokens * kBoxRowBytes);
+    __syncwarp();
+    if (lane < boxes) {
+      const int first_row = (slot.index * kBoxes + lane) * kTokens + rank * rows_each;
+      CopyBoxToAll(base + kBarrierBytes + first_row * kBoxRowBytes, x_map,
+                   (box + lane) * kBoxColumns, tile.row_begin + rank * rows_each, full, ctas);
+    }
+    slot.Advance(p.x_slots);
+  }
+}
+
+}  // namespace quatrain::cuda
