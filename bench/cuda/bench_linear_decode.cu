@@ -5,7 +5,8 @@
 //   bench/cuda/bench_linear_decode.cu src/kernels/cuda/linear_*.cu
 //   src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
 //   src/base/error.cc -lcublas
-//   ./bench_linear_decode [all|int4|int8|bf16|sweep] > rows.jsonl
+//   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide] > rows.jsonl
+//   ./bench_linear_decode int4|int8|bf16 N K G M [TOKENS WARPGROUPS CLUSTER]    one row, one plan
 //
 // A row: kernel, n, k, m, g, microseconds, bytes of weights, TB/s, share of the streaming read,
 // cuBLAS microseconds and ratio, outputs that differ from the reference chain and from cuBLAS with
@@ -42,9 +43,9 @@ __global__ void QuantizeKernel(const BFloat16* weight, PackedShape shape, int32_
   const BFloat16* w = weight + group * g;
   float amax = 0;
   for (int64_t i = 0; i < g; ++i) amax = fmaxf(amax, fabsf(ToFloat(w[i])));
-  const BFloat16 s = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7, shape.num_bits);
-  scale[group] = s;
   const CodeGrid grid = GridOf(ScaleRule::kAbsmax7, shape.num_bits);
+  const BFloat16 s = ScaleFromAbsmax(amax, ScaleRule::kAbsmax7, grid);
+  scale[group] = s;
   int32_t* words = codes + group * g * shape.num_bits / 32;
   for (int64_t i = 0; i < g * shape.num_bits / 32; ++i) words[i] = 0;
   for (int64_t i = 0; i < g; ++i) {
@@ -103,13 +104,21 @@ class LinearBench {
     std::fflush(stdout);
   }
 
+  // A row of one shape, or the time of one plan, also for a profiler.
+  void One(const Case& c, int m, const cuda::WidePlan* plan) {
+    max_tokens_ = std::max(kFewestRows, m);
+    Prepare(c, m);
+    if (plan != nullptr) return SweepOneWide(c, m, *plan);
+    Measure(c, m);
+  }
+
   // The same of plans for more tokens.
   void SweepWide(const Case& c, const std::vector<int>& tokens) {
     max_tokens_ = *std::max_element(tokens.begin(), tokens.end());
     Prepare(c, 1);
     for (const int m : tokens) {
       for (const int width : {32, 64, 128}) {
-        if (width > 2 * m || m > 8 * width) continue;
+        if ((width > 2 * m && width > 32) || m > 16 * width) continue;
         for (const int groups : {1, 2, 3}) {
           for (const int cluster : {1, 2, 4}) SweepOneWide(c, m, {width, groups, cluster});
         }
@@ -124,7 +133,7 @@ class LinearBench {
       cuda::LinearWide(ArgsOf(c, m, i), plan, stream_, LaunchOrder::kOverlap);
     });
     const std::vector<double> us = MeasureInterleaved({&graph}, 3);
-    std::printf("wide %lldx%lld m %d tokens %d groups %d cluster %d us %.2f\n",
+    std::printf("wide %s %lldx%lld m %d tokens %d groups %d cluster %d us %.2f\n", Name(c.type),
                 static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.tokens,
                 plan.num_warpgroups, plan.cluster, us[0]);
   }
@@ -299,13 +308,19 @@ void RunAll(const std::string& which, LinearBench* bench) {
     bench->Run({WeightType::kInt4, 8192, 8192, 8192}, {1});
   }
   if (wants("prefill")) {
-    bench->Run({WeightType::kInt4, 8192, 8192, 128}, {512, 2048});
-    bench->Run({WeightType::kInt4, 24576, 4096, 128}, {32, 64, 128, 512, 2048});
-    bench->Run({WeightType::kInt4, 8192, 8192, 32}, {64, 512});
+    bench->Run({WeightType::kInt4, 8192, 8192, 128}, {512, 2048, 8192});
+    bench->Run({WeightType::kInt4, 24576, 4096, 128}, {32, 64, 128, 512, 2048, 8192});
+    bench->Run({WeightType::kInt4, 8192, 8192, 32}, {32, 64, 128, 512});
   }
   if (which == "wide") {
-    bench->SweepWide({WeightType::kInt4, 8192, 8192, 128}, {32, 64, 128, 512, 2048});
-    bench->SweepWide({WeightType::kInt4, 24576, 4096, 128}, {64, 512});
+    bench->SweepWide({WeightType::kInt4, 8192, 8192, 128}, {32, 64, 128, 256, 512, 2048});
+    bench->SweepWide({WeightType::kInt4, 24576, 4096, 128}, {32, 64, 128, 512});
+    bench->SweepWide({WeightType::kInt4, 8192, 8192, 32}, {64, 128, 512});
+    bench->SweepWide({WeightType::kInt4, 4096, 4096, 128}, {32, 64, 128, 512});
+    for (const auto& [n, k] :
+         std::vector<std::pair<int64_t, int64_t>>{{5120, 2048}, {2048, 4096}, {151936, 2048}}) {
+      bench->SweepWide({WeightType::kBFloat16, n, k, 0}, {16, 64, 128});
+    }
   }
   if (which == "sweep") {
     for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{4096, 4096},
@@ -324,9 +339,9 @@ void RunAll(const std::string& which, LinearBench* bench) {
     }
   }
   if (wants("bf16")) {
-    bench->Run({WeightType::kBFloat16, 5120, 2048, 0}, {1, 8, 16, 64});
-    bench->Run({WeightType::kBFloat16, 2048, 4096, 0}, {1, 8, 16, 64});
-    bench->Run({WeightType::kBFloat16, 151936, 2048, 0}, {1, 8, 16, 64});
+    bench->Run({WeightType::kBFloat16, 5120, 2048, 0}, {1, 8, 16, 32, 64, 128});
+    bench->Run({WeightType::kBFloat16, 2048, 4096, 0}, {1, 8, 16, 32, 64, 128});
+    bench->Run({WeightType::kBFloat16, 151936, 2048, 0}, {1, 8, 16, 64, 128});
   }
   if (wants("int8")) bench->Run({WeightType::kInt8, 8192, 8192, 128}, {1, 8, 16});
 }
@@ -346,6 +361,18 @@ int main(int argc, char** argv) {
   const double rate = StreamingReadRate(stream);
   std::printf("{\"kernel\": \"streaming read\", \"tb_per_s\": %.3f}\n", rate);
   LinearBench bench(stream, cublas, rate);
+  if (argc == 6 || argc == 9) {
+    const auto number = [&](int i) { return std::atoi(argv[i]); };
+    const std::string name = argv[1];
+    const auto type = name == "bf16"   ? quatrain::WeightType::kBFloat16
+                      : name == "int8" ? quatrain::WeightType::kInt8
+                                       : quatrain::WeightType::kInt4;
+    const quatrain::cuda::WidePlan plan =
+        argc == 6 ? quatrain::cuda::WidePlan{}
+                  : quatrain::cuda::WidePlan{number(6), number(7), number(8)};
+    bench.One({type, number(2), number(3), number(4)}, number(5), argc == 6 ? nullptr : &plan);
+    return 0;
+  }
   RunAll(argc > 1 ? argv[1] : "all", &bench);
   std::printf("{\"kernel\": \"streaming read\", \"tb_per_s\": %.3f}\n", StreamingReadRate(stream));
   return 0;
