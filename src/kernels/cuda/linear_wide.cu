@@ -9,17 +9,6 @@
 namespace quatrain::cuda {
 namespace {
 
-// What a launch multiplies: a matrix, or those of all experts.
-struct WideWork {
-  PackedShape shape;  // of one matrix
-  WideParameters parameters;
-  const BFloat16* x;
-  int64_t num_rows;  // of x
-  int64_t x_stride;
-  int64_t num_tiles;  // of rows, at most
-  bool is_plain;      // BF16 weights
-};
-
 bool IsAligned(const WideParameters& p) {
   const auto is_multiple = [](const void* pointer, uintptr_t bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
@@ -52,23 +41,32 @@ void CutWideMemory(const WidePlan& plan, WideParameters* p) {
 }
 
 template <class Format, int kTokens>
-void Launch(const WideWork& work, const WidePlan& plan, cudaStream_t stream, LaunchOrder order) {
+void Launch(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t stream,
+            LaunchOrder order) {
   QT_CHECK(plan.num_warpgroups >= 1 && plan.num_warpgroups <= kMostGroups, "{} warpgroups",
            plan.num_warpgroups);
-  WideParameters p = work.parameters;
+  const PackedShape& shape = args.shape;
+  WideParameters p = {};
+  p.weight = static_cast<const uint8_t*>(args.weight);
+  p.bias = args.bias;
+  p.residual = args.residual;
+  p.y = args.y;
+  p.y_float = args.y_float;
+  p.unit_bytes = Format::kIsCodes ? UnitBytes(shape) : 0;
+  p.num_units = static_cast<int>(NumUnits(shape));
+  p.out_features = static_cast<int>(shape.out_features);
+  p.num_tokens = static_cast<int>(args.num_tokens);
+  p.num_chunks = static_cast<int>(NumChunks(shape));
   p.is_aligned = IsAligned(p) ? 1 : 0;
-  p.num_units = static_cast<int>(NumUnits(work.shape));
-  p.num_pairs = (p.num_units + 1) / 2;
-  p.num_chunks = static_cast<int>(NumChunks(work.shape));
   p.cluster = plan.cluster;
   const int units = plan.num_warpgroups * kRowsOfGroup / static_cast<int>(kUnitRows);
   CutWideMemory<Format, kTokens>(plan, &p);
-  const CUtensorMap x_map = BoxesOf({work.x, work.num_rows, work.shape.in_features, work.x_stride},
-                                    kTokens / plan.cluster);
+  const int64_t k = shape.in_features;
+  const int64_t x_stride = args.x_stride == 0 ? k : args.x_stride;
+  const CUtensorMap x_map = BoxesOf({args.x, args.num_tokens, k, x_stride}, kTokens / plan.cluster);
   CUtensorMap weight_map = {};
   if (!Format::kIsCodes) {
-    weight_map = BoxesOf({reinterpret_cast<const BFloat16*>(p.weight), work.shape.out_features,
-                          work.shape.in_features, work.shape.in_features},
+    weight_map = BoxesOf({static_cast<const BFloat16*>(args.weight), shape.out_features, k, k},
                          kRowsOfGroup);
   }
   const auto kernel = WideKernel<Format, kTokens>;
@@ -81,7 +79,8 @@ void Launch(const WideWork& work, const WidePlan& plan, cudaStream_t stream, Lau
             "shared memory of linear_wide");
   const int ctas = (p.num_units + units - 1) / units;
   const int rounded = (ctas + plan.cluster - 1) / plan.cluster * plan.cluster;
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(rounded), static_cast<unsigned>(work.num_tiles)),
+  const int64_t tiles = (args.num_tokens + kTokens - 1) / kTokens;
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(rounded), static_cast<unsigned>(tiles)),
                 .block = dim3(static_cast<unsigned>(128 * plan.num_warpgroups + kCopyingThreads)),
                 .shared_bytes = shared_bytes,
                 .stream = stream,
@@ -91,31 +90,16 @@ void Launch(const WideWork& work, const WidePlan& plan, cudaStream_t stream, Lau
 }
 
 template <class Format>
-void LaunchFormat(const WideWork& work, const WidePlan& plan, cudaStream_t stream,
+void LaunchFormat(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t stream,
                   LaunchOrder order) {
   switch (plan.tokens) {
     case 32:
-      return Launch<Format, 32>(work, plan, stream, order);
+      return Launch<Format, 32>(args, plan, stream, order);
     case 64:
-      return Launch<Format, 64>(work, plan, stream, order);
+      return Launch<Format, 64>(args, plan, stream, order);
     default:
       QT_CHECK(plan.tokens == kMostTokens, "{} tokens", plan.tokens);
-      return Launch<Format, kMostTokens>(work, plan, stream, order);
-  }
-}
-
-void LaunchWide(const WideWork& work, const WidePlan& plan, cudaStream_t stream,
-                LaunchOrder order) {
-  QT_CHECK(plan.cluster == 1 || plan.cluster == 2 || plan.cluster == 4, "cluster of {}",
-           plan.cluster);
-  if (work.is_plain) return LaunchFormat<BFloat16Format>(work, plan, stream, order);
-  switch (ScalesPerChunk(work.shape)) {
-    case 1:
-      return LaunchFormat<CodeFormat<4, 1>>(work, plan, stream, order);
-    case 2:
-      return LaunchFormat<CodeFormat<4, 2>>(work, plan, stream, order);
-    default:
-      return LaunchFormat<CodeFormat<4, 4>>(work, plan, stream, order);
+      return Launch<Format, kMostTokens>(args, plan, stream, order);
   }
 }
 
@@ -171,26 +155,19 @@ void LinearWide(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t
                 LaunchOrder order) {
   QT_CHECK(IsWide(args), "no wide kernel for such a weight");
   if (args.num_tokens == 0) return;
-  WideWork work = {};
-  work.shape = args.shape;
-  work.is_plain = args.type == WeightType::kBFloat16;
-  work.x = args.x;
-  work.num_rows = args.num_tokens;
-  work.x_stride = args.x_stride == 0 ? args.shape.in_features : args.x_stride;
-  work.num_tiles = (args.num_tokens + plan.tokens - 1) / plan.tokens;
-  WideParameters& p = work.parameters;
-  p.weight = static_cast<const uint8_t*>(args.weight);
-  p.bias = args.bias;
-  p.residual = args.residual;
-  p.y = args.y;
-  p.y_float = args.y_float;
-  if (!work.is_plain) {
-    p.pair_stride = 2 * UnitBytes(args.shape);
-    p.partner_offset = UnitBytes(args.shape);
+  QT_CHECK(plan.cluster == 1 || plan.cluster == 2 || plan.cluster == 4, "cluster of {}",
+           plan.cluster);
+  if (args.type == WeightType::kBFloat16) {
+    return LaunchFormat<BFloat16Format>(args, plan, stream, order);
   }
-  p.out_features = static_cast<int>(args.shape.out_features);
-  p.num_tokens = static_cast<int>(args.num_tokens);
-  LaunchWide(work, plan, stream, order);
+  switch (ScalesPerChunk(args.shape)) {
+    case 1:
+      return LaunchFormat<CodeFormat<4, 1>>(args, plan, stream, order);
+    case 2:
+      return LaunchFormat<CodeFormat<4, 2>>(args, plan, stream, order);
+    default:
+      return LaunchFormat<CodeFormat<4, 4>>(args, plan, stream, order);
+  }
 }
 
 }  // namespace quatrain::cuda

@@ -9,15 +9,13 @@
 //                                                                              |
 //   warpgroup: codes (LDS.128) -> BF16 A fragments of K64 (fma), B in place -> 4 products
 //
-// The matrices of experts are taken tile by tile of their rows of x, sorted by expert.
-//
 // Every CTA reads all of its tokens' x. So the CTAs of a cluster bring a share of its rows each,
 // and to all of them at once; a slot of x is free when all of them have used it. While the products
 // of one K64 run, the fragments of the next are made. The first copies of weights are under way
 // before griddepcontrol.wait.
 #pragma once
 
-#include "kernels/cuda/canonical.cuh"
+#include "kernels/bfloat16.h"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/wide_product.cuh"
 
@@ -289,36 +287,19 @@ __device__ __forceinline__ void StoreFour(const WideParameters& p, int64_t row, 
   *reinterpret_cast<uint2*>(p.y + at) = RoundFour(v);
 }
 
-// The staged sums of a warpgroup, whose first pair of units is `pair`.
-__device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTile& tile, int pair,
+// The staged sums of a warpgroup, whose first row of the matrix is `row`: four neighbouring outputs
+// a thread.
+__device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTile& tile, int row,
                                           uint32_t stage) {
+  constexpr int kThreads = kRowsOfGroup / 4;  // a token
   const int thread = threadIdx.x % 128;
-  // Of gate and up eight columns each in turn, four outputs of which a thread makes.
-  const int threads = p.is_gate_up ? 8 : 16;
-  const int part = thread % threads;
-  const int column = p.is_gate_up ? part / 2 * 16 + part % 2 * 4 : part * 4;
-  const int n = pair * (p.is_gate_up ? 8 : 16) + part * 4;
-  const auto load = [](uint32_t address, float(&v)[4]) {
-    const uint4 bits = LoadShared16(address);
-    v[0] = __uint_as_float(bits.x);
-    v[1] = __uint_as_float(bits.y);
-    v[2] = __uint_as_float(bits.z);
-    v[3] = __uint_as_float(bits.w);
-  };
+  const int column = thread % kThreads * 4;
 #pragma unroll 1
-  for (int token = thread / threads; token < tile.num_rows; token += 128 / threads) {
-    const uint32_t at = stage + 4 * (token * kStagePitch + column);
-    float v[4];
-    load(at, v);
-    if (p.is_gate_up) {
-      float up[4];
-      load(at + 32, up);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        v[i] = SwiGlu(ToFloat(ToBFloat16(v[i])), ToFloat(ToBFloat16(up[i])));
-      }
-    }
-    StoreFour(p, tile.row_begin + token, n, v);
+  for (int token = thread / kThreads; token < tile.num_rows; token += 128 / kThreads) {
+    const uint4 bits = LoadShared16(stage + 4 * (token * kStagePitch + column));
+    float v[4] = {__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z),
+                  __uint_as_float(bits.w)};
+    StoreFour(p, tile.row_begin + token, row + column, v);
   }
 }
 
@@ -331,11 +312,8 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
   // The same for a whole warp, which the compiler then knows.
   const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
   const int num_warps = (static_cast<int>(blockDim.x) - kCopyingThreads) / 32;
-  // The list of experts may be what the kernel before writes.
-  if (p.expert_begin != nullptr) WaitForPreviousKernel();
   LetNextKernelStart();
   const WideTile tile = TileOf<kTokens>(p);
-  if (tile.num_rows <= 0) return;  // so do all CTAs of the cluster
   if (threadIdx.x == 0) {
     const WideBarriers barriers(base, p);
     for (int i = 0; i < p.x_slots; ++i) {
@@ -351,7 +329,7 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
   __syncthreads();
   ArriveInCluster();
   if (warp == num_warps) {
-    CopyWeights<Format>(p, &weight_map, base, num_warps / 4, tile);
+    CopyWeights<Format>(p, &weight_map, base, num_warps / 4);
   } else if (warp == num_warps + 1) {
     WaitForCluster();
     WaitForPreviousKernel();
@@ -366,7 +344,8 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
     SyncSome(1, 32 * num_warps);
     StageSums<Format, kTokens>(stage, d);
     SyncSome(2 + group, 128);
-    StoreRows(p, tile, static_cast<int>(blockIdx.x) * num_warps + 4 * group, stage);
+    StoreRows(p, tile, (static_cast<int>(blockIdx.x) * num_warps / 4 + group) * kRowsOfGroup,
+              stage);
   }
   // No CTA leaves while another may copy to it or arrive at its barriers.
   __syncwarp();

@@ -32,21 +32,15 @@ template <class Format>
 inline constexpr int kChunksAtOnce = Format::kIsCodes ? 4 : 1;
 inline constexpr uint32_t kWeightBoxBytes = kRowsOfGroup * kBoxRowBytes;
 
-// A pair of units is what a warp holds: 16 rows of a matrix, or 8 of gate and the same 8 of up.
+// A pair of units, 16 rows of the matrix, is what a warp holds.
 struct WideParameters {
   const uint8_t* weight;
   const BFloat16* bias;
   const BFloat16* residual;
   BFloat16* y;
   float* y_float;
-  const int32_t* expert_begin;  // null: one matrix, whose rows of x are all
-  int64_t expert_stride;        // bytes
-  int64_t pair_stride;          // bytes from a warp's first unit to that of the next warp
-  int64_t partner_offset;       // bytes from a warp's first unit to its second
-  int num_experts;
-  int num_pairs;
+  int64_t unit_bytes;  // of a unit's codes in all of K
   int num_units;
-  int is_gate_up;
   int is_aligned;    // y, bias and residual in parts of 4
   int out_features;  // of y
   int num_tokens;
@@ -81,56 +75,16 @@ struct WideSlot {
   }
 };
 
-// Rows of x that a CTA multiplies with one matrix.
+// Rows of x that a CTA multiplies.
 struct WideTile {
-  int expert;
   int row_begin;
-  int num_rows;  // 0: no work
+  int num_rows;
 };
-
-// Tile `index` of those that cut every expert's rows by kTokens. By a whole warp; each lane looks
-// at some neighbouring experts.
-template <int kTokens>
-__device__ __forceinline__ WideTile TileOfExperts(const WideParameters& p, int index) {
-  const int lane = threadIdx.x % 32;
-  const int each = (p.num_experts + 31) / 32;
-  const int first = min(lane * each, p.num_experts);
-  const int last = min(first + each, p.num_experts);
-  int tiles = 0;
-  for (int e = first; e < last; ++e) {
-    tiles += (__ldcg(p.expert_begin + e + 1) - __ldcg(p.expert_begin + e) + kTokens - 1) / kTokens;
-  }
-  int up_to = tiles;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int before = __shfl_up_sync(0xFFFFFFFFu, up_to, distance);
-    if (lane >= distance) up_to += before;
-  }
-  WideTile tile = {};
-  int left = index - (up_to - tiles);
-  const bool is_mine = left >= 0 && left < tiles;
-  for (int e = first; is_mine && e < last; ++e) {
-    const int begin = __ldcg(p.expert_begin + e);
-    const int end = __ldcg(p.expert_begin + e + 1);
-    const int of_expert = (end - begin + kTokens - 1) / kTokens;
-    if (left >= 0 && left < of_expert) {
-      tile = {e, begin + left * kTokens, min(kTokens, end - begin - left * kTokens)};
-    }
-    left -= of_expert;
-  }
-  const uint32_t owners = __ballot_sync(0xFFFFFFFFu, is_mine);
-  const int owner = owners == 0 ? 0 : __ffs(static_cast<int>(owners)) - 1;
-  tile.expert = __shfl_sync(0xFFFFFFFFu, tile.expert, owner);
-  tile.row_begin = __shfl_sync(0xFFFFFFFFu, tile.row_begin, owner);
-  tile.num_rows = __shfl_sync(0xFFFFFFFFu, tile.num_rows, owner);
-  return tile;
-}
 
 template <int kTokens>
 __device__ __forceinline__ WideTile TileOf(const WideParameters& p) {
-  const int index = static_cast<int>(blockIdx.y);
-  if (p.expert_begin != nullptr) return TileOfExperts<kTokens>(p, index);
-  return {0, index * kTokens, min(kTokens, p.num_tokens - index * kTokens)};
+  const int begin = static_cast<int>(blockIdx.y) * kTokens;
+  return {begin, min(kTokens, p.num_tokens - begin)};
 }
 
 // A box of x to the same place in every CTA of the cluster.
@@ -176,17 +130,15 @@ __device__ __forceinline__ void ArriveAt(uint32_t barrier, int cta) {
 // h has warpgroup g's rows and half h of the chunk.
 template <class Format>
 __device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUtensorMap* weight_map,
-                                            uint32_t base, int num_groups, const WideTile& tile) {
+                                            uint32_t base, int num_groups) {
   constexpr int kChunks = kChunksAtOnce<Format>;
   const int lane = threadIdx.x % 32;
   const WideBarriers barriers(base, p);
   const uint64_t policy = EvictFirstPolicy();
   const int num_units = num_groups * kRowsOfGroup / static_cast<int>(kUnitRows);
-  // Past the end: the last pair or unit again; its sums are not stored.
-  const int pair = min((static_cast<int>(blockIdx.x) * num_units + lane) / 2, p.num_pairs - 1);
-  const bool is_partner = lane % 2 == 1 && 2 * pair + 1 < p.num_units;
-  const uint8_t* source = p.weight + tile.expert * p.expert_stride + pair * p.pair_stride +
-                          (is_partner ? p.partner_offset : 0);
+  // Past the end: the last unit again; its sums are not stored.
+  const int unit = min(static_cast<int>(blockIdx.x) * num_units + lane, p.num_units - 1);
+  const uint8_t* source = p.weight + unit * p.unit_bytes;
   const int first_row = (static_cast<int>(blockIdx.x) * num_groups + lane / 2) * kRowsOfGroup;
   WideSlot slot = {0, 1};
   for (int chunk = 0; chunk < p.num_chunks; chunk += kChunks) {
