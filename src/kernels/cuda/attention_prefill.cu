@@ -1,9 +1,9 @@
 // Plan: two warpgroups own 64 queries each of one head; a warp of a third brings the keys, in tiles
-// of 64, through a ring. Softmax of a tile runs beside the products of the tile before with V and
-// beside those of the other warpgroup:
+// of 64, through a ring. While a warpgroup works on the softmax of a tile, the tensor cores have
+// its next scores and its last products with V to do, and those of the other warpgroup:
 //
-//   issue S(b) = Q K(b), O += P(b-1) V(b-1); wait for S(b); softmax S(b)
-//   wait for O; O = O alpha; round P(b)
+//   issue S(b+1) = Q K(b+1)   softmax S(b)   wait for O(b-1)   O = O alpha, round P(b)
+//   issue O += P(b) V(b)      wait for S(b+1)
 //
 // Q lies in registers; P goes from the accumulators' layout to the operand's without a move. Every
 // 512 keys (O, m, t) is merged into the row's total in shared memory.
@@ -141,14 +141,15 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
   LoadQueries<kHeadDim>(a, work.seq, my_query, work.head, q, visible);
 
   const auto num_blocks = static_cast<uint32_t>(work.num_blocks);
-  float s[32];
   float o[kHeadDim / 2] = {};
   uint32_t p[16];
   SegmentState row;
   RowTotals totals;
-  float alpha[2];
-  const auto issue_scores = [&](uint32_t block) {
+  const auto issue_scores = [&](uint32_t block, float(&s)[32]) {
+    k.WaitForTile(block);
     const uint32_t place = OperandPlace(base + block % kStages * kTile);
+    FenceSums(s);
+    FenceProducts();
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
       Product64<0>(s, q[step], OperandAt(place + step / 4 * kPanelPlaces + step % 4 * kStepPlaces),
@@ -157,8 +158,11 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
     CommitProducts();
   };
   const auto issue_outputs = [&](uint32_t block) {
+    v.WaitForTile(block);
     const uint32_t place =
         OperandPlace<kHeadDim == 128>(base + Layout<kHeadDim>::kValues + block % kStages * kTile);
+    FenceSums(o);
+    FenceProducts();
 #pragma unroll
     for (int step = 0; step < kAttentionBlock / 16; ++step) {
       const uint64_t values = OperandAt(place + step * kRowsStepPlaces);
@@ -169,52 +173,60 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
       }
     }
     CommitProducts();
+    FenceSums(o);
   };
-  k.WaitForTile(0);
-  FenceProducts();
-  issue_scores(0);
-  WaitForProducts<0>();
-  k.GiveBack(0);
-  SoftmaxTile(s, row, visible, 0, c, alpha);
-  RoundTile(s, p);
-#pragma unroll 1
-  for (uint32_t block = 1; block < num_blocks; ++block) {
-    k.WaitForTile(block);
-    v.WaitForTile(block - 1);
-    FenceSums(s);
-    FenceSums(o);
-    FenceProducts();
-    issue_scores(block);
-    FenceProducts();
-    issue_outputs(block - 1);
-    FenceSums(o);
-    WaitForProducts<1>();
-    FenceSums(s);
-    k.GiveBack(block);
+  // Softmax of a tile, then O += P V of it, left in flight. kPending: groups that may be in flight
+  // beside those of the tile before.
+  const auto one_tile = [&]<int kPending>(uint32_t block, float(&s)[32]) {
     const bool begins_segment = block % kTilesPerSegment == 0;
     const SegmentState before = row;
     if (begins_segment) row = SegmentState{};
+    float alpha[2];
     SoftmaxTile(s, row, visible, static_cast<int>(block) * kAttentionBlock, c, alpha);
     FenceSums(s);
     // The waits stand in branches of their own: in one block with the softmax the compiler moves
     // them before it.
     if (begins_segment) {
-      WaitForProducts<0>();
+      WaitForProducts<kPending>();
       FenceSums(o);
       MergeRows(o, before, c, totals, outputs);
     } else {
-      WaitForProducts<0>();
+      WaitForProducts<kPending>();
       FenceSums(o);
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) o[i] = MulRn(o[i], alpha[i / 2 % 2]);
     }
-    v.GiveBack(block - 1);
+    if (block > 0) v.GiveBack(block - 1);
     RoundTile(s, p);
-  }
-  v.WaitForTile(num_blocks - 1);
-  FenceProducts();
-  issue_outputs(num_blocks - 1);
+    issue_outputs(block);
+  };
+  const auto middle_tile = [&](uint32_t block, float(&mine)[32], float(&next)[32]) {
+    issue_scores(block + 1, next);
+    one_tile.template operator()<1>(block, mine);
+    WaitForProducts<1>();
+    FenceSums(next);
+    k.GiveBack(block + 1);
+  };
+  float s[2][32];
+  issue_scores(0, s[0]);
   WaitForProducts<0>();
+  FenceSums(s[0]);
+  k.GiveBack(0);
+  uint32_t block = 0;
+#pragma unroll 1
+  for (; block + 2 < num_blocks; block += 2) {
+    middle_tile(block, s[0], s[1]);
+    middle_tile(block + 1, s[1], s[0]);
+  }
+  if (block + 2 == num_blocks) {
+    middle_tile(block, s[0], s[1]);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) s[0][i] = s[1][i];
+    ++block;
+  }
+  one_tile.template operator()<0>(block, s[0]);
+  WaitForProducts<0>();
+  FenceSums(o);
   MergeRows(o, row, c, totals, outputs);
   WriteRows<kHeadDim, kThreads>(a, work.seq, my_query, work.head, totals, outputs);
 }
