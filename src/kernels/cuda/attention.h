@@ -37,8 +37,8 @@ void AttentionPrefill(const DeviceAttentionArgs& args, cudaStream_t stream, Laun
 // zero before the first launch and are zero again after each.
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args);
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args);
-// Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head; the last CTA of
-// a row tile merges the segments in order.
+// Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head, or a cluster of
+// four does where there are few; the last CTA of a row tile merges the segments in order.
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

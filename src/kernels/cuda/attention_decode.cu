@@ -4,15 +4,10 @@
 // then per row and residue), then O (each warp a quarter of the columns), one chain over the
 // segment. The last CTA of a tile of rows merges its segments in order.
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/attention_decode.cuh"
 
 namespace quatrain::cuda {
 namespace {
-
-constexpr int kThreads = 128;
-constexpr int kRows = 16;
-constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
-constexpr int kScoreStride = kAttentionSegment + 8;  // floats; rows start 8 banks apart
 
 // Tiles in the ring: few, so that two CTAs share a multiprocessor, or, where there are no more CTAs
 // than multiprocessors, as many as fit, so that most of a segment is on its way at once.
@@ -30,92 +25,14 @@ template <int kHeadDim, int kStages>
 struct Layout {
   static constexpr int kRing = kStages * kTileBytes<kHeadDim>;
   static constexpr int kScores = kRing;
-  static constexpr int kWarpMaxima = kScores + kRows * kScoreStride * 4;  // [4][8][16]
-  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kRows * 4;
-  static constexpr int kShift = kAlpha + kTilesPerSegment * kRows * 4;
-  static constexpr int kMax = kShift + kTilesPerSegment * kRows * 4;
-  static constexpr int kSum = kMax + kRows * 4;
-  static constexpr int kKeyRows = kSum + kRows * 4;  // [512]
+  static constexpr int kWarpMaxima = kScores + kDecodeRows * kScoreStride * 4;  // [4][8][16]
+  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kSum = kMax + kDecodeRows * 4;
+  static constexpr int kKeyRows = kSum + kDecodeRows * 4;  // [512]
   static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
 };
-
-int RowTiles(const DeviceAttentionArgs& a) {
-  return (a.max_queries * (a.num_heads / a.num_kv_heads) + kRows - 1) / kRows;
-}
-int Segments(const DeviceAttentionArgs& a) {
-  return (a.max_keys + kAttentionSegment - 1) / kAttentionSegment;
-}
-
-// Scores of 16 rows with the warp's 16 keys of kBatch tiles (first_tile of the segment on), to
-// shared memory, with their maxima. Steps outside, tiles inside: their chains run side by side.
-template <int kHeadDim, int kBatch>
-__device__ __forceinline__ void ScoreTiles(const uint32_t (&q)[kHeadDim / 16][4],
-                                           const uint32_t (&tiles)[kBatch], int first_key,
-                                           const int (&visible)[2], float* scores, float* maxima) {
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int key_row = warp * 16 + lane / 16 * 8 + lane % 8;
-  float s[kBatch][2][4] = {};
-#pragma unroll
-  for (int step = 0; step < kHeadDim / 16; ++step) {
-#pragma unroll
-    for (int tile = 0; tile < kBatch; ++tile) {
-      // Matrices: keys 0-7 low k, keys 0-7 high k, keys 8-15 low k, keys 8-15 high k.
-      uint32_t b[4];
-      LoadMatrices(tiles[tile] + PlaceInTile(key_row, 2 * step + lane / 8 % 2), b);
-      ChainStep(s[tile][0], q[step][0], q[step][1], q[step][2], q[step][3], b);
-      ChainStep(s[tile][1], q[step][0], q[step][1], q[step][2], q[step][3], b + 2);
-    }
-  }
-#pragma unroll
-  for (int tile = 0; tile < kBatch; ++tile) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float largest = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int column = tile * kAttentionBlock + warp * 16 + 8 * n + lane % 4 * 2;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& place = s[tile][n][2 * r + i];
-          if (first_key + column + i >= visible[r]) place = -INFINITY;
-          largest = fmaxf(largest, place);
-        }
-        *reinterpret_cast<float2*>(scores + (lane / 4 + 8 * r) * kScoreStride + column) =
-            make_float2(s[tile][n][2 * r], s[tile][n][2 * r + 1]);
-      }
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
-      if (lane % 4 == 0) {
-        maxima[(warp * kTilesPerSegment + tile) * kRows + lane / 4 + 8 * r] = largest;
-      }
-    }
-  }
-}
-
-// Thread (row, tile): the running maximum, alpha and shift of every tile.
-__device__ __forceinline__ void ShiftsOfTiles(const float* maxima, int num_tiles, float c,
-                                              float* alpha, float* shift, float* segment_max) {
-  const int row = threadIdx.x / kTilesPerSegment;
-  const int tile = threadIdx.x % kTilesPerSegment;
-  float largest = -INFINITY;
-#pragma unroll
-  for (int warp = 0; warp < 4; ++warp) {
-    const float each = maxima[(warp * kTilesPerSegment + tile) * kRows + row];
-    if (tile < num_tiles) largest = fmaxf(largest, each);
-  }
-#pragma unroll
-  for (int offset = 1; offset < kTilesPerSegment; offset *= 2) {
-    const float before = __shfl_up_sync(0xFFFFFFFFu, largest, offset, kTilesPerSegment);
-    if (tile >= offset) largest = fmaxf(largest, before);
-  }
-  float before = __shfl_up_sync(0xFFFFFFFFu, largest, 1, kTilesPerSegment);
-  if (tile == 0) before = -INFINITY;
-  const SoftmaxShift of_tile = ShiftOf(before, largest, c);
-  alpha[tile * kRows + row] = of_tile.alpha;
-  shift[tile * kRows + row] = of_tile.shift;
-  if (tile == kTilesPerSegment - 1) segment_max[row] = largest;
-}
 
 // Thread (row, residue): probabilities in the place of scores, and the row's sum.
 __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, float c,
@@ -126,8 +43,8 @@ __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, floa
   float* mine = scores + row * kScoreStride + residue;
   float t = 0.0f;
   for (int tile = 0; tile < num_tiles; ++tile) {
-    const float of_tile = shift[tile * kRows + row];
-    t = MulRn(t, alpha[tile * kRows + row]);
+    const float of_tile = shift[tile * kDecodeRows + row];
+    t = MulRn(t, alpha[tile * kDecodeRows + row]);
     float p[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -185,113 +102,22 @@ __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t
   }
 }
 
-// Where a row of the tile lives.
-struct RowPlace {
-  int query, head;
-  bool is_there;
-};
-__device__ __forceinline__ RowPlace PlaceOfRow(int flat, int kv_head, int group, int num_queries) {
-  return {flat / group, kv_head * group + flat % group, flat / group < num_queries};
-}
-
-template <int kHeadDim>
-__device__ __forceinline__ void StoreRow(const DeviceAttentionArgs& a, int64_t place, int column,
-                                         float low, float high) {
-  *reinterpret_cast<uint32_t*>(a.out + place * kHeadDim + column) = RoundPair(low, high);
-}
-
-// Eight threads a row, each an eighth of the columns, segments ascending.
-template <int kHeadDim>
-__device__ void MergeSegments(const DeviceAttentionArgs& a, const AttentionSequence& seq,
-                              const float* partials, int num_segments, int kv_head, int first_row) {
-  constexpr int kColumns = kHeadDim / 8;
-  constexpr int64_t kPartial = kRows * (kHeadDim + 2);
-  const int group = a.num_heads / a.num_kv_heads;
-  const int row = threadIdx.x / 8;
-  const int first = threadIdx.x % 8 * kColumns;
-  const float c = MulRn(a.scale, kLog2E);
-  const RowPlace place =
-      PlaceOfRow(first_row + row, kv_head, group, static_cast<int>(seq.num_queries));
-  if (!place.is_there) return;
-  float total[kColumns];
-  float total_max = -INFINITY;
-  float total_sum = 0.0f;
-#pragma unroll 2
-  for (int segment = 0; segment < num_segments; ++segment) {
-    const float* partial = partials + segment * kPartial;
-    const float max = __ldcg(partial + kRows * kHeadDim + row);
-    const float sum = __ldcg(partial + kRows * kHeadDim + kRows + row);
-    float4 o[kColumns / 4];
-#pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) {
-      o[i] = __ldcg(reinterpret_cast<const float4*>(partial + row * kHeadDim + first) + i);
-    }
-    if (max == -INFINITY) continue;
-    const bool is_first = total_max == -INFINITY;
-    SegmentFactors f = {0.0f, 1.0f};
-    if (is_first) {
-      total_max = max;
-      total_sum = sum;
-    } else {
-      f = MergeSegment(max, sum, c, &total_max, &total_sum);
-    }
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const float4& v = o[i / 4];
-      const float mine = i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w;
-      total[i] = is_first ? mine : MergeOutput(total[i], mine, f);
-    }
-  }
-  const float share = ReciprocalRn(total_sum);
-  const int64_t at = (seq.q_begin + place.query) * a.num_heads + place.head;
-#pragma unroll
-  for (int i = 0; i < kColumns; i += 2) {
-    StoreRow<kHeadDim>(a, at, first + i, MulRn(total[i], share), MulRn(total[i + 1], share));
-  }
-  if (a.lse != nullptr && first == 0) a.lse[at] = LogSumExp(total_max, total_sum, a.scale);
-}
-
-template <int kHeadDim>
-__device__ __forceinline__ void LoadQueries(const DeviceAttentionArgs& a,
-                                            const AttentionSequence& seq, int kv_head,
-                                            int first_row, uint32_t (&q)[kHeadDim / 16][4],
-                                            int (&visible)[2]) {
-  const int lane = threadIdx.x % 32;
-  const int group = a.num_heads / a.num_kv_heads;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const RowPlace place =
-        PlaceOfRow(first_row + lane / 4 + 8 * r, kv_head, group, static_cast<int>(seq.num_queries));
-    visible[r] =
-        place.is_there ? static_cast<int>(seq.num_keys - seq.num_queries) + place.query + 1 : 0;
-    const BFloat16* source = a.q + (seq.q_begin + (place.is_there ? place.query : 0)) * a.q_stride +
-                             static_cast<int64_t>(place.head) * kHeadDim + lane % 4 * 2;
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      q[step][r] = *reinterpret_cast<const uint32_t*>(source + step * 16);
-      q[step][2 + r] = *reinterpret_cast<const uint32_t*>(source + step * 16 + 8);
-    }
-  }
-}
-
 template <int kHeadDim, int kStages>
-__global__ void __launch_bounds__(kThreads)
-    DecodeKernel(DeviceAttentionArgs a, int block_shift, int row_tiles, unsigned* tickets,
-                 float* partials) {
+__global__ void __launch_bounds__(kDecodeThreads)
+    DecodeKernel(DeviceAttentionArgs a, int block_shift, int row_tiles, DecodeScratch scratch) {
   using L = Layout<kHeadDim, kStages>;
   // Tiles handled between two barriers.
   constexpr int kBatch = kStages == kDeep<kHeadDim> && kHeadDim <= 128 ? 4 : 1;
   constexpr int kColumnTiles = kHeadDim / 32;
-  constexpr int64_t kPartial = kRows * (kHeadDim + 2);
+  constexpr int64_t kPartial = kDecodeRows * (kHeadDim + 2);
   extern __shared__ __align__(1024) uint8_t shared[];
-  __shared__ unsigned ticket;
   LetNextKernelStart();
   WaitForPreviousKernel();
   const AttentionSequence seq = a.sequences[blockIdx.z];
   const int num_keys = static_cast<int>(seq.num_keys);
   const int segment = blockIdx.x;
   const int kv_head = blockIdx.y / row_tiles;
-  const int first_row = blockIdx.y % row_tiles * kRows;
+  const int first_row = blockIdx.y % row_tiles * kDecodeRows;
   const int group = a.num_heads / a.num_kv_heads;
   if (segment * kAttentionSegment >= num_keys ||
       first_row >= static_cast<int>(seq.num_queries) * group) {
@@ -313,8 +139,8 @@ __global__ void __launch_bounds__(kThreads)
   auto* segment_sum = reinterpret_cast<float*>(shared + L::kSum);
   auto* key_rows = reinterpret_cast<int32_t*>(shared + L::kKeyRows);
 #pragma unroll
-  for (int i = 0; i < kAttentionSegment / kThreads; ++i) {
-    const int key = threadIdx.x + i * kThreads;
+  for (int i = 0; i < kAttentionSegment / kDecodeThreads; ++i) {
+    const int key = threadIdx.x + i * kDecodeThreads;
     key_rows[key] = keys.RowOf(segment * kAttentionSegment + key);
   }
   __syncthreads();
@@ -325,8 +151,8 @@ __global__ void __launch_bounds__(kThreads)
     const BFloat16* base = (is_key ? a.k : a.v) + kv_offset;
     const int tile = is_key ? item : item - padded_tiles;
     if (tile < num_tiles) {
-      CopyTile<kHeadDim, kThreads>(key_rows + tile * kAttentionBlock, base, a.kv_stride,
-                                   ring + item % kStages * kTileBytes<kHeadDim>, threadIdx.x);
+      CopyTile<kHeadDim, kDecodeThreads>(key_rows + tile * kAttentionBlock, base, a.kv_stride,
+                                         ring + item % kStages * kTileBytes<kHeadDim>, threadIdx.x);
     }
     CommitCopies();
   };
@@ -351,7 +177,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int tile = 0; tile < padded_tiles; tile += kBatch) {
     wait_for(tile, tiles);
     ScoreTiles<kHeadDim, kBatch>(q, tiles, (first_tile + tile) * kAttentionBlock, visible,
-                                 scores + tile * kAttentionBlock, warp_maxima + tile * kRows);
+                                 scores + tile * kAttentionBlock, warp_maxima + tile * kDecodeRows);
   }
   __syncthreads();
   ShiftsOfTiles(warp_maxima, num_tiles, c, alpha, shift, segment_max);
@@ -364,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kBatch; ++i) {
       if (tile + i < num_tiles) {
         ValueTile<kHeadDim>(o, tiles[i], scores + (tile + i) * kAttentionBlock,
-                            alpha + (tile + i) * kRows);
+                            alpha + (tile + i) * kDecodeRows);
       }
     }
   }
@@ -372,7 +198,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32;
   const int column = threadIdx.x / 32 * (kHeadDim / 4) + lane % 4 * 2;
   const int64_t tile_index = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y);
-  float* partial = partials + (tile_index * gridDim.x + segment) * kPartial;
+  float* partial = scratch.partials + (tile_index * gridDim.x + segment) * kPartial;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = lane / 4 + 8 * r;
@@ -396,66 +222,73 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (num_segments == 1) return;
-  if (threadIdx.x < kRows) {
-    partial[kRows * kHeadDim + threadIdx.x] = segment_max[threadIdx.x];
-    partial[kRows * kHeadDim + kRows + threadIdx.x] = segment_sum[threadIdx.x];
+  if (threadIdx.x < kDecodeRows) {
+    partial[kDecodeRows * kHeadDim + threadIdx.x] = segment_max[threadIdx.x];
+    partial[kDecodeRows * kHeadDim + kDecodeRows + threadIdx.x] = segment_sum[threadIdx.x];
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    ticket = atomicInc(tickets + tile_index, static_cast<unsigned>(num_segments) - 1);
-  }
-  __syncthreads();
-  if (ticket != static_cast<unsigned>(num_segments) - 1) return;
-  __threadfence();
-  MergeSegments<kHeadDim>(a, seq, partials + tile_index * gridDim.x * kPartial, num_segments,
-                          kv_head, first_row);
+  if (!IsLastOf(num_segments, scratch.tickets + tile_index)) return;
+  MergeSegments<kHeadDim, kHeadDim, 2>(
+      a, seq,
+      {.partials = scratch.partials + tile_index * gridDim.x * kPartial,
+       .stride = kPartial,
+       .num_segments = num_segments,
+       .kv_head = kv_head,
+       .first_row = first_row,
+       .first_column = 0});
 }
 
 template <int kHeadDim, int kStages>
-void LaunchWith(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
+void LaunchWith(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
                 LaunchOrder order) {
   const auto kernel = DecodeKernel<kHeadDim, kStages>;
   constexpr size_t kShared = Layout<kHeadDim, kStages>::kBytes;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
             "attention, shared memory");
   const int tiles = RowTiles(args);
-  auto* partials = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) +
-                                            (AttentionDecodeTickets(args) * 4 + 255) / 256 * 256);
-  LaunchKernel({dim3(Segments(args), args.num_kv_heads * tiles, args.num_sequences), dim3(kThreads),
-                kShared, stream, order},
-               kernel, args, BlockShift(args), tiles, static_cast<unsigned*>(scratch), partials);
+  LaunchKernel({dim3(Segments(args), args.num_kv_heads * tiles, args.num_sequences),
+                dim3(kDecodeThreads), kShared, stream, order},
+               kernel, args, BlockShift(args), tiles, scratch);
 }
 
 template <int kHeadDim>
-void Launch(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
+void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
             LaunchOrder order) {
-  const int64_t ctas = AttentionDecodeTickets(args) * Segments(args);
-  if (ctas <= NumMultiprocessors()) {
+  if (RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
     return LaunchWith<kHeadDim, kDeep<kHeadDim>>(args, scratch, stream, order);
   }
   LaunchWith<kHeadDim, kShallow<kHeadDim>>(args, scratch, stream, order);
 }
 
+int64_t TicketBytes(const DeviceAttentionArgs& args) {
+  return (AttentionDecodeTickets(args) * 4 + 255) / 256 * 256;
+}
+
 }  // namespace
 
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args) {
-  return static_cast<int64_t>(args.num_sequences) * args.num_kv_heads * RowTiles(args);
+  return RowTilesOfAll(args) * kDecodeParts;
 }
 
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args) {
-  const int64_t tickets = AttentionDecodeTickets(args);
-  return (tickets * 4 + 255) / 256 * 256 +
-         tickets * Segments(args) * kRows * (args.head_dim + 2) * 4;
+  return TicketBytes(args) + RowTilesOfAll(args) * Segments(args) * kDecodeRows *
+                                 (args.head_dim + 2 * kDecodeParts) * 4;
 }
 
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order) {
   CheckAttention(args);
   if (args.num_sequences == 0 || args.max_queries == 0) return;
-  if (args.head_dim == 64) return Launch<64>(args, scratch, stream, order);
-  if (args.head_dim == 128) return Launch<128>(args, scratch, stream, order);
-  Launch<256>(args, scratch, stream, order);
+  const DecodeScratch parts = {
+      static_cast<unsigned*>(scratch),
+      reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};
+  // Four CTAs a segment, as long as each has a multiprocessor of its own.
+  if (args.head_dim == 128 &&
+      kDecodeParts * RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
+    return AttentionDecodeSplit(args, parts, stream, order);
+  }
+  if (args.head_dim == 64) return Launch<64>(args, parts, stream, order);
+  if (args.head_dim == 128) return Launch<128>(args, parts, stream, order);
+  Launch<256>(args, parts, stream, order);
 }
 
 }  // namespace quatrain::cuda
