@@ -294,7 +294,7 @@ TEST(PackGpu, UnpackRestoresEveryBit) {
   for (const PackedShape& shape :
        {PackedShape{24, 256, 128, 4}, PackedShape{13, 96, 32, 4}, PackedShape{9, 64, 64, 4},
         PackedShape{100, 1408, 1408, 4}, PackedShape{24, 256, 64, 8}, PackedShape{13, 96, 32, 8},
-        PackedShape{17, 200, 200, 8}}) {
+        PackedShape{17, 200, 200, 8}, PackedShape{17, 200, 200, 4}}) {
     const HostCodes host = RandomCodes(shape, 11);
     DeviceWeight weight(shape, host);
     DeviceVector<int32_t> codes(host.codes.size());

@@ -12,63 +12,163 @@ __device__ bool IsExactScale(BFloat16 scale) {
   return magnitude == 0.0f || (magnitude >= 0x1p-100f && magnitude <= 0x1p10f);
 }
 
-// A warp writes one chunk: lane 4 r + t gathers byte t (INT4) or half-word t (INT8) of each 8
-// inputs of row r.
-template <int kBits>
-__global__ void PackKernel(PackedShape shape, const uint32_t* codes, const BFloat16* scale,
-                           uint8_t* packed, int32_t* num_bad_scales) {
-  const int64_t chunk_index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-  const int64_t num_chunks = NumChunks(shape);
-  if (chunk_index >= NumUnits(shape) * num_chunks) return;
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void SwapIf(bool swaps, uint32_t* a, uint32_t* b) {
+  const uint32_t old = *a;
+  *a = swaps ? *b : old;
+  *b = swaps ? old : *b;
+}
+// v[i] <- v[i ^ t] for t in 0..3.
+__device__ __forceinline__ void ExchangeIndex(uint32_t (&v)[4], int t) {
+  SwapIf((t & 1) != 0, &v[0], &v[1]);
+  SwapIf((t & 1) != 0, &v[2], &v[3]);
+  SwapIf((t & 2) != 0, &v[0], &v[2]);
+  SwapIf((t & 2) != 0, &v[1], &v[3]);
+}
+
+// INT4: lane t of four has words 4 t .. 4 t + 3 of a row's K128; it gets byte t of all sixteen,
+// four words of bytes in order.
+__device__ __forceinline__ void GatherBytes(uint32_t (&v)[4], int t) {
+  const uint32_t low[2] = {__byte_perm(v[0], v[1], 0x5140), __byte_perm(v[2], v[3], 0x5140)};
+  const uint32_t high[2] = {__byte_perm(v[0], v[1], 0x7362), __byte_perm(v[2], v[3], 0x7362)};
+  v[0] = __byte_perm(low[0], low[1], 0x5410);
+  v[1] = __byte_perm(low[0], low[1], 0x7632);
+  v[2] = __byte_perm(high[0], high[1], 0x5410);
+  v[3] = __byte_perm(high[0], high[1], 0x7632);
+  ExchangeIndex(v, t);
+#pragma unroll
+  for (int i = 1; i < 4; ++i) v[i] = __shfl_xor_sync(0xFFFFFFFFu, v[i], i);
+  ExchangeIndex(v, t);
+}
+
+// The lower nibbles of four bytes side by side.
+__device__ __forceinline__ uint32_t LowerNibbles(uint32_t bytes) {
+  uint32_t n = bytes & 0x0F0F0F0Fu;
+  n = (n | n >> 4) & 0x00FF00FFu;
+  return (n | n >> 8) & 0xFFFFu;
+}
+
+// INT4 codes of a lane in a chunk: words 4 t .. 4 t + 3 of its row's sixteen, 8 (zero) past the
+// end.
+__device__ __forceinline__ uint4 LoadWords(const PackedShape& shape, const uint32_t* codes,
+                                           int64_t row, int64_t at) {
+  constexpr uint32_t kZero = 0x88888888u;
+  const int64_t row_words = shape.in_features / 8;
+  uint4 v = make_uint4(kZero, kZero, kZero, kZero);
+  if (row >= shape.out_features || at >= row_words) return v;
+  const uint32_t* source = codes + row * row_words + at;
+  if (row_words % 4 == 0 && reinterpret_cast<uintptr_t>(codes) % 16 == 0) {
+    return __ldcs(reinterpret_cast<const uint4*>(source));
+  }
+  v.x = source[0];
+  if (at + 1 < row_words) v.y = source[1];
+  if (at + 2 < row_words) v.z = source[2];
+  if (at + 3 < row_words) v.w = source[3];
+  return v;
+}
+
+// Codes of a chunk in the kernel layout's order: four words (INT4), from LoadWords'.
+__device__ __forceinline__ void StoreWords(uint4 v, int lane, uint8_t* out) {
+  uint32_t words[4] = {v.x, v.y, v.z, v.w};
+  GatherBytes(words, lane % 4);
+  uint32_t result[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    result[w] = LowerNibbles(words[w]) | LowerNibbles(words[w] >> 4) << 16;
+  }
+  *reinterpret_cast<uint4*>(out + lane * 16) =
+      make_uint4(result[0], result[1], result[2], result[3]);
+}
+
+// INT8: lane 4 r + t gathers half-word t of each 8 inputs of row r.
+__device__ __forceinline__ void PackBytes(const PackedShape& shape, const uint32_t* codes,
+                                          int64_t row, int64_t chunk, int lane, uint8_t* out) {
+  constexpr int kWords = 32;  // of one row in a chunk
+  const int64_t row_words = shape.in_features / 4;
   const int t = lane % 4;
-  const int64_t row = chunk_index / num_chunks * kUnitRows + lane / 4;
-  const int64_t chunk = chunk_index % num_chunks;
-  constexpr int kWords = 4 * kBits;  // of one row in a chunk
-  const int64_t row_words = shape.in_features * kBits / 32;
-  const uint32_t zero = kBits == 4 ? 0x88888888u : 0x80808080u;
-  uint8_t* out = packed + chunk_index * ChunkBytes(shape);
   uint32_t words[kWords];
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
     const int64_t at = chunk * kWords + i;
-    words[i] = row < shape.out_features && at < row_words ? codes[row * row_words + at] : zero;
+    words[i] =
+        row < shape.out_features && at < row_words ? codes[row * row_words + at] : 0x80808080u;
   }
-  uint32_t result[kBits];
+  uint32_t result[8] = {};
 #pragma unroll
-  for (int w = 0; w < kBits; ++w) {
-    result[w] = 0;
-    if constexpr (kBits == 4) {
+  for (int w = 0; w < 8; ++w) {
+    // Eight inputs are two words; inputs 2t and 2t + 1 lie in word t / 2.
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t byte = words[4 * w + i] >> (8 * t);
-        result[w] |= (byte & 15u) << (4 * i) | (byte >> 4 & 15u) << (16 + 4 * i);
-      }
-    } else {
-      // Eight inputs are two words; inputs 2t and 2t + 1 lie in word t / 2.
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t both = t < 2 ? words[4 * w + 2 * i] : words[4 * w + 2 * i + 1];
-        const uint32_t pair = both >> (16 * (t % 2));
-        result[w] |= (pair & 255u) << (8 * i) | (pair >> 8 & 255u) << (16 + 8 * i);
-      }
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t both = t < 2 ? words[4 * w + 2 * i] : words[4 * w + 2 * i + 1];
+      const uint32_t pair = both >> (16 * (t % 2));
+      result[w] |= (pair & 255u) << (8 * i) | (pair >> 8 & 255u) << (16 + 8 * i);
     }
   }
 #pragma unroll
-  for (int part = 0; part < kBits / 4; ++part) {
+  for (int part = 0; part < 2; ++part) {
     *reinterpret_cast<uint4*>(out + part * 512 + lane * 16) = make_uint4(
         result[4 * part], result[4 * part + 1], result[4 * part + 2], result[4 * part + 3]);
   }
+}
+
+// Chunks that a warp writes: four of INT4, whose loads are all under way at once, one of INT8.
+template <int kBits>
+constexpr int kChunksOfWarp = kBits == 4 ? 4 : 1;
+
+// Eight rows and K128 as one number and another, without a division of 64 bits.
+struct ChunkPlace {
+  int64_t unit;
+  int64_t chunk;
+};
+__device__ __forceinline__ ChunkPlace PlaceOfChunk(int64_t index, int64_t num_chunks) {
+  if (index < int64_t{1} << 32) {
+    const auto unit = static_cast<uint32_t>(index) / static_cast<uint32_t>(num_chunks);
+    return {unit, static_cast<uint32_t>(index) - unit * static_cast<uint32_t>(num_chunks)};
+  }
+  return {index / num_chunks, index % num_chunks};
+}
+
+// A warp writes kChunksOfWarp chunks.
+template <int kBits>
+__global__ void __launch_bounds__(kThreads)
+    PackKernel(PackedShape shape, const uint32_t* codes, const BFloat16* scale, uint8_t* packed,
+               int32_t* num_bad_scales) {
+  constexpr int kEach = kChunksOfWarp<kBits>;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * kEach;
+  const int64_t num_chunks = NumChunks(shape);
+  const int64_t end = min(NumUnits(shape) * num_chunks, first + kEach);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int scales = static_cast<int>(ScalesPerChunk(shape));
-  if (lane < kUnitRows * scales) {
-    const int64_t scale_row = chunk_index / num_chunks * kUnitRows + lane / scales;
-    const int64_t input = chunk * kChunkInputs + lane % scales * (kChunkInputs / scales);
-    BFloat16 value{0};
-    if (scale_row < shape.out_features && input < shape.in_features) {
-      value = scale[scale_row * (shape.in_features / shape.group_size) + input / shape.group_size];
-      if (num_bad_scales != nullptr && !IsExactScale(value)) atomicAdd(num_bad_scales, 1);
+  uint4 words[kEach];
+  BFloat16 values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (first + i >= end) break;
+    const ChunkPlace place = PlaceOfChunk(first + i, num_chunks);
+    if constexpr (kBits == 4) {
+      words[i] = LoadWords(shape, codes, place.unit * kUnitRows + lane / 4,
+                           place.chunk * 16 + 4 * (lane % 4));
     }
-    reinterpret_cast<BFloat16*>(out + CodeBytes(shape))[lane] = value;
+    const int64_t row = place.unit * kUnitRows + lane / scales;
+    const int64_t input = place.chunk * kChunkInputs + lane % scales * (kChunkInputs / scales);
+    values[i] = {};
+    if (lane < kUnitRows * scales && row < shape.out_features && input < shape.in_features) {
+      values[i] = scale[row * (shape.in_features / shape.group_size) + input / shape.group_size];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (first + i >= end) break;
+    uint8_t* out = packed + (first + i) * ChunkBytes(shape);
+    if constexpr (kBits == 4) {
+      StoreWords(words[i], lane, out);
+    } else {
+      const ChunkPlace place = PlaceOfChunk(first + i, num_chunks);
+      PackBytes(shape, codes, place.unit * kUnitRows + lane / 4, place.chunk, lane, out);
+    }
+    if (lane < kUnitRows * scales) {
+      if (num_bad_scales != nullptr && !IsExactScale(values[i])) atomicAdd(num_bad_scales, 1);
+      reinterpret_cast<BFloat16*>(out + CodeBytes(shape))[lane] = values[i];
+    }
   }
 }
 
@@ -174,7 +274,9 @@ void CheckPackedShape(const PackedShape& shape) {
 void PackWeights(const PackedShape& shape, const CodeTensors& tensors, uint8_t* packed,
                  int32_t* num_bad_scales, cudaStream_t stream) {
   CheckPackedShape(shape);
-  LaunchKernel(ShapeFor(NumUnits(shape) * NumChunks(shape) * 32, stream),
+  const int64_t chunks = NumUnits(shape) * NumChunks(shape);
+  const int each = shape.num_bits == 4 ? kChunksOfWarp<4> : kChunksOfWarp<8>;
+  LaunchKernel(ShapeFor((chunks + each - 1) / each * 32, stream),
                shape.num_bits == 4 ? PackKernel<4> : PackKernel<8>, shape,
                reinterpret_cast<const uint32_t*>(tensors.codes), tensors.scale, packed,
                num_bad_scales);
