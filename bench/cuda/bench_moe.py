@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The experts of a decode step and the trainer's path over codes, against torch in the same run.
 
-    python3 bench/cuda/bench_moe.py LIBRARY [decode] [prefill] [plans] > rows.jsonl
+    python3 bench/cuda/bench_moe.py LIBRARY [decode] [prefill] [experts] [plans] > rows.jsonl
 
 LIBRARY as for bench_kernels.py. Experts: Qwen3-30B-A3B (128 experts, 8 a token, 2048 -> 2 x 768 -> 2048), INT4 g32,
 weights of 8 layers in turn. at::_grouped_mm gets the BF16 weights rn_bf16(q * s) and sorted rows; bits are compared.
@@ -196,14 +196,13 @@ def bench_prefill():
                  tflops=2 * m * n * k / us["both"] / 1e6, mm_tflops=2 * m * n * k / us["mm"] / 1e6,
                  dequantise_tb_per_s=n * k * (2.5 + 2 / group) / us["dequantise"] / 1e6,
                  copy_tb_per_s=4 * n * k / us["copy"] / 1e6)
-    bench_expert_rows()
 
 
 def bench_expert_rows():
     """Experts with many rows: from codes on the way, beside dequantising all of them first."""
     weights = {"gate_up": quantized(EXPERTS * 2 * INTER, HIDDEN, GROUP, keep_codes=True),
                "down": quantized(EXPERTS * HIDDEN, INTER, GROUP, keep_codes=True)}
-    for rows_each in (64, 128, 256, 512):
+    for rows_each in (32, 64, 128, 256, 512):
         step = Tokens(every_expert(rows_each)[0])
         h_in = normal(EXPERTS * rows_each, INTER)
         for name, n, k in (("gate_up", 2 * INTER, HIDDEN), ("down", HIDDEN, INTER)):
@@ -238,8 +237,8 @@ def bench_expert_rows():
                  differ_from_grouped=bits)
 
 
-SECTIONS = {"decode": bench_decode, "prefill": bench_prefill, "plans": bench_plans}
+SECTIONS = {"decode": bench_decode, "prefill": bench_prefill, "experts": bench_expert_rows, "plans": bench_plans}
 
 
 if __name__ == "__main__":
-    bench_kernels.run(SECTIONS, default=("decode", "prefill"))
+    bench_kernels.run(SECTIONS, default=("decode", "prefill", "experts"))

@@ -180,8 +180,9 @@ static quatrain::cuda::DeviceAttentionArgs ArgsOf(const QtAttention& a) {
 int64_t QtDecodeScratch(const QtAttention* a) {
   return quatrain::cuda::AttentionDecodeScratchBytes(ArgsOf(*a));
 }
-void QtAttentionDecode(const QtAttention* a, cudaStream_t stream) {
-  quatrain::cuda::AttentionDecode(ArgsOf(*a), a->scratch, stream, kAfter);
+void QtAttentionDecode(const QtAttention* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::AttentionDecode(ArgsOf(*a), a->scratch, stream,
+                                  overlap ? LaunchOrder::kOverlap : kAfter);
 }
 void QtAttentionPrefill(const QtAttention* a, cudaStream_t stream) {
   quatrain::cuda::AttentionPrefill(ArgsOf(*a), stream, kAfter);
