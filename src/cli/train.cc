@@ -1,5 +1,7 @@
 #include "cli/train.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <memory>
@@ -412,6 +414,13 @@ void LogConfiguration(const Json& flags, const RlConfig& config) {
              omp != nullptr ? fmt::format("; OMP_NUM_THREADS={} is not heeded", omp) : "");
 }
 
+// Every rollout and every step want the memory again that the one before gave back: from the system
+// it would come as pages to be cleared, one fault each. 32 MiB is the most that glibc takes.
+void KeepFreedMemory() {
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
 }  // namespace
 
 void AddTrainCommand(CLI::App& app) {
@@ -448,6 +457,7 @@ void AddTrainCommand(CLI::App& app) {
     Finish(*args, command->count("--max-tokens-per-gpu") > 0);
     const Json flags = FlagsOf(*command, args->config.qat);
     LogConfiguration(flags, args->config);
+    KeepFreedMemory();
     Watching watching(args->watch, args->config.checkpoint.save);
     RunTraining(args->config, flags, watching.watchers());
   });
