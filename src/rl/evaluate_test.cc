@@ -1,6 +1,8 @@
 #include "rl/evaluate.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "models/test_support.h"
 
@@ -114,6 +116,47 @@ TEST_F(Evaluation, SamplesDependOnSeedAndStreamAlone) {
   EXPECT_NE(ids, sample(8, 0, one));
   EXPECT_NE(ids, sample(7, 1, one));
   EXPECT_NE(ids[0], ids[1]) << "samples of a group differ";
+}
+
+TEST_F(Evaluation, ANumberThatIsNotFiniteNamesItsSampleAndBringsAll) {
+  EvalSet set = SetOf({"1", "0", "1"});
+  const std::vector<int32_t> ids = tokenizer_.Encode("What is 1 + 1?");
+  const std::vector<int32_t> first = tokenizer_.Encode("What is 0 + 1?");
+  // A token of the second prompt alone; it has no row in the output, which stays finite.
+  set.prompts[1].messages = "What is 1 * 1?";
+  int32_t token = -1;
+  for (const int32_t id : tokenizer_.Encode("What is 1 * 1?")) {
+    if (std::count(ids.begin(), ids.end(), id) + std::count(first.begin(), first.end(), id) == 0)
+      token = id;
+  }
+  ASSERT_GE(token, 0);
+  ModelConfig config = checkpoint_.config();
+  config.tie_word_embeddings = false;
+  const auto embedding = static_cast<size_t>(weights_.Find("model.embed_tokens.weight"));
+  std::vector<Weight> untied;
+  for (size_t i = 0; i < weights_.size(); ++i) untied.push_back(weights_[i]);
+  if (weights_.Find("lm_head.weight") < 0) {
+    untied.push_back(weights_[embedding]);
+    untied.back().spec.name = "lm_head.weight";
+  }
+  untied[embedding].dense = weights_[embedding].dense.clone();
+  untied[embedding].dense[token].fill_(std::numeric_limits<float>::quiet_NaN());
+  const ModelWeights poisoned(std::move(untied));
+  const Decoder decoder(config, poisoned);
+  ThreadPool pool(2);
+  Engine engine({pool}, decoder, {});
+  try {
+    Evaluate(engine, {tokenizer_, nullptr}, LabelReward(), set, Options(2), nullptr);
+    FAIL() << "the model has a NaN";
+  } catch (const FailedGeneration& failure) {
+    EXPECT_EQ(failure.code(), ErrorCode::kData);
+    EXPECT_TRUE(Contains(failure.what(), "row 2 of the prompts, sample 0, token 0 of the response"))
+        << failure.what();
+    EXPECT_TRUE(Contains(failure.what(), "found nan")) << failure.what();
+    ASSERT_EQ(failure.samples().size(), 6u);
+    EXPECT_EQ(failure.samples()[5].prompt.id, 2);
+    EXPECT_EQ(failure.samples()[2].completion.finish_reason, FinishReason::kAbort);
+  }
 }
 
 TEST_F(Evaluation, AListOfMessagesNeedsTheTemplate) {

@@ -1,6 +1,7 @@
 #include "rl/rl_run.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 
 #include "base/file.h"
@@ -63,6 +64,14 @@ int64_t CountOf(const Json& state, const char* key, const std::filesystem::path&
 std::filesystem::path FailedRolloutFile(const RlConfig& config, int64_t rollout) {
   return std::filesystem::path(config.checkpoint.save) /
          fmt::format("failed_rollout_{:07}.cbor", rollout + 1);
+}
+
+// The name of an evaluation as part of a file's: it comes from a flag.
+std::string FileNamePart(std::string name) {
+  for (char& c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_') c = '_';
+  }
+  return name;
 }
 
 RoutingReplay RoutingReplayOf(const RolloutArgs& rollout, const ModelConfig& model) {
@@ -472,6 +481,24 @@ void Run::UpdateReference(int64_t rollout) {
   Log().info("the reference is now the policy after {} rollouts", rollout + 1);
 }
 
+// A failure names step and set, and its samples are kept.
+EvalResult Run::EvaluateOrKeep(const EvalSet& set, const RolloutText& text,
+                               const RolloutOptions& options, const RolloutProgress& progress) {
+  try {
+    return quatrain::Evaluate(*engine_, text, *eval_reward_, set, options, progress);
+  } catch (const FailedGeneration& failure) {
+    const int64_t step = parameters_->step();
+    const std::filesystem::path path =
+        std::filesystem::path(config_.checkpoint.save) /
+        fmt::format("failed_eval_{}_{:07}.cbor", FileNamePart(set.name), step);
+    SaveRolloutData(path, step, failure.samples());
+    throw Error(failure.code(),
+                fmt::format("evaluation of {} after {} optimizer steps: {} What the samples had "
+                            "until then is kept in {}",
+                            set.name, step, failure.what(), path.string()));
+  }
+}
+
 void Run::Evaluate(Json& row) {
   if (!engine_) return;
   Timer timer;
@@ -481,8 +508,8 @@ void Run::Evaluate(Json& row) {
     Progress progress("eval " + set.name,
                       static_cast<int64_t>(set.prompts.size()) * options.n_samples_per_prompt,
                       "samples");
-    const EvalResult result = quatrain::Evaluate(*engine_, text, *eval_reward_, set, options,
-                                                 [&](int64_t done) { progress.Update(done); });
+    const EvalResult result =
+        EvaluateOrKeep(set, text, options, [&](int64_t done) { progress.Update(done); });
     row["eval/" + set.name] = result.accuracy;
     row["eval/" + set.name + "/standard_error"] = result.standard_error;
     row["eval/" + set.name + "/truncated_ratio"] = result.truncated_ratio;

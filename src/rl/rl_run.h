@@ -45,6 +45,7 @@ class Run {
   void UpdateWeights(Json& row);
   // Every --ref-update-interval rollouts the reference takes the policy's BF16 weights.
   void UpdateReference(int64_t rollout);
+  // Error kData naming step, set and sample where a number is not finite; the samples are kept.
   void Evaluate(Json& row);
   void Append(const Json& row);
   // Ends before the next rollout begins, unless --async-save.
@@ -65,6 +66,8 @@ class Run {
   void ReportState(Json& row);
   std::vector<Sample> Sampled(int64_t rollout, const StepNote& note);
   void MakeSampler();
+  EvalResult EvaluateOrKeep(const EvalSet& set, const RolloutText& text,
+                            const RolloutOptions& options, const RolloutProgress& progress);
   BatcherOptions StepOptions() const;
   bool NeedsOldPass(const std::vector<std::vector<TrainBatch>>& steps) const;
   RolloutOptions TrainRolloutOptions() const;

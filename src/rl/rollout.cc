@@ -92,6 +92,56 @@ std::vector<int32_t> PromptIds(const RolloutText& text, const Prompt& prompt,
   return text.tokenizer.Encode(text.chat_template->Render(MessagesOf(prompt), render));
 }
 
+Request RequestOf(const Sample& sample, int64_t id, const RolloutOptions& options) {
+  Request request;
+  request.id = id;
+  request.prompt_ids = sample.prompt_ids;
+  request.resumed_ids = sample.completion.token_ids;
+  request.resumed_logprobs = sample.completion.rollout_logprobs;
+  request.resumed_policy_version = sample.completion.policy_version_min;
+  request.sampling = options.sampling;
+  request.sampling.seed = sample.draw_key;
+  request.return_routed_experts = options.record_routing;
+  return request;
+}
+
+std::string NameCulprit(Engine& engine, std::span<const Sample> samples,
+                        const RolloutOptions& options) {
+  for (const Sample& sample : samples) {
+    if (sample.completion.finish_reason != FinishReason::kAbort) continue;
+    Request request = RequestOf(sample, 0, options);
+    request.sampling.max_new_tokens = sample.response_length() + 1;
+    engine.Add(std::move(request));
+    try {
+      while (engine.HasUnfinished()) engine.Step();
+    } catch (const Error&) {  // the same failure, of this sample alone
+      engine.TakeUnfinished();
+      return fmt::format(
+          "row {} of the prompts, sample {}, token {} of the response:", sample.prompt.id + 1,
+          sample.id % options.n_samples_per_prompt, sample.response_length());
+    }
+  }
+  return "no sample alone, but their batch:";
+}
+
+namespace {
+
+// The engine's message names tensor and row of its batch.
+std::vector<RequestOutput> StepOrName(Engine& engine, const RolloutText& text,
+                                      const RolloutOptions& options, std::vector<Sample>& samples) {
+  try {
+    return engine.Step();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kData) throw;
+    for (RequestOutput& output : engine.TakeUnfinished())
+      TakeOutput(text, std::move(output), samples[static_cast<size_t>(output.id)]);
+    const std::string culprit = NameCulprit(engine, samples, options);
+    throw FailedGeneration(fmt::format("{} {}", culprit, error.what()), std::move(samples));
+  }
+}
+
+}  // namespace
+
 std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, const Reward& reward,
                                     std::vector<Prompt> prompts, const RolloutOptions& options,
                                     int64_t stream, const RolloutProgress& progress) {
@@ -106,22 +156,15 @@ std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, con
       sample.prompt_ids = prompt_ids;
       sample.draw_key =
           HashBits(options.seed, static_cast<uint64_t>(stream), static_cast<uint64_t>(sample.id));
+      sample.completion.finish_reason = FinishReason::kAbort;
       samples.push_back(std::move(sample));
     }
   }
-  for (const Sample& sample : samples) {
-    Request request;
-    request.id = sample.id;
-    request.prompt_ids = sample.prompt_ids;
-    request.sampling = options.sampling;
-    request.sampling.seed = sample.draw_key;
-    request.return_routed_experts = options.record_routing;
-    engine.Add(std::move(request));
-  }
+  for (const Sample& sample : samples) engine.Add(RequestOf(sample, sample.id, options));
   int64_t num_finished = 0;
   while (engine.HasUnfinished()) {
     std::vector<Sample*> finished;
-    for (RequestOutput& output : engine.Step()) {
+    for (RequestOutput& output : StepOrName(engine, text, options, samples)) {
       Sample& sample = samples[static_cast<size_t>(output.id)];
       TakeOutput(text, std::move(output), sample);
       finished.push_back(&sample);

@@ -45,9 +45,30 @@ void TakeOutput(const RolloutText& text, RequestOutput output, Sample& sample);
 // Sets the reward of each, side by side where the reward waits for others. Errors of Score.
 void ScoreSamples(const Reward& reward, std::span<Sample* const> samples);
 
+// What the engine needs to go on with a sample from what it has, under an id of the caller's.
+Request RequestOf(const Sample& sample, int64_t id, const RolloutOptions& options);
+
+// The first of the unfinished samples (FinishReason::kAbort) for which the model fails when it goes
+// on alone: "row 3 of the prompts, sample 0, token 5 of the response:". Takes what is left in the
+// engine.
+std::string NameCulprit(Engine& engine, std::span<const Sample> samples,
+                        const RolloutOptions& options);
+
+// Error kData of GenerateSamples where a number that the model computes is not finite: names the
+// sample, and has all of them with what they had until then.
+class FailedGeneration : public Error {
+ public:
+  FailedGeneration(const std::string& message, std::vector<Sample> samples)
+      : Error(ErrorCode::kData, message), samples_(std::move(samples)) {}
+  const std::vector<Sample>& samples() const { return samples_; }
+
+ private:
+  std::vector<Sample> samples_;
+};
+
 // Samples in the order of prompts, n_samples_per_prompt each, rewards set. A sample's tokens depend
 // on the weights, its prompt and (seed, stream, its index) only; `stream` is the rollout's number.
-// Error kInterrupted on Ctrl-C: nothing of the rollout counts then.
+// Error kInterrupted on Ctrl-C: nothing of the rollout counts then; FailedGeneration.
 std::vector<Sample> GenerateSamples(Engine& engine, const RolloutText& text, const Reward& reward,
                                     std::vector<Prompt> prompts, const RolloutOptions& options,
                                     int64_t stream, const RolloutProgress& progress);

@@ -57,19 +57,6 @@ RolloutSampler::Group RolloutSampler::Begin(Prompt prompt, Rollout& rollout) {
   return group;
 }
 
-Request RolloutSampler::RequestOf(const Sample& sample, int64_t request_id) const {
-  quatrain::Request request;
-  request.id = request_id;
-  request.prompt_ids = sample.prompt_ids;
-  request.resumed_ids = sample.completion.token_ids;
-  request.resumed_logprobs = sample.completion.rollout_logprobs;
-  request.resumed_policy_version = sample.completion.policy_version_min;
-  request.sampling = options_.rollout.sampling;
-  request.sampling.seed = sample.draw_key;
-  request.return_routed_experts = options_.rollout.record_routing;
-  return request;
-}
-
 // A request's id says where its sample is: serial of the group times the size of groups, plus
 // place.
 void RolloutSampler::Submit(PromptDataset& dataset, Rollout& rollout) {
@@ -86,28 +73,9 @@ void RolloutSampler::Submit(PromptDataset& dataset, Rollout& rollout) {
       if (IsFinished(group.samples[place])) continue;
       const int64_t id =
           group.serial * static_cast<int64_t>(group.samples.size()) + static_cast<int64_t>(place);
-      engine_.Add(RequestOf(group.samples[place], id));
+      engine_.Add(RequestOf(group.samples[place], id, options_.rollout));
     }
   }
-}
-
-// The sample that fails when it runs alone. Takes what is left in the engine.
-std::string RolloutSampler::CulpritOf(std::span<const Sample> samples) {
-  for (const Sample& sample : samples) {
-    if (IsFinished(sample)) continue;
-    quatrain::Request request = RequestOf(sample, 0);
-    request.sampling.max_new_tokens = sample.response_length() + 1;
-    engine_.Add(std::move(request));
-    try {
-      while (engine_.HasUnfinished()) engine_.Step();
-    } catch (const Error&) {  // the same failure, of this sample alone
-      engine_.TakeUnfinished();
-      return fmt::format(
-          "row {} of the prompts, sample {}, token {} of the response:", sample.prompt.id + 1,
-          sample.id % options_.rollout.n_samples_per_prompt, sample.response_length());
-    }
-  }
-  return "no sample alone, but their batch:";
 }
 
 void RolloutSampler::KeepFailed(Rollout& rollout) {
@@ -139,7 +107,8 @@ std::vector<RequestOutput> RolloutSampler::RunEngine(Rollout& rollout) {
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kData) throw;
     KeepFailed(rollout);
-    throw Error(error.code(), fmt::format("{} {}", CulpritOf(failed_), error.what()));
+    const std::string culprit = NameCulprit(engine_, failed_, options_.rollout);
+    throw Error(error.code(), fmt::format("{} {}", culprit, error.what()));
   }
 }
 

@@ -83,11 +83,9 @@ class RolloutSampler {
 
   Group Begin(Prompt prompt, Rollout& rollout);
   void Submit(PromptDataset& dataset, Rollout& rollout);
-  quatrain::Request RequestOf(const Sample& sample, int64_t request_id) const;
   void Step(Rollout& rollout);
   std::vector<RequestOutput> RunEngine(Rollout& rollout);
   void KeepFailed(Rollout& rollout);
-  std::string CulpritOf(std::span<const Sample> samples);
   void Judge(Rollout& rollout, const PromptDataset& dataset);
   void Stop(Rollout& rollout);
   bool IsWorthTraining(const Group& group) const;

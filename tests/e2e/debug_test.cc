@@ -103,8 +103,9 @@ TEST_F(DebugProgram, ANumberThatIsNotFiniteInGenerationNamesItsSampleAndKeepsAll
     bytes[8 + header + at + 1] = 0x7F;
   }
   WriteFileAtomic(file, bytes);
-  const Outcome outcome = Run(
-      Replace(Replace(TrainArguments("run", 2), Int4(), Path("huge")), "--ref-load " + kBase, ""));
+  const std::string arguments =
+      Replace(Replace(TrainArguments("run", 2), Int4(), Path("huge")), "--ref-load " + kBase, "");
+  const Outcome outcome = Run(arguments);
   EXPECT_EQ(outcome.status, 2) << outcome.text;
   const std::string dump = Path("run/failed_rollout_0000001.cbor");
   for (const std::string& part :
@@ -114,6 +115,18 @@ TEST_F(DebugProgram, ANumberThatIsNotFiniteInGenerationNamesItsSampleAndKeepsAll
     EXPECT_NE(outcome.text.find(part), std::string::npos) << part << "\n" << outcome.text;
   }
   EXPECT_TRUE(fs::exists(dump));
+  // The same in an evaluation.
+  const Outcome evaluated =
+      Run(Replace(arguments, Path("run"), Path("evaluated")) + "--eval-interval 1 " +
+          "--eval-prompt-data held-out " + kSource + "/examples/data/arithmetic/eval.jsonl");
+  EXPECT_EQ(evaluated.status, 2) << evaluated.text;
+  const std::string kept = Path("evaluated/failed_eval_held-out_0000000.cbor");
+  for (const std::string& part :
+       {std::string("evaluation of held-out after 0 optimizer steps: row 1 of the prompts, "),
+        std::string("model.layers.1.mlp.gate.weight: router"), "is kept in " + kept}) {
+    EXPECT_NE(evaluated.text.find(part), std::string::npos) << part << "\n" << evaluated.text;
+  }
+  EXPECT_GT(fs::file_size(kept), 0u);
 }
 
 }  // namespace
