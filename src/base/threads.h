@@ -1,9 +1,9 @@
 // One pool of threads for the whole process: fixed chunks, taken dynamically.
 //
 // Who runs a chunk changes nothing, so results never depend on the thread count: callers cut work
-// into chunks by the problem alone, never by num_threads(). Workers spin briefly after a job and
-// then sleep, so that a busy neighbour on the machine costs little. The caller works too:
-// num_threads == 1 starts no thread at all.
+// by the problem alone, or by num_threads() too where no sum crosses a cut. Workers spin briefly
+// after a job and then sleep, so that a busy neighbour on the machine costs little. The caller
+// works too: num_threads == 1 starts no thread at all.
 #pragma once
 
 #include <cstdint>
