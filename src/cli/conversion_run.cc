@@ -1,6 +1,7 @@
 #include "cli/conversion_run.h"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,6 +14,18 @@ namespace quatrain {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Bytes that the states' files take on the disk (a file may be longer than what was written of it).
+uint64_t StoredStateBytes(const fs::path& folder) {
+  uint64_t bytes = 0;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    struct stat status = {};
+    if (entry.path().extension() != ".bin" || stat(entry.path().c_str(), &status) != 0) continue;
+    bytes += static_cast<uint64_t>(status.st_blocks) * 512;
+  }
+  return bytes;
+}
 
 // Rows of the table that are done together.
 struct Stage {
@@ -130,6 +143,8 @@ struct ConversionRun::Parts {
     if (states) {
       bytes = 2 * states->size_bytes() +
               Calibration::StepBytes(job.source.config(), *job.data, job.config.calibrate.method);
+      // What an earlier process left is read, or written again in its place.
+      bytes -= std::min(bytes, StoredStateBytes(work.path()));
     }
     for (size_t i = journal.stages().size(); i < stages.size(); ++i) {
       for (const size_t row : stages[i].rows) bytes += StoredBytes(weights[row].spec, formats[row]);

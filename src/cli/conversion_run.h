@@ -28,7 +28,8 @@ class ConversionRun {
   ~ConversionRun();
 
   size_t num_stages() const;
-  // Bytes that are still to be written: tensors, and all that waits on disk between.
+  // Bytes that the disk must still have free: for tensors, and for all that waits on disk between,
+  // less what of that is there already.
   uint64_t RemainingBytes() const;
   // Does every stage that has no record.
   void Run();
