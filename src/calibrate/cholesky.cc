@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "calibrate/float_buffer.h"
 #include "calibrate/panel_product.h"
 #include "calibrate/strip_packing.h"
 #include "calibrate/strip_product.h"
@@ -136,6 +137,25 @@ struct BlockRow {
   RightStrips right;
 };
 
+// One block on the diagonal, factored: [kCholeskyBlock, kCholeskyBlock] and zeros around it.
+using DiagonalBlock = AlignedBuffer;
+
+// Factors the leading size x size part of `diagonal` in place and leaves a copy in `block`.
+bool FactorDiagonal(const float* smallest_pivots, int64_t size, int64_t stride, float* diagonal,
+                    DiagonalBlock& block) {
+  block.assign(kCholeskyBlock * kCholeskyBlock, 0.0f);
+  for (int64_t row = 0; row < size; ++row) {
+    std::copy_n(diagonal + row * stride + row, size - row,
+                block.data() + row * kCholeskyBlock + row);
+  }
+  if (!HWY_DYNAMIC_DISPATCH(FactorBlock)(smallest_pivots, size, block.data())) return false;
+  for (int64_t row = 0; row < size; ++row) {
+    std::copy_n(block.data() + row * kCholeskyBlock + row, size - row,
+                diagonal + row * stride + row);
+  }
+  return true;
+}
+
 void SolveColumns(const float* block, int64_t first, BlockRow& row) {
   const int64_t columns = std::min(kPanelColumns, row.columns - first);
   HWY_ALIGN float panel[kCholeskyBlock * kPanelColumns];
@@ -170,6 +190,24 @@ void SolveBlockRow(ThreadPool& pool, const float* block, BlockRow& row) {
   });
 }
 
+// Subtracts the solved row from the rest of the matrix. The thread that takes the first tile, which
+// is the next block on the diagonal, factors it while the others go on: alone it would let them
+// fall asleep.
+bool UpdateAndFactor(ThreadPool& pool, const float* smallest_pivots, const BlockRow& row,
+                     DiagonalBlock& block) {
+  static_assert(kGramTileColumns == kCholeskyBlock);
+  float* rest = row.a + row.size * row.stride;
+  const std::vector<StripRange> tiles = GramTiles(row.columns);
+  bool is_positive = false;
+  pool.ParallelFor(static_cast<int64_t>(tiles.size()), [&](int64_t tile, int) {
+    AddGramTile(row.left, row.right, -1.0f, rest, row.stride, tiles[static_cast<size_t>(tile)]);
+    if (tile != 0) return;
+    const int64_t size = std::min(kCholeskyBlock, row.columns);
+    is_positive = FactorDiagonal(smallest_pivots, size, row.stride, rest, block);
+  });
+  return is_positive;
+}
+
 }  // namespace
 
 bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
@@ -179,25 +217,18 @@ bool TryCholesky(ThreadPool& pool, float* a_NN, int64_t n) {
     smallest_pivots[static_cast<size_t>(i)] = kNoise * a_NN[i * n + i];
   }
   BlockRow row;
-  for (int64_t first = 0; first < n; first += kCholeskyBlock) {
-    const int64_t size = std::min(kCholeskyBlock, n - first);
-    std::vector<float> block(kCholeskyBlock * kCholeskyBlock);
-    float* diagonal = a_NN + first * n + first;
-    for (int64_t row = 0; row < size; ++row) {
-      std::copy_n(diagonal + row * n + row, size - row, block.data() + row * kCholeskyBlock + row);
-    }
-    if (!HWY_DYNAMIC_DISPATCH(FactorBlock)(smallest_pivots.data() + first, size, block.data())) {
-      return false;
-    }
-    for (int64_t row = 0; row < size; ++row) {
-      std::copy_n(block.data() + row * kCholeskyBlock + row, size - row, diagonal + row * n + row);
-    }
-    row.size = size;
-    row.columns = n - first - size;
-    row.a = diagonal + size;
+  DiagonalBlock block;
+  if (!FactorDiagonal(smallest_pivots.data(), std::min(kCholeskyBlock, n), n, a_NN, block)) {
+    return false;
+  }
+  for (int64_t first = 0; first + kCholeskyBlock < n; first += kCholeskyBlock) {
+    row.size = kCholeskyBlock;
+    row.columns = n - first - row.size;
+    row.a = a_NN + first * n + first + row.size;
     row.stride = n;
     SolveBlockRow(pool, block.data(), row);
-    AddGram(pool, row.left, row.right, -1.0f, diagonal + size * n + size, n);
+    const float* next_pivots = smallest_pivots.data() + first + row.size;
+    if (!UpdateAndFactor(pool, next_pivots, row, block)) return false;
   }
   return true;
 }

@@ -87,19 +87,25 @@ std::vector<int32_t> OrderOf(const Hessian& hessian, ActOrder actorder) {
 }
 
 // The dampened H with its columns in reverse order of quantisation: its Cholesky factor, reversed,
-// is R.
+// is R. Rows of H are read from first to last, each once. What does not belong to the row that a
+// thread fills lies above it in the row's column, next to what the rows before it wrote there.
 void GatherReversed(ThreadPool& pool, const Hessian& hessian, const std::vector<float>& diagonal_I,
                     HessianFactor& factor) {
   const int64_t n = hessian.in_features;
   factor.feedback_II.resize(static_cast<size_t>(n * n));
-  ForRows(pool, n, [&](int64_t row) {
-    const int32_t from_row = factor.order_I[static_cast<size_t>(n - 1 - row)];
-    float* to = factor.feedback_II.data() + row * n;
-    std::fill_n(to, row, 0.0f);
-    to[row] = diagonal_I[static_cast<size_t>(from_row)];
-    for (int64_t column = row + 1; column < n; ++column) {
-      const int32_t from_column = factor.order_I[static_cast<size_t>(n - 1 - column)];
-      to[column] = hessian.At(std::min(from_row, from_column), std::max(from_row, from_column));
+  std::vector<int64_t> place_I(static_cast<size_t>(n));
+  for (int64_t row = 0; row < n; ++row) {
+    place_I[static_cast<size_t>(factor.order_I[static_cast<size_t>(n - 1 - row)])] = row;
+  }
+  float* const to = factor.feedback_II.data();
+  ForRows(pool, n, [&, n](int64_t row) {
+    const int64_t from_row = factor.order_I[static_cast<size_t>(n - 1 - row)];
+    const float* from = hessian.upper_II.data() + from_row * n;
+    const int64_t* place = place_I.data();
+    std::fill_n(to + row * n, row, 0.0f);
+    to[row * n + row] = diagonal_I[static_cast<size_t>(from_row)];
+    for (int64_t column = from_row + 1; column < n; ++column) {
+      to[std::min(row, place[column]) * n + std::max(row, place[column])] = from[column];
     }
   });
 }

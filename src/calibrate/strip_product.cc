@@ -27,9 +27,6 @@ struct StripsProduct {
   int64_t c_row_stride = 0;
   bool is_upper = false;  // register tiles below the diagonal are left out
 };
-struct StripRange {
-  int64_t row = 0, row_end = 0, column = 0, column_end = 0;
-};
 
 }  // namespace quatrain
 #endif
@@ -189,6 +186,34 @@ void AddGram(ThreadPool& pool, const LeftStrips& left, const RightStrips& right,
              float* c, int64_t c_row_stride) {
   QT_CHECK(left.columns == right.columns, "{} and {} columns", left.columns, right.columns);
   AddProduct(pool, {&left, &right, scale, c, c_row_stride, true});
+}
+
+std::vector<StripRange> GramTiles(int64_t columns) {
+  constexpr int64_t kTileColumns = kGramTileColumns / RightStrips::kStripColumns;
+  const int64_t all_columns =
+      (columns + RightStrips::kStripColumns - 1) / RightStrips::kStripColumns;
+  const auto row_end = [&](int64_t column_end) {
+    const int64_t last = std::min(columns, column_end * RightStrips::kStripColumns);
+    return (last + LeftStrips::kStripColumns - 1) / LeftStrips::kStripColumns;
+  };
+  std::vector<StripRange> tiles;
+  if (columns == 0) return tiles;
+  const int64_t first_end = std::min(kTileColumns, all_columns);
+  tiles.push_back({0, row_end(first_end), 0, first_end});
+  for (int64_t column = kTileColumns; column < all_columns; column += kTileColumns) {
+    const int64_t column_end = std::min(all_columns, column + kTileColumns);
+    const int64_t rows = row_end(column_end);
+    for (int64_t row = 0; row < rows; row += kTileStrips) {
+      tiles.push_back({row, std::min(rows, row + kTileStrips), column, column_end});
+    }
+  }
+  return tiles;
+}
+
+void AddGramTile(const LeftStrips& left, const RightStrips& right, float scale, float* c,
+                 int64_t c_row_stride, const StripRange& tile) {
+  const StripsProduct product{&left, &right, scale, c, c_row_stride, true};
+  HWY_DYNAMIC_DISPATCH(AddStrips)(product, tile);
 }
 
 }  // namespace quatrain

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "base/threads.h"
 #include "calibrate/float_buffer.h"
@@ -51,5 +52,19 @@ void AddStripsProduct(ThreadPool& pool, const LeftStrips& a, const RightStrips& 
 // diagonal are undefined afterwards.
 void AddGram(ThreadPool& pool, const LeftStrips& left, const RightStrips& right, float scale,
              float* c, int64_t c_row_stride);
+
+// Strips [row, row_end) of A and [column, column_end) of B: a tile of C.
+struct StripRange {
+  int64_t row = 0, row_end = 0, column = 0, column_end = 0;
+};
+
+// The tiles of AddGram for a caller that runs other work beside them. The first one holds all of
+// the leading min(columns, kGramTileColumns) rows and columns; no two write one element.
+inline constexpr int64_t kGramTileColumns = 128;
+std::vector<StripRange> GramTiles(int64_t columns);
+
+// One tile of AddGram, the same bits. Single-threaded.
+void AddGramTile(const LeftStrips& left, const RightStrips& right, float scale, float* c,
+                 int64_t c_row_stride, const StripRange& tile);
 
 }  // namespace quatrain

@@ -84,5 +84,31 @@ TEST(StripProduct, UpperTriangleOfTheGramIsThatOfThePlainProduct) {
   }
 }
 
+TEST(StripProduct, TilesOfTheGramCoverItOnceAndTheFirstHoldsTheLeadingBlock) {
+  for (const int64_t columns : {1, 16, 127, 128, 129, 200, 333, 700}) {
+    const Operand p(40, columns, 5);
+    const std::vector<StripRange> tiles = GramTiles(columns);
+    // Last to first, so that the first one has to bring the leading block alone.
+    std::vector<float> c(static_cast<size_t>(columns * columns), 1.0f);
+    for (size_t tile = tiles.size(); tile-- > 0;) {
+      const std::vector<float> before = c;
+      AddGramTile(p.left, p.right, 2.0f, c.data(), columns, tiles[tile]);
+      for (int64_t i = 0; i < std::min(columns, kGramTileColumns); ++i) {
+        for (int64_t j = i; j < std::min(columns, kGramTileColumns); ++j) {
+          const size_t at = static_cast<size_t>(i * columns + j);
+          ASSERT_TRUE(tile == 0 || c[at] == before[at]) << columns << " tile " << tile;
+        }
+      }
+    }
+    for (int64_t i = 0; i < columns; ++i) {
+      for (int64_t j = i; j < columns; ++j) {
+        ASSERT_EQ(c[static_cast<size_t>(i * columns + j)], ExpectedElement(p, p, i, j, 2.0f))
+            << columns << " columns at " << i << ", " << j;
+      }
+    }
+  }
+  EXPECT_TRUE(GramTiles(0).empty());
+}
+
 }  // namespace
 }  // namespace quatrain
