@@ -20,19 +20,9 @@ constexpr int kDeep = kHeadDim == 256   ? 5
                       : kHeadDim == 128 ? 11
                                         : 16;
 
-// Shared memory, bytes from the start of the ring.
+// Shared memory: the ring, and the segment's.
 template <int kHeadDim, int kStages>
-struct Layout {
-  static constexpr int kRing = kStages * kTileBytes<kHeadDim>;
-  static constexpr int kScores = kRing;
-  static constexpr int kWarpMaxima = kScores + kDecodeRows * kScoreStride * 4;  // [4][8][16]
-  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kSum = kMax + kDecodeRows * 4;
-  static constexpr int kKeyRows = kSum + kDecodeRows * 4;  // [512]
-  static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
-};
+using Layout = SegmentLayout<kStages * kTileBytes<kHeadDim>>;
 
 // Thread (row, residue): probabilities in the place of scores, and the row's sum.
 __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, float c,

@@ -30,6 +30,20 @@ struct DecodeScratch {
   float* partials;
 };
 
+// Where what is known of a segment lies in shared memory: bytes from its start, behind kBegin bytes
+// of keys and values.
+template <int kBegin>
+struct SegmentLayout {
+  static constexpr int kScores = kBegin;
+  static constexpr int kWarpMaxima = kScores + kDecodeRows * kScoreStride * 4;  // [4][8][16]
+  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kSum = kMax + kDecodeRows * 4;
+  static constexpr int kKeyRows = kSum + kDecodeRows * 4;  // [512]
+  static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
+};
+
 // The split kernel (attention_decode_split.cu).
 void AttentionDecodeSplit(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
                           cudaStream_t stream, LaunchOrder order);

@@ -12,20 +12,18 @@ constexpr int kTilesOfPart = kTilesPerSegment / kParts;
 constexpr int kRoundedStride = (kAttentionSegment + 8) * 2;  // bytes; rows start 4 banks apart
 constexpr int kMergeBatch = 8;
 
-// Shared memory, bytes from the start: keys, where the probabilities lie later; a quarter of v; ...
+// Bytes of a CTA's keys and of a row of its quarter of v.
 template <int kHeadDim>
-struct Layout {
+constexpr int kKeyBytes = kTilesOfPart* kTileBytes<kHeadDim>;
+template <int kHeadDim>
+constexpr int kValueRowBytes = kHeadDim / kParts * 2;
+
+// Shared memory: keys, where the probabilities lie later, a quarter of v, and the segment's.
+template <int kHeadDim>
+struct Layout : SegmentLayout<kKeyBytes<kHeadDim> + kAttentionSegment * kValueRowBytes<kHeadDim>> {
   static constexpr int kWidth = kHeadDim / kParts;  // columns of v
-  static constexpr int kRowBytes = kWidth * 2;
-  static constexpr int kValues = kTilesOfPart * kTileBytes<kHeadDim>;
-  static constexpr int kScores = kValues + kAttentionSegment * kRowBytes;
-  static constexpr int kWarpMaxima = kScores + kDecodeRows * kScoreStride * 4;  // [4][8][16]
-  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
-  static constexpr int kSum = kMax + kDecodeRows * 4;
-  static constexpr int kKeyRows = kSum + kDecodeRows * 4;  // [512]
-  static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
+  static constexpr int kRowBytes = kValueRowBytes<kHeadDim>;
+  static constexpr int kValues = kKeyBytes<kHeadDim>;
   static_assert(kDecodeRows * kRoundedStride <= kValues);
 
   // Place of 16 bytes of a row of v: any eight rows lie in different banks.
