@@ -1,5 +1,5 @@
 // What a Hopper GPU lets a decode kernel reach: launch floor, streaming read by size, cycles of a
-// chain step.
+// chain step, rate of copies from the L2 with and without multicast.
 //
 //   nvcc -std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a -o measure_limits
 //   bench/cuda/measure_limits.cu
@@ -8,7 +8,9 @@
 // One JSON object a line. Timings: a CUDA graph of a chain of kernels, replayed, best of five
 // replays; read kernels walk distinct buffers of 256 MB or more in all, past the L2. "pdl":
 // programmatic dependent launch between the kernels. Chain step: dependent mma.sync.m16n8k16 (BF16
-// in, FP32 out), cycles by clock64 per step, longest warp of an SM.
+// in, FP32 out), cycles by clock64 per step, longest warp of an SM. L2: bulk copies of a buffer
+// that the L2 holds into shared memory; the bytes that arrive count, so a chunk sent to four CTAs
+// four times.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -114,6 +116,90 @@ __global__ void ChainKernel(uint32_t seed, long long* cycles, float* sink) {
   const long long end = clock64();
   if (lane == 0) cycles[blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32] = end - start;
   if (d[0] == 1.25f) *sink = d[0] + d[1] + d[2] + d[3];
+}
+
+constexpr int64_t kCopiedBuffer = int64_t{4} << 20;
+constexpr int kCopyBytes = 192 << 10;  // of shared memory
+
+__device__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+__device__ void WaitForPhase(uint32_t barrier, int phase) {
+  asm volatile(
+      "{\n.reg .pred done;\nretry:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra retry;\n}" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+__device__ void ExpectBytes(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ void ArriveAt(uint32_t barrier, int cta) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(cta)
+      : "memory");
+}
+
+// A thread keeps kSlots chunks under way, another frees them; of every chunk each CTA of a cluster
+// copies its share to all of them. A slot is written again when all have seen it full.
+template <int kChunkBytes>
+__global__ void CopyKernel(const uint8_t* data, int chunks, int cluster_size) {
+  constexpr int kSlots = kCopyBytes / kChunkBytes;
+  extern __shared__ __align__(128) uint8_t slots[];
+  __shared__ uint64_t full[kSlots], empty[kSlots];
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kSlots; ++s) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(SharedAddress(&full[s])));
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(&empty[s])),
+                   "r"(cluster_size));
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    for (int s = 0; s < kSlots; ++s) ExpectBytes(SharedAddress(&full[s]), kChunkBytes);
+  }
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  const int share = kChunkBytes / cluster_size;
+  const int64_t first = static_cast<int64_t>(blockIdx.x / cluster_size) * 5;
+  const auto copy = [&](int i) {
+    const int64_t offset = ((first + i) * kChunkBytes) % kCopiedBuffer + rank * share;
+    const uint32_t slot = SharedAddress(slots + (i % kSlots) * kChunkBytes + rank * share);
+    const uint32_t barrier = SharedAddress(&full[i % kSlots]);
+    if (cluster_size == 1) {
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+          "[%3];" ::"r"(slot),
+          "l"(data + offset), "r"(share), "r"(barrier)
+          : "memory");
+    } else {
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+          "[%0], [%1], %2, [%3], %4;" ::"r"(slot),
+          "l"(data + offset), "r"(share), "r"(barrier),
+          "h"(static_cast<uint16_t>((1 << cluster_size) - 1))
+          : "memory");
+    }
+  };
+  if (threadIdx.x == 32) {
+    for (int i = 0; i < chunks; ++i) {
+      if (i >= kSlots) WaitForPhase(SharedAddress(&empty[i % kSlots]), (i / kSlots + 1) % 2);
+      copy(i);
+    }
+  } else if (threadIdx.x < cluster_size) {
+    for (int i = 0; i < chunks; ++i) {
+      const int s = i % kSlots;
+      WaitForPhase(SharedAddress(&full[s]), i / kSlots % 2);
+      if (i + kSlots >= chunks) continue;
+      if (threadIdx.x == 0) ExpectBytes(SharedAddress(&full[s]), kChunkBytes);
+      __syncwarp((1u << cluster_size) - 1);
+      ArriveAt(SharedAddress(&empty[s]), threadIdx.x);
+    }
+  }
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
 template <class... Args>
@@ -233,6 +319,39 @@ void MeasureChain(const char* name, int num_sms) {
   CUDA_CHECK(cudaFree(sink));
 }
 
+template <int kChunkBytes>
+void MeasureCopies(const uint8_t* data) {
+  const int chunks = (20 << 20) / kChunkBytes;
+  const auto kernel = CopyKernel<kChunkBytes>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kCopyBytes));
+  for (const int cluster_size : {1, 2, 4}) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster_size), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.blockDim = dim3(64);
+    config.gridDim = dim3(static_cast<unsigned>(cluster_size));
+    config.dynamicSmemBytes = kCopyBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    const int ctas = clusters * cluster_size;
+    config.gridDim = dim3(static_cast<unsigned>(ctas));
+    const double us = GraphMicroseconds(4, [&](cudaStream_t stream) {
+      config.stream = stream;
+      for (int i = 0; i < 4; ++i) {
+        CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, data, chunks, cluster_size));
+      }
+    });
+    const double arrived = static_cast<double>(ctas) * chunks * kChunkBytes;
+    std::printf(
+        "{\"kernel\": \"copy from the L2\", \"chunk_bytes\": %d, \"cluster\": %d, \"ctas\": %d, "
+        "\"us\": %.1f, \"arrived_tb_per_s\": %.3f, \"read_tb_per_s\": %.3f}\n",
+        kChunkBytes, cluster_size, ctas, us, arrived / us / 1e6, arrived / cluster_size / us / 1e6);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -247,5 +366,12 @@ int main() {
                                  device.multiProcessorCount);
   MeasureChain<kDequant8Shared>("dequantise 8 rows, activations from shared memory",
                                 device.multiProcessorCount);
+  uint8_t* data;
+  CUDA_CHECK(cudaMalloc(&data, kCopiedBuffer));
+  CUDA_CHECK(cudaMemset(data, 0x5A, kCopiedBuffer));
+  MeasureCopies<4096>(data);
+  MeasureCopies<8192>(data);
+  MeasureCopies<16384>(data);
+  MeasureCopies<32768>(data);
   return 0;
 }
