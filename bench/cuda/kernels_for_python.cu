@@ -7,6 +7,7 @@
 //     src/kernels/cuda/*.cu src/base/error.cc -lfmt
 #include "kernels/cuda/adamw.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_latent.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/int4_quantize.h"
 #include "kernels/cuda/linear_decode.h"
@@ -186,6 +187,32 @@ void QtAttentionDecode(const QtAttention* a, int64_t overlap, cudaStream_t strea
 }
 void QtAttentionPrefill(const QtAttention* a, cudaStream_t stream) {
   quatrain::cuda::AttentionPrefill(ArgsOf(*a), stream, kAfter);
+}
+
+struct QtLatent {
+  void *q, *kv, *out, *lse, *sequences, *scratch;
+  int heads, block_size, num_sequences, max_queries, max_keys;
+};
+static quatrain::cuda::DeviceLatentAttentionArgs LatentArgsOf(const QtLatent& a) {
+  return {.q = Weights(a.q),
+          .kv = Weights(a.kv),
+          .out = Weights(a.out),
+          .lse = Floats(a.lse),
+          .q_stride = int64_t{a.heads} * quatrain::cuda::kLatentKeyDim,
+          .kv_stride = quatrain::cuda::kLatentKeyDim,
+          .num_heads = a.heads,
+          .block_size = a.block_size,
+          .scale = 1.0f / sqrtf(192.0f),
+          .sequences = static_cast<const quatrain::AttentionSequence*>(a.sequences),
+          .num_sequences = a.num_sequences,
+          .max_queries = a.max_queries,
+          .max_keys = a.max_keys};
+}
+int64_t QtLatentScratch(const QtLatent* a) {
+  return quatrain::cuda::AttentionLatentScratchBytes(LatentArgsOf(*a));
+}
+void QtAttentionLatent(const QtLatent* a, cudaStream_t stream) {
+  quatrain::cuda::AttentionLatent(LatentArgsOf(*a), a->scratch, stream, kAfter);
 }
 
 // Codes and scales of a matrix to kernel layout, and to BF16.

@@ -1,0 +1,574 @@
+// Plan: 64 rows (query, head) a CTA. A tile of 64 keys (64 x 576) serves scores and, its first 512
+// columns, as values. Two warpgroups take the scores of the tiles in turn and hold half of the
+// outputs' columns each; whoever has a tile's scores gives the other the rounded probabilities, in
+// the place of the tile's last 64 columns, which the scores were the last to read:
+//
+//   group 0:  S(0) P(0) | O0 += P(0) V | O0 += P(1) V, S(2)       P(2) | O0 += P(2) V ...
+//   group 1:            | O1 += P(0) V, S(1)         P(1) | O1 += P(1) V | O1 += P(2) V, S(3) ...
+//
+// A third warpgroup brings the tiles, two of which fit beside the queries: whole ones by the copy
+// engine, a box a page and panel, the last one by 16-byte copies with zeros past the end, since a
+// stale page may hold NaN. What a walk adds up over its segments lies in global memory (128 KB, in
+// the L2): no other place is left.
+#include <algorithm>
+
+#include "kernels/cuda/attention_latent.cuh"
+#include "kernels/cuda/tensor_map.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kGroupThreads = 128;
+constexpr int kMultiplying = 2 * kGroupThreads;
+constexpr int kThreads = kMultiplying + kGroupThreads;
+constexpr int kStages = 2;
+constexpr int kRows = 64;
+constexpr int kPanels = kLatentKeyDim / 64;
+constexpr int kTile = kPanels * kPanelBytes;
+constexpr int kHalfColumns = kLatentDim / 2;
+constexpr int kProbabilities = (kPanels - 1) * kPanelBytes;  // in a tile
+constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
+constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
+
+struct TileCopies {
+  CUtensorMap kv;
+  int box_rows;  // 0: no boxes
+  int block_shift;
+};
+
+// Shared memory: queries, tiles, what is known of the rows after each of the last two tiles, the
+// barriers (tile there, tile free, probabilities there), a word.
+constexpr int kTiles = kTile;
+constexpr int kStates = kTiles + kStages * kTile;
+constexpr int kStateBytes = kGroupThreads * 32;
+constexpr int kFull = kStates + 2 * kStateBytes;
+constexpr int kEmpty = kFull + 8 * kStages;
+constexpr int kReady = kEmpty + 8 * kStages;
+constexpr int kWord = kReady + 8 * kStages;
+constexpr int kSharedBytes = kWord + 16;
+
+// ---- the copying warpgroup ----
+
+__device__ __forceinline__ void CopyPart(const DeviceLatentAttentionArgs& a, const KeyRows& keys,
+                                         int first, uint32_t tile) {
+  constexpr int kChunks = kLatentKeyDim / 8;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kAttentionBlock * kChunks; i += kGroupThreads) {
+    const int32_t source = keys.RowOf(first + i / kChunks);
+    CopyAsync16(tile + PlaceInTile(i / kChunks, i % kChunks),
+                a.kv + static_cast<int64_t>(max(source, 0)) * a.kv_stride + i % kChunks * 8,
+                source >= 0);
+  }
+  CommitCopies();
+  WaitForCopies<0>();
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
+                                          const LatentWork& work, const TileCopies& copies,
+                                          uint32_t base) {
+  const int num_keys = static_cast<int>(work.seq.num_keys);
+  const KeyRows keys = {work.seq.block_table, work.seq.kv_begin, copies.block_shift, num_keys};
+  const int boxes_of_panel = copies.box_rows > 0 ? kAttentionBlock / copies.box_rows : 0;
+#pragma unroll 1
+  for (int block = 0; block < work.num_blocks; ++block) {
+    const int slot = block % kStages;
+    const uint32_t tile = base + kTiles + slot * kTile;
+    const uint32_t full = base + kFull + 8 * slot;
+    if (block >= kStages) BarrierWait(base + kEmpty + 8 * slot, block / kStages % 2 ^ 1);
+    const int first = (work.first_block + block) * kAttentionBlock;
+    if (boxes_of_panel == 0 || first + kAttentionBlock > num_keys) {
+      CopyPart(a, keys, first, tile);
+      WaitForThreads<4, kGroupThreads>();
+      if (threadIdx.x == 0) BarrierArrive(full);
+      continue;
+    }
+    if (threadIdx.x >= 32) continue;
+    if (threadIdx.x == 0) BarrierExpect(full, kTile);
+    __syncwarp();
+    for (int i = static_cast<int>(threadIdx.x); i < boxes_of_panel * kPanels; i += 32) {
+      const int panel = i / boxes_of_panel;
+      const int row = i % boxes_of_panel * copies.box_rows;
+      CopyBox(tile + panel * kPanelBytes + row * 128, &copies.kv, panel * 64,
+              keys.RowOf(first + row), full);
+    }
+  }
+}
+
+// ---- the multiplying warpgroups ----
+
+// The tile of queries, by both; zeros past the last row.
+__device__ __forceinline__ void CopyQueries(const DeviceLatentAttentionArgs& a,
+                                            const LatentWork& work, uint32_t base) {
+  constexpr int kChunks = kLatentKeyDim / 8;
+#pragma unroll 6
+  for (int i = static_cast<int>(threadIdx.x) - kGroupThreads; i < kRows * kChunks;
+       i += kMultiplying) {
+    const int row = work.first_row + i / kChunks;
+    const bool is_there = row < work.num_rows;
+    const int query = is_there ? row / a.num_heads : 0;
+    const int head = is_there ? row % a.num_heads : 0;
+    CopyAsync16(
+        base + PlaceInTile(i / kChunks, i % kChunks),
+        a.q + (work.seq.q_begin + query) * a.q_stride + head * kLatentKeyDim + i % kChunks * 8,
+        is_there);
+  }
+  CommitCopies();
+  WaitForCopies<0>();
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  WaitForThreads<3, kMultiplying>();
+}
+
+// What a thread's two rows have reached after a tile, and alpha of the tile. Both groups' threads
+// have the same rows.
+struct RowStates {
+  float4* mine;
+  __device__ __forceinline__ SegmentState Load(int block) const {
+    const float4 partial = mine[block % 2 * 2 * kGroupThreads];
+    const float4 rest = mine[(block % 2 * 2 + 1) * kGroupThreads];
+    return {{rest.x, rest.y}, {{partial.x, partial.y}, {partial.z, partial.w}}};
+  }
+  __device__ __forceinline__ void Store(int block, const SegmentState& row,
+                                        const float (&alpha)[2]) const {
+    mine[block % 2 * 2 * kGroupThreads] =
+        make_float4(row.partial[0][0], row.partial[0][1], row.partial[1][0], row.partial[1][1]);
+    mine[(block % 2 * 2 + 1) * kGroupThreads] =
+        make_float4(row.max[0], row.max[1], alpha[0], alpha[1]);
+  }
+  __device__ __forceinline__ void LoadAlpha(int block, float (&alpha)[2]) const {
+    const float4 rest = mine[(block % 2 * 2 + 1) * kGroupThreads];
+    alpha[0] = rest.z;
+    alpha[1] = rest.w;
+  }
+};
+
+__device__ __forceinline__ void ScaleOutputs(float (&o)[128], const float (&alpha)[2]) {
+#pragma unroll
+  for (int i = 0; i < 128; ++i) o[i] = MulRn(o[i], alpha[i / 2 % 2]);
+}
+
+__device__ __forceinline__ float4 WordOf(const float (&o)[128], int i) {
+  return make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+}
+__device__ __forceinline__ void SetWord(float (&o)[128], int i, const float4& word) {
+  o[4 * i] = word.x;
+  o[4 * i + 1] = word.y;
+  o[4 * i + 2] = word.z;
+  o[4 * i + 3] = word.w;
+}
+
+enum class Merge { kFirst, kMiddle, kLast };
+
+// The end of a segment: outputs into the totals at `mine`, and zero; of the last one, the totals
+// into the outputs.
+template <Merge kMerge>
+__device__ __forceinline__ void MergeIntoTotals(float (&o)[128], const SegmentState& row, float c,
+                                                RowTotals& totals, float4* mine) {
+  constexpr int kBatch = 8;
+  const SegmentFactors f[2] = {MergeRow(row, 0, c, totals), MergeRow(row, 1, c, totals)};
+#pragma unroll
+  for (int begin = 0; begin < kLatentWords; begin += kBatch) {
+    float4 old[kBatch];
+    if constexpr (kMerge != Merge::kFirst) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) old[i] = __ldcg(mine + (begin + i) * kGroupThreads);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      float4 word = WordOf(o, begin + i);
+      if constexpr (kMerge != Merge::kFirst) word = MergeWord(old[i], word, f);
+      if constexpr (kMerge == Merge::kLast) {
+        SetWord(o, begin + i, word);
+      } else {
+        __stcg(mine + (begin + i) * kGroupThreads, word);
+        SetWord(o, begin + i, make_float4(0, 0, 0, 0));
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ int VisibleKeys(const DeviceLatentAttentionArgs& a,
+                                           const LatentWork& work, int row) {
+  const auto before = static_cast<int>(work.seq.num_keys - work.seq.num_queries);
+  return row < work.num_rows ? before + row / a.num_heads + 1 : 0;
+}
+
+template <int kGroup>
+__device__ __forceinline__ void WriteRows(const DeviceLatentAttentionArgs& a,
+                                          const LatentWork& work, int my_row, const float (&o)[128],
+                                          const RowTotals& totals) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = my_row + 8 * r;
+    if (row >= work.num_rows) continue;
+    const float share = ReciprocalRn(totals.sum[r]);
+#pragma unroll
+    for (int i = 0; i < kLatentWords; ++i) {
+      StoreLatent(a, work, row, kGroup * kHalfColumns + i * 8 + lane % 4 * 2,
+                  MulRn(o[4 * i + 2 * r], share), MulRn(o[4 * i + 2 * r + 1], share));
+    }
+    if (a.lse != nullptr && kGroup == 0 && lane % 4 == 0) {
+      a.lse[work.seq.q_begin * a.num_heads + row] =
+          LogSumExp(totals.max[r], totals.sum[r], a.scale);
+    }
+  }
+}
+
+// A CTA's only segment, for the last CTA of the row tile.
+template <int kGroup>
+__device__ __forceinline__ void LeaveSegment(const LatentWork& work, const LatentScratch& scratch,
+                                             int64_t tile, const float (&o)[128],
+                                             const RowTotals& totals) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
+  if (work.first_row + warp * 16 >= work.num_rows) return;
+  float* partial = LatentPartial(scratch, tile, work.first_block / kTilesPerSegment, warp);
+#pragma unroll
+  for (int i = 0; i < kLatentWords; ++i) {
+    __stcg(reinterpret_cast<float4*>(partial + kGroup * kLatentHalf) + i * 32 + lane, WordOf(o, i));
+  }
+  if (kGroup == 0 && lane % 4 == 0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      partial[2 * kLatentHalf + lane / 4 + 8 * r] = totals.max[r];
+      partial[2 * kLatentHalf + 16 + lane / 4 + 8 * r] = totals.sum[r];
+    }
+  }
+}
+
+// The last CTA of a row tile to leave its segment merges all. `word` is in shared memory.
+__device__ __forceinline__ void MergeIfLast(const DeviceLatentAttentionArgs& a,
+                                            const LatentWork& work, const LatentScratch& scratch,
+                                            int64_t tile, volatile int* word) {
+  __threadfence();
+  WaitForThreads<3, kMultiplying>();
+  if (threadIdx.x == kGroupThreads) {
+    *word = static_cast<int>(
+        atomicInc(scratch.tickets + tile, static_cast<unsigned>(work.num_segments) - 1));
+  }
+  WaitForThreads<3, kMultiplying>();
+  if (*word != work.num_segments - 1) return;
+  __threadfence();
+  MergeLatentSegments(a, work, scratch, tile, static_cast<int>(threadIdx.x - kGroupThreads) / 32,
+                      kMultiplying / 32);
+}
+
+// By one thread: totals that no running CTA uses.
+__device__ __forceinline__ int TakeSlot(const LatentScratch& scratch) {
+  unsigned slot;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(slot));
+  slot %= static_cast<unsigned>(scratch.num_slots);
+  while (atomicCAS(scratch.slots + slot, 0u, 1u) != 0u) {
+    slot = (slot + 1) % static_cast<unsigned>(scratch.num_slots);
+  }
+  __threadfence();
+  return static_cast<int>(slot);
+}
+
+// Probabilities of the warp's 16 rows to shared memory, as an operand.
+__device__ __forceinline__ void StoreProbabilities(const uint32_t (&p)[16], uint32_t panel) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = static_cast<int>(threadIdx.x) % kGroupThreads / 32 * 16 + lane % 16;
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                     panel + PlaceInTile(row, 2 * step + lane / 16)),
+                 "r"(p[4 * step]), "r"(p[4 * step + 1]), "r"(p[4 * step + 2]), "r"(p[4 * step + 3])
+                 : "memory");
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+template <int kGroup>
+__device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a,
+                                              const LatentWork& work, const LatentScratch& scratch,
+                                              int64_t tile_index, uint8_t* shared) {
+  const uint32_t base = SharedAddress(shared);
+  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
+  const int my_row = work.first_row + thread / 32 * 16 + thread % 32 / 4;
+  const float c = MulRn(a.scale, kLog2E);
+  const bool is_walk = work.num_blocks > kTilesPerSegment;
+  const RowStates states = {reinterpret_cast<float4*>(shared + kStates) + thread};
+  auto* const word = reinterpret_cast<volatile int*>(shared + kWord);
+  const int visible[2] = {VisibleKeys(a, work, my_row), VisibleKeys(a, work, my_row + 8)};
+  if (kGroup == 0 && thread == 0 && is_walk) *word = TakeSlot(scratch);
+  CopyQueries(a, work, base);
+  float4* const mine = reinterpret_cast<float4*>(scratch.sums) +
+                       ((is_walk ? *word : 0) * 2 + kGroup) * kLatentWords * kGroupThreads + thread;
+  float o[128] = {};
+  float s[32];
+  uint32_t p[16];
+  RowTotals totals;
+  SegmentState before;  // of a segment that has ended
+  float alpha[2];
+  const auto tile_of = [&](int block) { return base + kTiles + block % 2 * kTile; };
+  // By a shuffle: operands' places are then reckoned where they are needed, in uniform registers;
+  // all at once they do not fit.
+  const auto base_again = [&] { return __shfl_sync(0xFFFFFFFFu, base, 0); };
+  const auto give_back = [&](int block) {
+    if (thread % 32 == 0) BarrierArrive(base + kEmpty + 8 * (block % 2));
+  };
+  const auto issue_scores = [&](int block) {
+    BarrierWait(base + kFull + 8 * (block % 2), block / 2 % 2);
+    const uint32_t here = base_again();
+    const uint32_t q = OperandPlace(here);
+    const uint32_t k = OperandPlace(here + kTiles + block % 2 * kTile);
+    FenceSums(s);
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < kLatentKeyDim / 16; ++step) {
+      const uint32_t place = step / 4 * kPanelPlaces + step % 4 * kStepPlaces;
+      Product64Shared(s, OperandAt(q + place), OperandAt(k + place), step > 0);
+    }
+    CommitProducts();
+    FenceSums(s);
+  };
+  // O += P V; P of the other group's tile comes from shared memory.
+  const auto issue_outputs = [&]<bool kIsMine>(int block) {
+    const uint32_t here = base_again() + kTiles + block % 2 * kTile;
+    const uint32_t v = OperandPlace<true>(here + kGroup * 4 * kPanelBytes);
+    const uint32_t other = OperandPlace(here + kProbabilities);
+    FenceSums(o);
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < kAttentionBlock / 16; ++step) {
+      if constexpr (kIsMine) {
+        Product256(o, p + 4 * step, OperandAt(v + step * kRowsStepPlaces));
+      } else {
+        Product256Shared(o, OperandAt(other + step * kStepPlaces),
+                         OperandAt(v + step * kRowsStepPlaces));
+      }
+    }
+    CommitProducts();
+    FenceSums(o);
+  };
+  const auto softmax = [&](int block) {
+    SegmentState row;
+    if (block % kTilesPerSegment != 0) {
+      row = states.Load(block - 1);
+    } else if (block > 0) {
+      before = states.Load(block - 1);
+    }
+    SoftmaxTile(s, row, visible, (work.first_block + block) * kAttentionBlock, c, alpha);
+    RoundTile(s, p);
+    states.Store(block, row, alpha);
+    WaitForThreads<1 + kGroup, kGroupThreads>();  // all have read the tile's last columns
+    StoreProbabilities(p, tile_of(block) + kProbabilities);
+    __syncwarp();
+    if (thread % 32 == 0) BarrierArrive(base + kReady + 8 * kGroup);
+  };
+  const auto finish_outputs = [&](int block) {
+    WaitForProducts<0>();
+    FenceSums(o);
+    give_back(block);
+  };
+  const auto begin_other = [&](int block) {
+    BarrierWait(base + kReady + 8 * (1 - kGroup), block / 2 % 2);
+    states.LoadAlpha(block, alpha);
+    ScaleOutputs(o, alpha);
+    issue_outputs.template operator()<false>(block);
+  };
+  const auto merge = [&](bool is_first) {
+    if (is_first) {
+      MergeIntoTotals<Merge::kFirst>(o, before, c, totals, mine);
+    } else {
+      MergeIntoTotals<Merge::kMiddle>(o, before, c, totals, mine);
+    }
+  };
+  if constexpr (kGroup == 0) {
+    issue_scores(0);
+    WaitForProducts<0>();
+    FenceSums(s);
+    softmax(0);
+    issue_outputs.template operator()<true>(0);
+    finish_outputs(0);
+  }
+#pragma unroll 1
+  for (int block = 2 - kGroup; block < work.num_blocks; block += 2) {
+    begin_other(block - 1);
+    issue_scores(block);
+    WaitForProducts<1>();
+    FenceSums(o);
+    give_back(block - 1);
+    WaitForProducts<0>();
+    FenceSums(s);
+    softmax(block);
+    if (kGroup == 0 && block % kTilesPerSegment == 0) {
+      merge(block == kTilesPerSegment);
+    } else {
+      ScaleOutputs(o, alpha);
+    }
+    issue_outputs.template operator()<true>(block);
+    finish_outputs(block);
+    if (kGroup == 1 && block % kTilesPerSegment == kTilesPerSegment - 1 &&
+        block + 1 < work.num_blocks) {
+      before = states.Load(block);
+      merge(block == kTilesPerSegment - 1);
+    }
+  }
+  const int last = work.num_blocks - 1;
+  if (last % 2 != kGroup) {
+    begin_other(last);
+    WaitForProducts<0>();
+    FenceSums(o);
+  }
+  const SegmentState row = states.Load(last);
+  if (is_walk) {
+    MergeIntoTotals<Merge::kLast>(o, row, c, totals, mine);
+  } else {
+    MergeRow(row, 0, c, totals);
+    MergeRow(row, 1, c, totals);
+  }
+  if (is_walk || work.num_segments == 1) {
+    WriteRows<kGroup>(a, work, my_row, o, totals);
+    WaitForThreads<3, kMultiplying>();
+    if (kGroup == 0 && thread == 0 && is_walk) atomicExch(scratch.slots + *word, 0u);
+  } else {
+    LeaveSegment<kGroup>(work, scratch, tile_index, o, totals);
+    MergeIfLast(a, work, scratch, tile_index, word);
+  }
+}
+
+// splits: CTAs of a row tile, each a segment; or one that walks all.
+__global__ void __launch_bounds__(kThreads, 1)
+    LatentKernel(const __grid_constant__ DeviceLatentAttentionArgs a,
+                 const __grid_constant__ TileCopies copies, int splits, LatentScratch scratch) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = SharedAddress(shared);
+  LetNextKernelStart();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      BarrierInit(base + kFull + 8 * i, 1);
+      BarrierInit(base + kEmpty + 8 * i, kMultiplying / 32);
+      BarrierInit(base + kReady + 8 * i, kGroupThreads / 32);
+    }
+    FenceForCopies();
+  }
+  WaitForPreviousKernel();
+  LatentWork work;
+  work.seq = a.sequences[blockIdx.y];
+  const int tiles = static_cast<int>(gridDim.x) / splits;
+  // The longest rows first.
+  const int tile = tiles - 1 - static_cast<int>(blockIdx.x) / splits;
+  const int segment = static_cast<int>(blockIdx.x) % splits;
+  const int num_queries = static_cast<int>(work.seq.num_queries);
+  work.first_row = tile * kRows;
+  work.num_rows = num_queries * a.num_heads;
+  if (work.first_row >= work.num_rows) return;
+  const int last_query = (min(work.first_row + kRows, work.num_rows) - 1) / a.num_heads;
+  const int num_keys = static_cast<int>(work.seq.num_keys) - num_queries + last_query + 1;
+  const int num_blocks = (num_keys + kAttentionBlock - 1) / kAttentionBlock;
+  work.num_segments = (num_blocks + kTilesPerSegment - 1) / kTilesPerSegment;
+  if (segment >= work.num_segments) return;
+  work.first_block = segment * kTilesPerSegment;
+  // By a shuffle, so that the compiler sees that all threads have the same.
+  work.num_blocks = __shfl_sync(
+      0xFFFFFFFFu, splits == 1 ? num_blocks : min(kTilesPerSegment, num_blocks - work.first_block),
+      0);
+  const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * tiles + tile;
+  __syncthreads();
+  if (threadIdx.x < kGroupThreads) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    CopyTiles(a, work, copies, base);
+  } else if (threadIdx.x < 2 * kGroupThreads) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    MultiplyTiles<0>(a, work, scratch, tile_index, shared);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    MultiplyTiles<1>(a, work, scratch, tile_index, shared);
+  }
+}
+
+// ---- host ----
+
+struct Plan {
+  int64_t tiles;  // of a sequence
+  int64_t all_tiles;
+  int segments, splits, row_warps, num_slots;
+};
+
+Plan PlanOf(const DeviceLatentAttentionArgs& a) {
+  const int64_t rows = int64_t{a.max_queries} * a.num_heads;
+  Plan plan = {};
+  plan.tiles = (rows + kRows - 1) / kRows;
+  plan.all_tiles = plan.tiles * a.num_sequences;
+  plan.segments = (a.max_keys + kAttentionSegment - 1) / kAttentionSegment;
+  plan.row_warps = static_cast<int>(std::min<int64_t>(4, (rows + 15) / 16));
+  plan.num_slots = NumMultiprocessors();
+  // Segments one after the other, in both cases; leaving one and merging it costs a fourth.
+  const auto rounds = [&](int64_t ctas) { return (ctas + plan.num_slots - 1) / plan.num_slots; };
+  const int64_t walk = 4 * rounds(plan.all_tiles) * plan.segments;
+  const int64_t split = 5 * rounds(plan.all_tiles * plan.segments);
+  plan.splits = split < walk ? plan.segments : 1;
+  return plan;
+}
+
+int64_t TicketBytes(const Plan& plan) {
+  return ((plan.all_tiles + plan.num_slots) * 4 + 255) / 256 * 256;
+}
+
+void CheckLatent(const DeviceLatentAttentionArgs& a) {
+  const bool fits = a.num_heads > 0 && a.q_stride % 8 == 0 && a.kv_stride % 8 == 0 &&
+                    a.kv_stride >= kLatentKeyDim &&
+                    (a.block_size == 0 || std::has_single_bit(static_cast<unsigned>(a.block_size)));
+  if (fits) return;
+  throw Error(ErrorCode::kShape,
+              {.where = "attention over a latent on the device",
+               .what = "no kernel for this shape",
+               .expected = "heads, strides in multiples of 8 and of at least 576 for keys, a power "
+                           "of two as block size",
+               .found = std::to_string(a.num_heads) + " heads, strides " +
+                        std::to_string(a.q_stride) + " and " + std::to_string(a.kv_stride) +
+                        ", blocks of " + std::to_string(a.block_size)});
+}
+
+}  // namespace
+
+int64_t AttentionLatentTickets(const DeviceLatentAttentionArgs& args) {
+  const Plan plan = PlanOf(args);
+  return plan.all_tiles + plan.num_slots;
+}
+
+int64_t AttentionLatentScratchBytes(const DeviceLatentAttentionArgs& args) {
+  const Plan plan = PlanOf(args);
+  const int64_t of_walk = int64_t{plan.num_slots} * 2 * kLatentWords * kGroupThreads * 16;
+  const int64_t of_split = plan.all_tiles * plan.segments * plan.row_warps * kLatentPartial * 4;
+  return TicketBytes(plan) + (plan.splits > 1     ? of_split
+                              : plan.segments > 1 ? of_walk
+                                                  : int64_t{0});
+}
+
+void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaStream_t stream,
+                     LaunchOrder order) {
+  CheckLatent(args);
+  if (args.num_sequences == 0 || args.max_queries == 0) return;
+  const Plan plan = PlanOf(args);
+  TileCopies copies = {};
+  copies.block_shift =
+      args.block_size == 0 ? 0 : std::countr_zero(static_cast<unsigned>(args.block_size));
+  copies.box_rows = args.block_size == 0 || args.block_size >= kAttentionBlock ? kAttentionBlock
+                    : args.block_size >= kLeastBoxRows                         ? args.block_size
+                                                                               : 0;
+  if (copies.box_rows > 0) {
+    // How many rows there are is not known here; boxes stay within the sequences.
+    copies.kv =
+        BoxesOf({args.kv, int64_t{1} << 31, kLatentKeyDim, args.kv_stride}, copies.box_rows);
+  }
+  auto* const tickets = static_cast<unsigned*>(scratch);
+  const LatentScratch parts = {
+      .tickets = tickets,
+      .slots = tickets + plan.all_tiles,
+      .sums = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(plan)),
+      .num_slots = plan.num_slots,
+      .max_segments = plan.segments,
+      .row_warps = plan.row_warps};
+  CheckCuda(
+      cudaFuncSetAttribute(LatentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "attention over a latent, shared memory");
+  LaunchKernel({dim3(static_cast<unsigned>(plan.tiles * plan.splits), args.num_sequences),
+                dim3(kThreads), kSharedBytes, stream, order},
+               LatentKernel, args, copies, plan.splits, parts);
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,194 @@
+// What the kernel of attention over a latent (attention_latent.cu) adds to attention_rows.cuh:
+// products of a warpgroup whose A operand lies in shared memory, products with 256 columns,
+// barriers of some of a CTA's threads, and the merge of segments that other CTAs left.
+#pragma once
+
+#include "kernels/cuda/attention_latent.h"
+#include "kernels/cuda/attention_rows.cuh"
+
+namespace quatrain::cuda {
+
+// ---- products; operands in shared memory are rows of 128 bytes, swizzled ----
+
+#define QT_EIGHT(d, i)                                                                        \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+
+// d (64 x 64) = a (64 x 16) b (16 x 64) + d, or without d if !accumulate.
+__device__ __forceinline__ void Product64Shared(float* d, uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// d (64 x 256) = a (64 x 16) b (16 x 256) + d; b's rows are k, in four panels.
+__device__ __forceinline__ void Product256(float* d, const uint32_t* a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
+      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
+      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
+      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
+      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
+      "%121,%122,%123,%124,%125,%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"
+      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24), QT_EIGHT(d, 32),
+        QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56), QT_EIGHT(d, 64), QT_EIGHT(d, 72),
+        QT_EIGHT(d, 80), QT_EIGHT(d, 88), QT_EIGHT(d, 96), QT_EIGHT(d, 104), QT_EIGHT(d, 112),
+        QT_EIGHT(d, 120)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void Product256Shared(float* d, uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
+      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
+      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
+      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
+      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
+      "%121,%122,%123,%124,%125,%126,%127}, %128, %129, 1, 1, 1, 0, 1;\n"
+      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24), QT_EIGHT(d, 32),
+        QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56), QT_EIGHT(d, 64), QT_EIGHT(d, 72),
+        QT_EIGHT(d, 80), QT_EIGHT(d, 88), QT_EIGHT(d, 96), QT_EIGHT(d, 104), QT_EIGHT(d, 112),
+        QT_EIGHT(d, 120)
+      : "l"(a), "l"(b));
+}
+
+#undef QT_EIGHT
+
+// Waits for `threads` threads of the CTA at barrier `index` (0 is __syncthreads').
+template <int kIndex, int kCount>
+__device__ __forceinline__ void WaitForThreads() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kIndex), "n"(kCount) : "memory");
+}
+
+// ---- rows ----
+
+// What a CTA works on: 64 rows (query * num_heads + head) of a sequence, some of its blocks.
+struct LatentWork {
+  AttentionSequence seq;
+  int first_row, num_rows;  // rows of the sequence in all
+  int first_block, num_blocks;
+  int num_segments;  // of the row tile in all
+};
+
+// Outputs of two neighbouring columns of a row.
+__device__ __forceinline__ void StoreLatent(const DeviceLatentAttentionArgs& a,
+                                            const LatentWork& work, int row, int column, float low,
+                                            float high) {
+  const int64_t place = work.seq.q_begin * a.num_heads + row;
+  *reinterpret_cast<uint32_t*>(a.out + place * kLatentDim + column) = RoundPair(low, high);
+}
+
+// ---- segments that each a CTA walked ----
+
+// Where CTAs leave sums: tickets and slots first, then, for each (row tile, segment, 16 rows),
+// [2 halves][32 words][32 lanes] float4 in the accumulators' layout, 16 maxima, 16 sums.
+struct LatentScratch {
+  unsigned* tickets;  // one a row tile
+  unsigned* slots;    // one a multiprocessor: whether the totals there are in use
+  float* sums;
+  int num_slots;
+  int max_segments, row_warps;  // of a row tile
+};
+inline constexpr int kLatentWords = 32;  // float4 of outputs a thread
+inline constexpr int kLatentHalf = kLatentWords * 32 * 4;
+inline constexpr int kLatentPartial = 2 * kLatentHalf + 32;
+
+__device__ __forceinline__ float* LatentPartial(const LatentScratch& scratch, int64_t tile,
+                                                int segment, int warp) {
+  return scratch.sums +
+         ((tile * scratch.max_segments + segment) * scratch.row_warps + warp) * kLatentPartial;
+}
+
+// A segment's maximum and sum into a row's; the factors of the outputs.
+__device__ __forceinline__ SegmentFactors AddSegment(float segment_max, float segment_sum, float c,
+                                                     RowTotals& totals, int r) {
+  if (segment_max == -INFINITY) return {1.0f, 0.0f};
+  if (totals.max[r] == -INFINITY) {
+    totals.max[r] = segment_max;
+    totals.sum[r] = segment_sum;
+    return {0.0f, 1.0f};
+  }
+  return MergeSegment(segment_max, segment_sum, c, &totals.max[r], &totals.sum[r]);
+}
+
+__device__ __forceinline__ float4 MergeWord(const float4& old, const float4& o,
+                                            const SegmentFactors (&f)[2]) {
+  return make_float4(MergeOutput(old.x, o.x, f[0]), MergeOutput(old.y, o.y, f[0]),
+                     MergeOutput(old.z, o.z, f[1]), MergeOutput(old.w, o.w, f[1]));
+}
+
+// All segments of a row tile, ascending, by `num_warps` warps: each takes eight words of 16 rows at
+// a time.
+__device__ __forceinline__ void MergeLatentSegments(const DeviceLatentAttentionArgs& a,
+                                                    const LatentWork& work,
+                                                    const LatentScratch& scratch, int64_t tile,
+                                                    int warp, int num_warps) {
+  constexpr int kWords = 8;
+  constexpr int kBatch = 2;
+  constexpr int kUnits = 2 * kLatentWords / kWords;  // of 16 rows
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float c = MulRn(a.scale, kLog2E);
+  const int row_warps = min(4, (work.num_rows - work.first_row + 15) / 16);
+#pragma unroll 1
+  for (int unit = warp; unit < row_warps * kUnits; unit += num_warps) {
+    const int row_warp = unit / kUnits;
+    const int first_word = unit % kUnits * kWords;  // of both halves
+    RowTotals totals;
+    float4 merged[kWords] = {};
+#pragma unroll 1
+    for (int begin = 0; begin < work.num_segments; begin += kBatch) {
+      float max[kBatch][2], sum[kBatch][2];
+      float4 o[kBatch][kWords];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i >= work.num_segments) continue;
+        const float* partial = LatentPartial(scratch, tile, begin + i, row_warp);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          max[i][r] = __ldcg(partial + 2 * kLatentHalf + lane / 4 + 8 * r);
+          sum[i][r] = __ldcg(partial + 2 * kLatentHalf + 16 + lane / 4 + 8 * r);
+        }
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          o[i][word] =
+              __ldcg(reinterpret_cast<const float4*>(partial) + (first_word + word) * 32 + lane);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i >= work.num_segments) continue;
+        const SegmentFactors f[2] = {AddSegment(max[i][0], sum[i][0], c, totals, 0),
+                                     AddSegment(max[i][1], sum[i][1], c, totals, 1)};
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          merged[word] = MergeWord(merged[word], o[i][word], f);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = work.first_row + row_warp * 16 + lane / 4 + 8 * r;
+      if (row >= work.num_rows) continue;
+      const float share = ReciprocalRn(totals.sum[r]);
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        const float4& o = merged[word];
+        StoreLatent(a, work, row, (first_word + word) * 8 + lane % 4 * 2,
+                    MulRn(r == 0 ? o.x : o.z, share), MulRn(r == 0 ? o.y : o.w, share));
+      }
+      if (a.lse != nullptr && first_word == 0 && lane % 4 == 0) {
+        a.lse[work.seq.q_begin * a.num_heads + row] =
+            LogSumExp(totals.max[r], totals.sum[r], a.scale);
+      }
+    }
+  }
+}
+
+}  // namespace quatrain::cuda
