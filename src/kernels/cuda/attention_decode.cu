@@ -20,9 +20,18 @@ constexpr int kDeep = kHeadDim == 256   ? 5
                       : kHeadDim == 128 ? 11
                                         : 16;
 
+// Rows that scores are kept of: all, or eight where no more are there; three CTAs share a
+// multiprocessor then, and what one does before its first keys come and after its last ones is
+// under the copies of the others.
+constexpr int kFewRows = 8;
+template <int kHeadDim>
+constexpr int kShallowFew = kHeadDim == 256   ? 2
+                            : kHeadDim == 128 ? 3
+                                              : 6;
+
 // Shared memory: the ring, and the segment's.
-template <int kHeadDim, int kStages>
-using Layout = SegmentLayout<kStages * kTileBytes<kHeadDim>>;
+template <int kHeadDim, int kStages, int kRows>
+using Layout = SegmentLayout<kStages * kTileBytes<kHeadDim>, kRows>;
 
 // Thread (row, residue): probabilities in the place of scores, and the row's sum.
 __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, float c,
@@ -54,7 +63,7 @@ __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, floa
 }
 
 // O = O alpha + P V of one tile, the warp's quarter of the columns.
-template <int kHeadDim>
+template <int kHeadDim, int kRows>
 __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t tile,
                                           const float* probabilities, const float* alpha) {
   constexpr int kColumnTiles = kHeadDim / 32;
@@ -71,6 +80,8 @@ __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t
     uint32_t p[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      p[i] = 0;
+      if (i % 2 * 8 >= kRows) continue;
       const float2 pair =
           *reinterpret_cast<const float2*>(probabilities + (lane / 4 + i % 2 * 8) * kScoreStride +
                                            step * 16 + i / 2 * 8 + lane % 4 * 2);
@@ -92,10 +103,10 @@ __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t
   }
 }
 
-template <int kHeadDim, int kStages>
+template <int kHeadDim, int kStages, int kRows>
 __global__ void __launch_bounds__(kDecodeThreads)
     DecodeKernel(DeviceAttentionArgs a, int block_shift, int row_tiles, DecodeScratch scratch) {
-  using L = Layout<kHeadDim, kStages>;
+  using L = Layout<kHeadDim, kStages, kRows>;
   // Tiles handled between two barriers.
   constexpr int kBatch = kStages == kDeep<kHeadDim> && kHeadDim <= 128 ? 4 : 1;
   constexpr int kColumnTiles = kHeadDim / 32;
@@ -166,21 +177,24 @@ __global__ void __launch_bounds__(kDecodeThreads)
   uint32_t tiles[kBatch];
   for (int tile = 0; tile < padded_tiles; tile += kBatch) {
     wait_for(tile, tiles);
-    ScoreTiles<kHeadDim, kBatch>(q, tiles, (first_tile + tile) * kAttentionBlock, visible,
-                                 scores + tile * kAttentionBlock, warp_maxima + tile * kDecodeRows);
+    ScoreTiles<kHeadDim, kBatch, kRows>(q, tiles, (first_tile + tile) * kAttentionBlock, visible,
+                                        scores + tile * kAttentionBlock,
+                                        warp_maxima + tile * kDecodeRows);
   }
   __syncthreads();
   ShiftsOfTiles(warp_maxima, num_tiles, c, alpha, shift, segment_max);
   __syncthreads();
-  Probabilities(scores, num_tiles, c, alpha, shift, segment_sum);
+  if (threadIdx.x < kRows * 8) {
+    Probabilities(scores, num_tiles, c, alpha, shift, segment_sum);
+  }
   float o[kColumnTiles][4] = {};
   for (int tile = 0; tile < padded_tiles; tile += kBatch) {
     wait_for(padded_tiles + tile, tiles);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (tile + i < num_tiles) {
-        ValueTile<kHeadDim>(o, tiles[i], scores + (tile + i) * kAttentionBlock,
-                            alpha + (tile + i) * kDecodeRows);
+        ValueTile<kHeadDim, kRows>(o, tiles[i], scores + (tile + i) * kAttentionBlock,
+                                   alpha + (tile + i) * kDecodeRows);
       }
     }
   }
@@ -194,6 +208,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int row = lane / 4 + 8 * r;
     const RowPlace place =
         PlaceOfRow(first_row + row, kv_head, group, static_cast<int>(seq.num_queries));
+    if (!place.is_there) continue;
     const int64_t at = (seq.q_begin + place.query) * a.num_heads + place.head;
     const float share = ReciprocalRn(segment_sum[row]);
 #pragma unroll
@@ -201,18 +216,17 @@ __global__ void __launch_bounds__(kDecodeThreads)
       if (num_segments > 1) {
         *reinterpret_cast<float2*>(partial + row * kHeadDim + column + 8 * n) =
             make_float2(o[n][2 * r], o[n][2 * r + 1]);
-      } else if (place.is_there) {
+      } else {
         StoreRow<kHeadDim>(a, at, column + 8 * n, MulRn(o[n][2 * r], share),
                            MulRn(o[n][2 * r + 1], share));
       }
     }
-    if (num_segments == 1 && a.lse != nullptr && place.is_there && threadIdx.x / 32 == 0 &&
-        lane % 4 == 0) {
+    if (num_segments == 1 && a.lse != nullptr && threadIdx.x / 32 == 0 && lane % 4 == 0) {
       a.lse[at] = LogSumExp(segment_max[row], segment_sum[row], a.scale);
     }
   }
   if (num_segments == 1) return;
-  if (threadIdx.x < kDecodeRows) {
+  if (threadIdx.x < kRows) {
     partial[kDecodeRows * kHeadDim + threadIdx.x] = segment_max[threadIdx.x];
     partial[kDecodeRows * kHeadDim + kDecodeRows + threadIdx.x] = segment_sum[threadIdx.x];
   }
@@ -227,11 +241,11 @@ __global__ void __launch_bounds__(kDecodeThreads)
        .first_column = 0});
 }
 
-template <int kHeadDim, int kStages>
+template <int kHeadDim, int kStages, int kRows>
 void LaunchWith(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
                 LaunchOrder order) {
-  const auto kernel = DecodeKernel<kHeadDim, kStages>;
-  constexpr size_t kShared = Layout<kHeadDim, kStages>::kBytes;
+  const auto kernel = DecodeKernel<kHeadDim, kStages, kRows>;
+  constexpr size_t kShared = Layout<kHeadDim, kStages, kRows>::kBytes;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
             "attention, shared memory");
   const int tiles = RowTiles(args);
@@ -244,9 +258,12 @@ template <int kHeadDim>
 void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
             LaunchOrder order) {
   if (RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
-    return LaunchWith<kHeadDim, kDeep<kHeadDim>>(args, scratch, stream, order);
+    return LaunchWith<kHeadDim, kDeep<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
   }
-  LaunchWith<kHeadDim, kShallow<kHeadDim>>(args, scratch, stream, order);
+  if (args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows) {
+    return LaunchWith<kHeadDim, kShallowFew<kHeadDim>, kFewRows>(args, scratch, stream, order);
+  }
+  LaunchWith<kHeadDim, kShallow<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
 }
 
 int64_t TicketBytes(const DeviceAttentionArgs& args) {
@@ -271,10 +288,11 @@ void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_
   const DecodeScratch parts = {
       static_cast<unsigned*>(scratch),
       reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};
-  // Four CTAs a segment, as long as each has a multiprocessor of its own.
-  if (args.head_dim == 128 &&
-      kDecodeParts * RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
-    return AttentionDecodeSplit(args, parts, stream, order);
+  // Four CTAs a segment or two, as long as each has a multiprocessor of its own.
+  for (int num_parts = kDecodeParts; num_parts > 1 && args.head_dim == 128; num_parts /= 2) {
+    if (num_parts * RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
+      return AttentionDecodeSplit(args, num_parts, parts, stream, order);
+    }
   }
   if (args.head_dim == 64) return Launch<64>(args, parts, stream, order);
   if (args.head_dim == 128) return Launch<128>(args, parts, stream, order);

@@ -10,8 +10,8 @@ inline constexpr int kDecodeThreads = 128;
 inline constexpr int kDecodeRows = 16;
 inline constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
 inline constexpr int kScoreStride = kAttentionSegment + 8;  // floats; rows start 8 banks apart
-// CTAs that share a segment where there are few segments; each has tickets and partial sums of its
-// own.
+// Most CTAs that share a segment where there are few segments; each has tickets and partial sums of
+// its own.
 inline constexpr int kDecodeParts = 4;
 
 inline int RowTiles(const DeviceAttentionArgs& a) {
@@ -32,10 +32,11 @@ struct DecodeScratch {
 
 // Where what is known of a segment lies in shared memory: bytes from its start, behind kBegin bytes
 // of keys and values.
-template <int kBegin>
+// kRows: rows that scores are kept of.
+template <int kBegin, int kRows = kDecodeRows>
 struct SegmentLayout {
   static constexpr int kScores = kBegin;
-  static constexpr int kWarpMaxima = kScores + kDecodeRows * kScoreStride * 4;  // [4][8][16]
+  static constexpr int kWarpMaxima = kScores + kRows * kScoreStride * 4;  // [4][8][16]
   static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
   static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
   static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
@@ -44,13 +45,13 @@ struct SegmentLayout {
   static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
 };
 
-// The split kernel (attention_decode_split.cu).
-void AttentionDecodeSplit(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
-                          cudaStream_t stream, LaunchOrder order);
+// The split kernel (attention_decode_split.cu), in 2 or 4 parts.
+void AttentionDecodeSplit(const DeviceAttentionArgs& args, int num_parts,
+                          const DecodeScratch& scratch, cudaStream_t stream, LaunchOrder order);
 
 // Scores of 16 rows with the warp's 16 keys of kBatch tiles (first_tile of the segment on), to
 // shared memory, with their maxima. Steps outside, tiles inside: their chains run side by side.
-template <int kHeadDim, int kBatch>
+template <int kHeadDim, int kBatch, int kRows = kDecodeRows>
 __device__ __forceinline__ void ScoreTiles(const uint32_t (&q)[kHeadDim / 16][4],
                                            const uint32_t (&tiles)[kBatch], int first_key,
                                            const int (&visible)[2], float* scores, float* maxima) {
@@ -83,6 +84,7 @@ __device__ __forceinline__ void ScoreTiles(const uint32_t (&q)[kHeadDim / 16][4]
           if (first_key + column + i >= visible[r]) place = -INFINITY;
           largest = fmaxf(largest, place);
         }
+        if (8 * r >= kRows) continue;
         *reinterpret_cast<float2*>(scores + (lane / 4 + 8 * r) * kScoreStride + column) =
             make_float2(s[tile][n][2 * r], s[tile][n][2 * r + 1]);
       }

@@ -1,29 +1,32 @@
-// Plan: where there are few segments, four CTAs of a cluster share one, so that four times as many
-// multiprocessors read. Each has the scores of two of its eight tiles and gives them to the others;
-// then each walks the whole segment with a quarter of the columns of v. Nothing waits for room:
-// all copies are under way at once. The last CTA of a quarter merges the segments in order.
+// Plan: where there are few segments, four CTAs of a cluster share one, or two do, so that more
+// multiprocessors read. Each has the scores of its part of the eight tiles and gives them to the
+// others; then each walks the whole segment with its part of the columns of v. Nothing waits for
+// room: all copies are under way at once, a box a page. The last CTA of a part merges the segments
+// in order.
+#include <algorithm>
+
 #include "kernels/cuda/attention_decode.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kParts = kDecodeParts;
-constexpr int kTilesOfPart = kTilesPerSegment / kParts;
+constexpr int kHeadDim = 128;
 constexpr int kRoundedStride = (kAttentionSegment + 8) * 2;  // bytes; rows start 4 banks apart
 constexpr int kMergeBatch = 8;
 
-// Bytes of a CTA's keys and of a row of its quarter of v.
-template <int kHeadDim>
-constexpr int kKeyBytes = kTilesOfPart* kTileBytes<kHeadDim>;
-template <int kHeadDim>
-constexpr int kValueRowBytes = kHeadDim / kParts * 2;
-
-// Shared memory: keys, where the probabilities lie later, a quarter of v, and the segment's.
-template <int kHeadDim>
-struct Layout : SegmentLayout<kKeyBytes<kHeadDim> + kAttentionSegment * kValueRowBytes<kHeadDim>> {
-  static constexpr int kWidth = kHeadDim / kParts;  // columns of v
-  static constexpr int kRowBytes = kValueRowBytes<kHeadDim>;
-  static constexpr int kValues = kKeyBytes<kHeadDim>;
+// Shared memory: keys, where the probabilities lie later, a part of the columns of v, the
+// segment's, two barriers.
+template <int kParts>
+struct Layout {
+  static constexpr int kTiles = kTilesPerSegment / kParts;  // whose scores a CTA has
+  static constexpr int kWidth = kHeadDim / kParts;          // columns of v
+  static constexpr int kRowBytes = 2 * kWidth;
+  static constexpr int kValues = kTiles * kTileBytes<kHeadDim>;
+  using Segment = SegmentLayout<kValues + kAttentionSegment * kRowBytes>;
+  static constexpr int kKeysThere = Segment::kBytes;
+  static constexpr int kValuesThere = kKeysThere + 8;
+  static constexpr int kBytes = kKeysThere + 16;
   static_assert(kDecodeRows * kRoundedStride <= kValues);
 
   // Place of 16 bytes of a row of v: any eight rows lie in different banks.
@@ -42,6 +45,7 @@ __device__ __forceinline__ void WaitForCluster() {
 }
 
 // 16 bytes of this CTA's shared memory to the same place in all others of the cluster.
+template <int kParts>
 __device__ __forceinline__ void GiveToOthers(uint32_t address, int rank) {
   const uint4 word = LoadShared16(address);
 #pragma unroll
@@ -58,25 +62,122 @@ __device__ __forceinline__ void GiveToOthers(uint32_t address, int rank) {
 }
 
 // The scores of this CTA's tiles, and the maxima of its warps.
-template <int kHeadDim>
+template <int kParts>
 __device__ __forceinline__ void GiveScores(uint32_t base, int rank, int num_rows) {
-  using L = Layout<kHeadDim>;
-  constexpr int kWordsOfRow = kTilesOfPart * kAttentionBlock / 4;
-  const int first = rank * kTilesOfPart;
+  using L = Layout<kParts>;
+  constexpr int kWordsOfRow = L::kTiles * kAttentionBlock / 4;
+  const int first = rank * L::kTiles;
   for (int index = static_cast<int>(threadIdx.x); index < num_rows * kWordsOfRow;
        index += kDecodeThreads) {
     const int row = index / kWordsOfRow;
     const int word = index % kWordsOfRow;
-    GiveToOthers(base + L::kScores + (row * kScoreStride + first * kAttentionBlock + word * 4) * 4,
-                 rank);
+    GiveToOthers<kParts>(
+        base + L::Segment::kScores + (row * kScoreStride + first * kAttentionBlock + word * 4) * 4,
+        rank);
   }
-  constexpr int kWordsOfWarp = kTilesOfPart * kDecodeRows / 4;
+  constexpr int kWordsOfWarp = L::kTiles * kDecodeRows / 4;
   if (threadIdx.x < 4 * kWordsOfWarp) {
     const int warp = static_cast<int>(threadIdx.x) / kWordsOfWarp;
     const int word = static_cast<int>(threadIdx.x) % kWordsOfWarp;
-    GiveToOthers(
-        base + L::kWarpMaxima + ((warp * kTilesPerSegment + first) * kDecodeRows + word * 4) * 4,
-        rank);
+    GiveToOthers<kParts>(base + L::Segment::kWarpMaxima +
+                             ((warp * kTilesPerSegment + first) * kDecodeRows + word * 4) * 4,
+                         rank);
+  }
+}
+
+// How pages are copied, a box each and panel of k or part of v.
+struct PageCopies {
+  CUtensorMap k, v;
+  int box_rows;  // 0: no boxes
+  int block_shift;
+};
+
+// What a CTA copies of the segment that begins at first_key.
+struct PartWork {
+  int first_key, num_keys, kv_head, rank;
+};
+
+// By one warp: all boxes of the CTA's keys and of its part of v that begin before num_keys. What
+// lies in a page past the last key comes too; pages past it do not.
+template <int kParts>
+__device__ __forceinline__ void CopyPages(const PageCopies& copies, const KeyRows& keys,
+                                          const PartWork& work, uint32_t base) {
+  using L = Layout<kParts>;
+  constexpr int kPanels = kHeadDim / 64;
+  constexpr int kKeysOfPart = L::kTiles * kAttentionBlock;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int rows = copies.box_rows;
+  const int shift = 31 - __clz(rows);
+  const auto boxes_of = [&](int first, int count) {
+    return (min(count, max(0, work.num_keys - first)) + rows - 1) >> shift;
+  };
+  const int part_key = work.first_key + work.rank * kKeysOfPart;
+  const int key_boxes = boxes_of(part_key, kKeysOfPart);
+  const int value_boxes = boxes_of(work.first_key, kAttentionSegment);
+  if (lane == 0) {
+    BarrierExpect(base + L::kKeysThere, key_boxes * rows * kHeadDim * 2);
+    BarrierExpect(base + L::kValuesThere, value_boxes * rows * L::kRowBytes);
+  }
+  __syncwarp();
+  for (int i = lane; i < key_boxes * kPanels; i += 32) {
+    const int row = i / kPanels * rows;
+    const int panel = i % kPanels;
+    CopyBox(base + row / kAttentionBlock * kTileBytes<kHeadDim> + panel * kPanelBytes +
+                row % kAttentionBlock * 128,
+            &copies.k, work.kv_head * kHeadDim + panel * 64, keys.RowOf(part_key + row),
+            base + L::kKeysThere);
+  }
+  for (int i = lane; i < value_boxes; i += 32) {
+    CopyBox(base + L::kValues + i * rows * L::kRowBytes, &copies.v,
+            work.kv_head * kHeadDim + work.rank * L::kWidth, keys.RowOf(work.first_key + i * rows),
+            base + L::kValuesThere);
+  }
+}
+
+// Without boxes: the rows of the segment's keys, -1 past the end; then 16 bytes at a time, k first.
+__device__ __forceinline__ void FindRows(const KeyRows& keys, int first_key, int32_t* key_rows) {
+#pragma unroll
+  for (int i = 0; i < kAttentionSegment / kDecodeThreads; ++i) {
+    const int key = static_cast<int>(threadIdx.x) + i * kDecodeThreads;
+    key_rows[key] = keys.RowOf(first_key + key);
+  }
+}
+template <int kParts>
+__device__ __forceinline__ void CopyRows(const DeviceAttentionArgs& a, const PartWork& work,
+                                         const int32_t* key_rows, uint32_t base) {
+  using L = Layout<kParts>;
+  constexpr int kChunks = L::kRowBytes / 16;
+  const int64_t kv_offset = static_cast<int64_t>(work.kv_head) * kHeadDim;
+#pragma unroll
+  for (int i = 0; i < L::kTiles; ++i) {
+    CopyTile<kHeadDim, kDecodeThreads>(
+        key_rows + (work.rank * L::kTiles + i) * kAttentionBlock, a.k + kv_offset, a.kv_stride,
+        base + i * kTileBytes<kHeadDim>, static_cast<int>(threadIdx.x));
+  }
+  CommitCopies();
+#pragma unroll 8
+  for (int i = 0; i < kAttentionSegment * kChunks / kDecodeThreads; ++i) {
+    const int index = i * kDecodeThreads + static_cast<int>(threadIdx.x);
+    const int row = index / kChunks;
+    const int32_t source = key_rows[row];
+    CopyAsync16(base + L::PlaceOfValues(row, index % kChunks),
+                a.v + kv_offset + static_cast<int64_t>(max(source, 0)) * a.kv_stride +
+                    work.rank * L::kWidth + index % kChunks * 8,
+                source >= 0);
+  }
+  CommitCopies();
+}
+
+// Rows of v past the last key, up to the end of its tile, become zero.
+template <int kParts>
+__device__ __forceinline__ void ClearValues(int num_rows, uint32_t base) {
+  using L = Layout<kParts>;
+  constexpr int kChunks = L::kRowBytes / 16;
+  const int end = (num_rows + kAttentionBlock - 1) / kAttentionBlock * kAttentionBlock;
+  for (int i = num_rows * kChunks + static_cast<int>(threadIdx.x); i < end * kChunks;
+       i += kDecodeThreads) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(base + L::kValues + i * 16), "r"(0)
+                 : "memory");
   }
 }
 
@@ -117,11 +218,11 @@ __device__ __forceinline__ void RoundedProbabilities(const float* scores, const 
   if (residue == 0) segment_sum[row] = t;
 }
 
-// O of the segment for the warp's eight columns of the quarter.
-template <int kHeadDim>
+// O of the segment for the warp's share of the columns, eight at a time.
+template <int kParts>
 __device__ __forceinline__ void WalkValues(uint32_t base, const float* alpha, int num_tiles,
-                                           float (&o)[4]) {
-  using L = Layout<kHeadDim>;
+                                           float (&o)[Layout<kParts>::kWidth / 32][4]) {
+  using L = Layout<kParts>;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   // Matrices of a step: rows 0-7 and 8-15 of the first eight keys, then of the next eight.
@@ -130,36 +231,47 @@ __device__ __forceinline__ void WalkValues(uint32_t base, const float* alpha, in
   for (int tile = 0; tile < num_tiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      o[i] = MulRn(o[i], alpha[tile * kDecodeRows + lane / 4 + i / 2 * 8]);
+      const float scale = alpha[tile * kDecodeRows + lane / 4 + i / 2 * 8];
+      for (auto& eight : o) eight[i] = MulRn(eight[i], scale);
     }
 #pragma unroll
     for (int pair = 0; pair < kAttentionBlock / 32; ++pair) {
       const int key = tile * kAttentionBlock + pair * 32;
-      // Matrices: keys 0-7, 8-15, 16-23, 24-31 of the columns; transposed.
-      uint32_t b[4];
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                   : "r"(base + L::PlaceOfValues(key + lane, warp))
-                   : "memory");
+      uint32_t p[2][4];
+      LoadMatrices(rounded + key * 2, p[0]);
+      LoadMatrices(rounded + key * 2 + 32, p[1]);
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        uint32_t p[4];
-        LoadMatrices(rounded + (key + step * 16) * 2, p);
-        ChainStep(o, p[0], p[1], p[2], p[3], b + 2 * step);
+      for (int n = 0; n < L::kWidth / 32; ++n) {
+        // Matrices: keys 0-7, 8-15, 16-23, 24-31 of the columns; transposed.
+        uint32_t b[4];
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                     : "r"(base + L::PlaceOfValues(key + lane, warp * (L::kWidth / 32) + n))
+                     : "memory");
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          ChainStep(o[n], p[step][0], p[step][1], p[step][2], p[step][3], b + 2 * step);
+        }
       }
     }
   }
 }
 
-template <int kHeadDim>
+template <int kParts>
 __global__ void __launch_bounds__(kDecodeThreads)
-    SplitDecodeKernel(DeviceAttentionArgs a, int block_shift, int row_tiles,
+    SplitDecodeKernel(const __grid_constant__ DeviceAttentionArgs a,
+                      const __grid_constant__ PageCopies copies, int row_tiles,
                       DecodeScratch scratch) {
-  using L = Layout<kHeadDim>;
-  constexpr int kWarps = L::kWidth / 8;  // that have columns
+  using L = Layout<kParts>;
   constexpr int64_t kPartial = kDecodeRows * (L::kWidth + 2);
   extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = SharedAddress(shared);
   LetNextKernelStart();
+  if (threadIdx.x == 0) {
+    BarrierInit(base + L::kKeysThere, 1);
+    BarrierInit(base + L::kValuesThere, 1);
+    FenceForCopies();
+  }
   WaitForPreviousKernel();
   const AttentionSequence seq = a.sequences[blockIdx.z];
   const int num_keys = static_cast<int>(seq.num_keys);
@@ -179,59 +291,52 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int first_key = segment * kAttentionSegment;
   const int num_tiles =
       min(kTilesPerSegment, (num_keys - first_key + kAttentionBlock - 1) / kAttentionBlock);
-  const KeyRows keys = {seq.block_table, seq.kv_begin, block_shift, num_keys};
+  const KeyRows keys = {seq.block_table, seq.kv_begin, copies.block_shift, num_keys};
   const float c = MulRn(a.scale, kLog2E);
-  const int64_t kv_offset = static_cast<int64_t>(kv_head) * kHeadDim;
-  auto* scores = reinterpret_cast<float*>(shared + L::kScores);
-  auto* warp_maxima = reinterpret_cast<float*>(shared + L::kWarpMaxima);
-  auto* alpha = reinterpret_cast<float*>(shared + L::kAlpha);
-  auto* shift = reinterpret_cast<float*>(shared + L::kShift);
-  auto* segment_max = reinterpret_cast<float*>(shared + L::kMax);
-  auto* segment_sum = reinterpret_cast<float*>(shared + L::kSum);
-  auto* key_rows = reinterpret_cast<int32_t*>(shared + L::kKeyRows);
-  const uint32_t base = SharedAddress(shared);
-#pragma unroll
-  for (int i = 0; i < kAttentionSegment / kDecodeThreads; ++i) {
-    const int key = static_cast<int>(threadIdx.x) + i * kDecodeThreads;
-    key_rows[key] = keys.RowOf(first_key + key);
+  auto* scores = reinterpret_cast<float*>(shared + L::Segment::kScores);
+  auto* warp_maxima = reinterpret_cast<float*>(shared + L::Segment::kWarpMaxima);
+  auto* alpha = reinterpret_cast<float*>(shared + L::Segment::kAlpha);
+  auto* shift = reinterpret_cast<float*>(shared + L::Segment::kShift);
+  auto* segment_max = reinterpret_cast<float*>(shared + L::Segment::kMax);
+  auto* segment_sum = reinterpret_cast<float*>(shared + L::Segment::kSum);
+  auto* key_rows = reinterpret_cast<int32_t*>(shared + L::Segment::kKeyRows);
+  const bool has_boxes = copies.box_rows > 0 && seq.block_table != nullptr;
+  const PartWork part = {first_key, num_keys, kv_head, rank};
+  if (has_boxes) {
+    if (threadIdx.x < 32) CopyPages<kParts>(copies, keys, part, base);
+  } else {
+    FindRows(keys, first_key, key_rows);
   }
   uint32_t q[kHeadDim / 16][4];
   int visible[2];
   LoadQueries<kHeadDim>(a, seq, kv_head, first_row, q, visible);
   __syncthreads();
-  const int my_tile = rank * kTilesOfPart;
-  uint32_t tiles[kTilesOfPart];
+  const int my_tile = rank * L::kTiles;
+  uint32_t tiles[L::kTiles];
 #pragma unroll
-  for (int i = 0; i < kTilesOfPart; ++i) {
-    tiles[i] = base + i * kTileBytes<kHeadDim>;
-    CopyTile<kHeadDim, kDecodeThreads>(key_rows + (my_tile + i) * kAttentionBlock, a.k + kv_offset,
-                                       a.kv_stride, tiles[i], static_cast<int>(threadIdx.x));
+  for (int i = 0; i < L::kTiles; ++i) tiles[i] = base + i * kTileBytes<kHeadDim>;
+  if (has_boxes) {
+    BarrierWait(base + L::kKeysThere, 0);
+  } else {
+    CopyRows<kParts>(a, part, key_rows, base);
+    WaitForCopies<1>();
+    __syncthreads();
   }
-  CommitCopies();
-  constexpr int kChunks = L::kRowBytes / 16;
-#pragma unroll 8
-  for (int i = 0; i < kAttentionSegment * kChunks / kDecodeThreads; ++i) {
-    const int index = i * kDecodeThreads + static_cast<int>(threadIdx.x);
-    const int row = index / kChunks;
-    const int32_t source = key_rows[row];
-    CopyAsync16(base + L::PlaceOfValues(row, index % kChunks),
-                a.v + kv_offset + static_cast<int64_t>(max(source, 0)) * a.kv_stride +
-                    rank * L::kWidth + index % kChunks * 8,
-                source >= 0);
-  }
-  CommitCopies();
-
-  WaitForCopies<1>();
-  __syncthreads();
-  ScoreTiles<kHeadDim, kTilesOfPart>(q, tiles, first_key + my_tile * kAttentionBlock, visible,
-                                     scores + my_tile * kAttentionBlock,
-                                     warp_maxima + my_tile * kDecodeRows);
+  ScoreTiles<kHeadDim, L::kTiles>(q, tiles, first_key + my_tile * kAttentionBlock, visible,
+                                  scores + my_tile * kAttentionBlock,
+                                  warp_maxima + my_tile * kDecodeRows);
   WaitForCluster();  // all have begun
   __syncthreads();
-  GiveScores<kHeadDim>(base, rank, num_rows);
+  GiveScores<kParts>(base, rank, num_rows);
   ArriveInCluster();
   WaitForCopies<0>();
   WaitForCluster();
+  if (has_boxes) {
+    BarrierWait(base + L::kValuesThere, 0);
+    if (num_keys - first_key < num_tiles * kAttentionBlock) {
+      ClearValues<kParts>(num_keys - first_key, base);
+    }
+  }
   ShiftsOfTiles(warp_maxima, num_tiles, c, alpha, shift, segment_max);
   __syncthreads();
   RoundedProbabilities(scores, {num_rows, num_tiles}, c, alpha, shift,
@@ -245,31 +350,33 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int all_segments = static_cast<int>(gridDim.x) / kParts;
   float* const partials = scratch.partials + tile_index * all_segments * kPartial;
   float* const partial = partials + segment * kPartial;
-  if (warp < kWarps) {
-    float o[4] = {};
-    WalkValues<kHeadDim>(base, alpha, num_tiles, o);
-    const int column = warp * 8 + lane % 4 * 2;
+  float o[L::kWidth / 32][4] = {};
+  WalkValues<kParts>(base, alpha, num_tiles, o);
+  const int column = warp * (L::kWidth / 4) + lane % 4 * 2;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = lane / 4 + 8 * r;
-      const RowPlace place =
-          PlaceOfRow(first_row + row, kv_head, group, static_cast<int>(seq.num_queries));
-      const int64_t at = (seq.q_begin + place.query) * a.num_heads + place.head;
+  for (int r = 0; r < 2; ++r) {
+    const int row = lane / 4 + 8 * r;
+    const RowPlace place =
+        PlaceOfRow(first_row + row, kv_head, group, static_cast<int>(seq.num_queries));
+    if (!place.is_there) continue;
+    const int64_t at = (seq.q_begin + place.query) * a.num_heads + place.head;
+    const float share = ReciprocalRn(segment_sum[row]);
+#pragma unroll
+    for (int n = 0; n < L::kWidth / 32; ++n) {
       if (num_segments > 1) {
-        *reinterpret_cast<float2*>(partial + row * L::kWidth + column) =
-            make_float2(o[2 * r], o[2 * r + 1]);
-      } else if (place.is_there) {
-        const float share = ReciprocalRn(segment_sum[row]);
-        StoreRow<kHeadDim>(a, at, rank * L::kWidth + column, MulRn(o[2 * r], share),
-                           MulRn(o[2 * r + 1], share));
-        if (a.lse != nullptr && rank == 0 && warp == 0 && lane % 4 == 0) {
-          a.lse[at] = LogSumExp(segment_max[row], segment_sum[row], a.scale);
-        }
+        *reinterpret_cast<float2*>(partial + row * L::kWidth + column + 8 * n) =
+            make_float2(o[n][2 * r], o[n][2 * r + 1]);
+      } else {
+        StoreRow<kHeadDim>(a, at, rank * L::kWidth + column + 8 * n, MulRn(o[n][2 * r], share),
+                           MulRn(o[n][2 * r + 1], share));
       }
+    }
+    if (num_segments == 1 && a.lse != nullptr && rank == 0 && warp == 0 && lane % 4 == 0) {
+      a.lse[at] = LogSumExp(segment_max[row], segment_sum[row], a.scale);
     }
   }
   if (num_segments == 1) return;
-  if (threadIdx.x < kDecodeRows) {
+  if (threadIdx.x < num_rows) {
     partial[kDecodeRows * L::kWidth + threadIdx.x] = segment_max[threadIdx.x];
     partial[kDecodeRows * L::kWidth + kDecodeRows + threadIdx.x] = segment_sum[threadIdx.x];
   }
@@ -283,11 +390,23 @@ __global__ void __launch_bounds__(kDecodeThreads)
                                                    .first_column = rank * L::kWidth});
 }
 
-template <int kHeadDim>
+template <int kParts>
 void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
             LaunchOrder order) {
-  const auto kernel = SplitDecodeKernel<kHeadDim>;
-  constexpr size_t kShared = Layout<kHeadDim>::kBytes;
+  const auto kernel = SplitDecodeKernel<kParts>;
+  constexpr size_t kShared = Layout<kParts>::kBytes;
+  PageCopies copies = {};
+  copies.block_shift = BlockShift(args);
+  if (args.block_size >= 8) {  // eight rows are what the swizzle repeats after
+    copies.box_rows = std::min(args.block_size, kAttentionBlock);
+    // How many rows there are is not known here; boxes stay within the pages.
+    DeviceMatrix matrix = {args.k, int64_t{1} << 31,
+                           static_cast<int64_t>(args.num_kv_heads) * kHeadDim, args.kv_stride};
+    copies.k = BoxesOf(matrix, copies.box_rows);
+    matrix.data = args.v;
+    copies.v =
+        kParts == 4 ? NarrowBoxesOf(matrix, copies.box_rows) : BoxesOf(matrix, copies.box_rows);
+  }
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
             "attention, shared memory");
   const int tiles = RowTiles(args);
@@ -298,15 +417,17 @@ void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaS
        .stream = stream,
        .order = order,
        .cluster = kParts},
-      kernel, args, BlockShift(args), tiles, scratch);
+      kernel, args, copies, tiles, scratch);
 }
 
 }  // namespace
 
-void AttentionDecodeSplit(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
-                          cudaStream_t stream, LaunchOrder order) {
+void AttentionDecodeSplit(const DeviceAttentionArgs& args, int num_parts,
+                          const DecodeScratch& scratch, cudaStream_t stream, LaunchOrder order) {
   QT_CHECK(args.head_dim == 128, "no split decode for head_dim {}", args.head_dim);
-  Launch<128>(args, scratch, stream, order);
+  if (num_parts == 4) return Launch<4>(args, scratch, stream, order);
+  QT_CHECK(num_parts == 2, "no split decode in {} parts", num_parts);
+  Launch<2>(args, scratch, stream, order);
 }
 
 }  // namespace quatrain::cuda

@@ -198,6 +198,7 @@ void ExpectOneArithmetic(const Shape& s) {
   ExpectSameBits(problem.Decode(first, s.length, true), Part(whole, s, first, s.length), "decode");
   const int last = std::max(0, s.length - 5);
   ExpectSameBits(problem.Decode(last, s.length, false), Part(whole, s, last, s.length), "varlen");
+  ExpectSameBits(problem.Decode(last, s.length, true), Part(whole, s, last, s.length), "few");
   ExpectSameBits(problem.DecodeTogether(last, s.length), Part(whole, s, last, s.length), "five");
 }
 
@@ -217,6 +218,12 @@ TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
     ExpectOneArithmetic({130, 2, 2, 64, block_size});
   }
   ExpectOneArithmetic({130, 24, 1, 64});  // more rows than one tile of decode
+}
+
+// Few enough for a tool that follows every access.
+TEST(AttentionGpu, ShortSequencesGiveTheSameBits) {
+  QT_NEEDS_DEVICE();
+  ExpectOneArithmetic({70, 4, 1, 128});
 }
 
 TEST(AttentionGpu, LogSumExpIsTheNaturalOne) {
