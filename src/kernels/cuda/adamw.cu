@@ -1,5 +1,6 @@
 // Plan: 8 neighbours a thread, as eight 16-byte loads in flight (28 bytes a weight are the bound);
-// the group's maximum is a shuffle. CTAs walk the matrix in strides and add their counts once.
+// the group's maximum is a shuffle. Warps walk the matrix in strides and add their counts once; a
+// warp takes kRun x 256 neighbours in a row, so that it can write their scales in whole sectors.
 // Groups other than 32, 64, 128 and 256 are quantised in a second pass over the masters.
 #include <string>
 
@@ -15,12 +16,13 @@ namespace {
 constexpr int kBlockThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 8;
 constexpr uint32_t kFirstBadWeight = 0x7F7F;
+constexpr int64_t kMostElements = int64_t{1} << 33;  // places are counted in 32 bits
 
 struct EightFloats {
   float v[8];
 };
 
-__device__ __forceinline__ EightFloats LoadEight(const float* data, int64_t chunk) {
+__device__ __forceinline__ EightFloats LoadEight(const float* data, uint32_t chunk) {
   EightFloats out;
   const auto* source = reinterpret_cast<const float4*>(data) + 2 * chunk;
   *reinterpret_cast<float4*>(out.v) = __ldcs(source);
@@ -28,7 +30,7 @@ __device__ __forceinline__ EightFloats LoadEight(const float* data, int64_t chun
   return out;
 }
 
-__device__ __forceinline__ void StoreEight(const EightFloats& values, float* data, int64_t chunk) {
+__device__ __forceinline__ void StoreEight(const EightFloats& values, float* data, uint32_t chunk) {
   auto* place = reinterpret_cast<float4*>(data) + 2 * chunk;
   __stcs(place, *reinterpret_cast<const float4*>(values.v));
   __stcs(place + 1, *reinterpret_cast<const float4*>(values.v + 4));
@@ -69,7 +71,7 @@ struct CodeRule {
 };
 
 template <int kBits, int kLanes, class Rule>
-__device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, int64_t chunk) {
+__device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, uint32_t chunk) {
   OldCodes<kBits> old = {};
   if constexpr (kLanes > 0 && (Rule::kCounts || !Rule::kBounded)) {
     old.scale = a.scale[chunk / kLanes];
@@ -82,21 +84,21 @@ __device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, int64_t
   return old;
 }
 
+// Returns the scale; the caller writes it.
 template <int kBits, int kLanes, class Rule>
-__device__ __forceinline__ void WriteCodes(const AdamWTask& a, int64_t chunk, bool writes,
-                                           const uint32_t (&pairs)[4], const OldCodes<kBits>& old,
-                                           Counts* counts) {
+__device__ __forceinline__ BFloat16 WriteCodes(const AdamWTask& a, uint32_t chunk, bool writes,
+                                               const uint32_t (&pairs)[4],
+                                               const OldCodes<kBits>& old, Counts* counts) {
   BFloat16 scale = old.scale;
   if (Rule::kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
     const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
     scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, a.spec.grid);
-    if (writes && chunk % kLanes == 0) {
-      if (Rule::kCounts) counts->changed_scales += scale.bits != old.scale.bits;
-      a.scale[chunk / kLanes] = scale;
+    if (Rule::kCounts && writes && chunk % kLanes == 0) {
+      counts->changed_scales += scale.bits != old.scale.bits;
     }
   }
   const EightCodes codes = CodesOfEight<Rule::kBounded>(pairs, scale, a.spec.grid);
-  if (!writes) return;
+  if (!writes) return scale;
   auto* words = reinterpret_cast<uint32_t*>(a.packed) + chunk * (kBits / 4);
 #pragma unroll
   for (int i = 0; i < kBits / 4; ++i) {
@@ -104,53 +106,79 @@ __device__ __forceinline__ void WriteCodes(const AdamWTask& a, int64_t chunk, bo
     if (Rule::kCounts) counts->flipped_codes += FlipsOf<kBits>(old.words[i], word);
     words[i] = word;
   }
+  return scale;
 }
 
-// kLanes 0: no codes. Whole warps walk together: the chunk count is rounded up to 32 and the rest
-// works on the last chunk without writing.
+// Eight neighbours on each lane of a warp; `chunk` counts such eights. A lane without one works on
+// the last chunk and writes nothing. Returns the scale of its group, if there are codes.
 template <int kBits, int kLanes, class Rule>
-__global__ void __launch_bounds__(kBlockThreads)
-    AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
-  const int64_t chunks = a.out_features * a.in_features / 8;
-  const int64_t rounded = (chunks + 31) / 32 * 32;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockThreads;
-  Counts counts;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x; i < rounded;
-       i += stride) {
-    const bool has_chunk = i < chunks;
-    const int64_t chunk = has_chunk ? i : chunks - 1;
-    const EightFloats g = LoadEight(a.grad, chunk);
-    EightFloats w = LoadEight(a.master, chunk);
-    EightFloats m = LoadEight(a.exp_avg, chunk);
-    EightFloats v = LoadEight(a.exp_avg_sq, chunk);
-    const OldCodes<kBits> old = LoadCodes<kBits, kLanes, Rule>(a, chunk);
+__device__ __forceinline__ BFloat16 UpdateChunk(const AdamWTask& a, const AdamWConstants& c,
+                                                uint32_t chunk, bool has_chunk,
+                                                AdamWCounters* counters, Counts* counts) {
+  const EightFloats g = LoadEight(a.grad, chunk);
+  EightFloats w = LoadEight(a.master, chunk);
+  EightFloats m = LoadEight(a.exp_avg, chunk);
+  EightFloats v = LoadEight(a.exp_avg_sq, chunk);
+  const OldCodes<kBits> old = LoadCodes<kBits, kLanes, Rule>(a, chunk);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) UpdateElement(c, g.v[j], &w.v[j], &m.v[j], &v.v[j]);
-    uint32_t pairs[4];
+  for (int j = 0; j < 8; ++j) UpdateElement(c, g.v[j], &w.v[j], &m.v[j], &v.v[j]);
+  uint32_t pairs[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) pairs[j] = RoundPair(w.v[2 * j], w.v[2 * j + 1]);
-    if (has_chunk) {
-      if (AbsmaxOfEight(pairs) >= kFirstBadWeight) {
-        int first = 0;
-        while (first < 7 &&
-               ((pairs[first / 2] >> (16 * (first % 2))) & 0x7FFFu) < kFirstBadWeight) {
-          ++first;
-        }
-        atomicMax(&counters->bad, ~static_cast<unsigned long long>(8 * chunk + first));
+  for (int j = 0; j < 4; ++j) pairs[j] = RoundPair(w.v[2 * j], w.v[2 * j + 1]);
+  if (has_chunk) {
+    if (AbsmaxOfEight(pairs) >= kFirstBadWeight) {
+      int first = 0;
+      while (first < 7 && ((pairs[first / 2] >> (16 * (first % 2))) & 0x7FFFu) < kFirstBadWeight) {
+        ++first;
       }
-      StoreEight(w, a.master, chunk);
-      StoreEight(m, a.exp_avg, chunk);
-      StoreEight(v, a.exp_avg_sq, chunk);
-      if (a.weight_float != nullptr) StoreEight(w, a.weight_float, chunk);
-      if (a.weight_bf16 != nullptr) {
-        reinterpret_cast<uint4*>(a.weight_bf16)[chunk] =
-            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      atomicMax(&counters->bad, ~(8ull * chunk + first));
+    }
+    StoreEight(w, a.master, chunk);
+    StoreEight(m, a.exp_avg, chunk);
+    StoreEight(v, a.exp_avg_sq, chunk);
+    if (a.weight_float != nullptr) StoreEight(w, a.weight_float, chunk);
+    if (a.weight_bf16 != nullptr) {
+      reinterpret_cast<uint4*>(a.weight_bf16)[chunk] =
+          make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+  }
+  __syncwarp();
+  // All lanes take part in the shuffles; lanes past the end make up whole groups of their own.
+  if constexpr (kLanes > 0) {
+    return WriteCodes<kBits, kLanes, Rule>(a, chunk, has_chunk, pairs, old, counts);
+  }
+  return {};
+}
+
+// kLanes 0: no codes. Whole warps walk together, kRun times 32 chunks that follow each other; lane
+// l keeps the scale of group l of the run.
+template <int kBits, int kLanes, class Rule>
+__global__ void __launch_bounds__(kBlockThreads, 4)
+    AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
+  constexpr int kRun = kLanes > 0 ? 4 : 1;
+  constexpr int kGroups = kLanes > 0 ? 32 / kLanes : 1;  // of 32 chunks
+  const auto chunks = static_cast<uint32_t>(a.out_features * a.in_features / 8);
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t stride = gridDim.x * kBlockThreads * kRun;
+  const uint32_t warp = (blockIdx.x * kBlockThreads + threadIdx.x) / 32;
+  const bool writes_scales = kLanes > 0 && (Rule::kBounded || a.spec.rule == ScaleRule::kAbsmax7_5);
+  Counts counts;
+  for (uint32_t first = warp * 32 * kRun; first < chunks; first += stride) {
+    uint32_t kept = 0;
+#pragma unroll 1
+    for (int run = 0; run < kRun && first + 32 * run < chunks; ++run) {
+      const uint32_t i = first + 32 * run + lane;
+      const BFloat16 scale =
+          UpdateChunk<kBits, kLanes, Rule>(a, c, min(i, chunks - 1), i < chunks, counters, &counts);
+      if (writes_scales) {
+        const uint32_t bits =
+            __shfl_sync(0xFFFFFFFFu, static_cast<uint32_t>(scale.bits), lane % kGroups * kLanes);
+        if (lane / kGroups == run) kept = bits;
       }
     }
-    __syncwarp();
-    // All lanes take part in the shuffles; lanes past the end make up whole groups of their own.
-    if constexpr (kLanes > 0) {
-      WriteCodes<kBits, kLanes, Rule>(a, chunk, has_chunk, pairs, old, &counts);
+    const uint32_t group = kLanes > 0 ? first / kLanes + lane : 0;
+    if (writes_scales && lane < kGroups * kRun && group * kLanes < chunks) {
+      a.scale[group] = BFloat16{static_cast<uint16_t>(kept)};
     }
   }
   if constexpr (kLanes > 0 && Rule::kCounts) {
@@ -231,6 +259,7 @@ void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* co
                   ", group size " + std::to_string(task.spec.group_size)});
   }
   QT_CHECK(has_codes == (task.scale != nullptr), "codes and scales go together");
+  QT_CHECK(size <= kMostElements, "a matrix of {} elements", size);
   if (size == 0) return;
   const AdamWConstants constants = ConstantsOf(step, task.weight_decay);
   const Launcher launcher = {task, constants, counters, stream, flips};
