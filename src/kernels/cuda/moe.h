@@ -20,11 +20,13 @@ namespace quatrain::cuda {
 // At most this many rows of one expert, which one pass over its weights serves.
 inline constexpr int kMoeTileRows = 16;
 
-struct MoeTile {
+// Written as a whole and read as a whole, so a kernel that runs beside the router may read it as
+// soon as it is there.
+struct alignas(16) MoeTile {
   int32_t expert;
   int32_t row_begin;  // of R
-  int32_t num_rows;   // 1 .. kMoeTileRows
-  int32_t reserved;
+  int32_t num_rows;   // 1 .. kMoeTileRows; 0 where one token named an expert twice
+  int32_t is_there;   // 0 from the router's start until the tile is known
 };
 
 // Tiles that R rows can make at most.
@@ -41,7 +43,7 @@ struct MoeRouting {
   int32_t* row_token = nullptr;     // [R]
   int32_t* slot_row = nullptr;      // [T, S]
   MoeTile* tiles = nullptr;         // [MaxMoeTiles(R, E)], by expert, then row
-  int32_t* num_tiles = nullptr;     // [1]
+  int32_t* num_tiles = nullptr;     // [1], 0 until it is known
 };
 
 struct MoeRouterArgs {
@@ -81,10 +83,10 @@ struct MoeExpertsArgs {
   MoePlan plan = {};
 };
 // h_RI = round(silu(gate) * up), gate and up = rounded sums over x_TD[row_token]. Rows of a weight:
-// I of gate, then I of up; I a multiple of 8. The work list may be written by the kernel before.
+// I of gate, then I of up; I a multiple of 8. With kOverlap weights are on their way as soon as the
+// router, which may still be running, has written the list; activations after griddepcontrol.wait.
 void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
-// y_RD = rounded sums over x_RI; D a multiple of 16. With kOverlap the work list is read at once:
-// only the kernel before this one may still be running, and it does not write the list.
+// y_RD = rounded sums over x_RI; D a multiple of 16. Likewise.
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 
 // The same for many rows an expert (prefill, training), by wgmma: x is [R, K], rows in their sorted

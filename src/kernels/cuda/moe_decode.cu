@@ -4,6 +4,10 @@
 // pairs of units. Tiles, rows and their number come from the router's work list in device memory.
 // gate_up: the two units of a warp are 8 rows of gate and the same 8 of up, so SwiGLU happens in
 // registers.
+//
+// The list is waited for entry by entry, not by griddepcontrol.wait: beside a router that still
+// runs, weights start when it has written the tile; in the kernels after that, at once. Waiting
+// cannot lock up: this kernel starts when every CTA of the router is resident or done.
 #include <algorithm>
 
 #include "kernels/cuda/canonical.cuh"
@@ -18,6 +22,8 @@ enum class Part { kGateUp, kDown };
 
 // Tiles of one CTA that are kept in shared memory; those after them are read where they lie.
 constexpr int kKeptTiles = 32;
+// Behind what StreamLayout lays out: those tiles, and their number.
+constexpr int kListBytes = sizeof(int4) * (kKeptTiles + 1);
 
 struct ExpertsParameters {
   const uint8_t* weight;
@@ -32,38 +38,71 @@ struct ExpertsParameters {
   int num_groups;
   int rounds_per_tile;
   int num_ctas;
-  int reads_list_at_once;
+  int tiles_of_one_token;  // the number of tiles of a single token; 0: more, read the number
   const MoeTile* tiles;
   const int32_t* num_tiles;
   const int32_t* row_token;
 };
 
+// The number of tiles, once it is known.
+__device__ __forceinline__ int WaitForNumTiles(const int32_t* num_tiles) {
+  int count = 0;
+  while (count == 0) {
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(num_tiles) : "memory");
+  }
+  return count;
+}
+
+// A tile, once it is there: {expert, row_begin, num_rows, is_there}.
+__device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
+  uint64_t low = 0;
+  uint64_t high = 0;
+  while (high >> 32 == 0) {
+    asm volatile(
+        "{\n"
+        ".reg .b128 whole;\n"
+        "ld.relaxed.gpu.global.b128 whole, [%2];\n"
+        "mov.b128 {%0, %1}, whole;\n"
+        "}\n"
+        : "=l"(low), "=l"(high)
+        : "l"(tile)
+        : "memory");
+  }
+  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high), 1);
+}
+
 template <class Format, int kTokenTiles, Part kPart>
 struct ExpertsWork {
   static constexpr bool kIsTiled = false;
   const ExpertsParameters& p;
-  const int4* kept;  // kKeptTiles in shared memory
+  const int4* kept;  // kKeptTiles in shared memory, then their number
   int first_round;
   int num_rounds;
   int first_tile;
 
-  // By all threads; a barrier follows.
+  // By all threads; a barrier follows. One warp waits for tiles, the others make barriers.
   __device__ ExpertsWork(const ExpertsParameters& parameters, int4* tiles)
       : p(parameters), kept(tiles) {
-    const int64_t all = static_cast<int64_t>(__ldcg(p.num_tiles)) * p.rounds_per_tile;
+    const int index = static_cast<int>(threadIdx.x);
+    int count = p.tiles_of_one_token;
+    if (count == 0) {
+      if (index < 32) tiles[kKeptTiles].x = WaitForNumTiles(p.num_tiles);
+      __syncthreads();
+      count = tiles[kKeptTiles].x;
+    }
+    const int64_t all = static_cast<int64_t>(count) * p.rounds_per_tile;
     first_round = static_cast<int>(blockIdx.x * all / gridDim.x);
     num_rounds = static_cast<int>((blockIdx.x + 1) * all / gridDim.x) - first_round;
     first_tile = first_round / p.rounds_per_tile;
     const int last_tile = (first_round + num_rounds - 1) / p.rounds_per_tile;
-    const int index = static_cast<int>(threadIdx.x);
     if (num_rounds > 0 && index < kKeptTiles && first_tile + index <= last_tile) {
-      tiles[index] = __ldcg(reinterpret_cast<const int4*>(p.tiles) + first_tile + index);
+      tiles[index] = WaitForTile(p.tiles + first_tile + index);
     }
   }
   __device__ __forceinline__ int4 Tile(int round) const {
     const int index = (first_round + round) / p.rounds_per_tile - first_tile;
     if (index < kKeptTiles) return kept[index];
-    return __ldcg(reinterpret_cast<const int4*>(p.tiles) + first_tile + index);
+    return WaitForTile(p.tiles + first_tile + index);
   }
   __device__ __forceinline__ bool HasNewX(int round) const {
     return round == 0 || (first_round + round) % p.rounds_per_tile == 0;
@@ -81,7 +120,9 @@ struct ExpertsWork {
   __device__ __forceinline__ int Rows(int round) const { return Tile(round).z; }
   __device__ __forceinline__ const BFloat16* Row(int round, int row) const {
     int64_t at = Tile(round).y + row;
-    if constexpr (kPart == Part::kGateUp) at = __ldcg(p.row_token + at);
+    if constexpr (kPart == Part::kGateUp) {
+      at = p.tiles_of_one_token > 0 ? 0 : __ldcg(p.row_token + at);
+    }
     return p.x + at * p.x_stride;
   }
   __device__ __forceinline__ void Store(int round, int group, int lane,
@@ -113,12 +154,31 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), 2)
     ExpertsKernel(const __grid_constant__ StreamLayout layout,
                   const __grid_constant__ ExpertsParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  __shared__ int4 tiles[kKeptTiles];
-  // The kernel after this one may start once every CTA has passed here: by then the list is whole.
-  if (!p.reads_list_at_once) WaitForPreviousKernel();
+  auto* const tiles = reinterpret_cast<int4*>(shared + layout.shared_bytes);
   LetNextKernelStart();
   const ExpertsWork<Format, kTokenTiles, kPart> work(p, tiles);
   RunStream<Format, 2, kTokenTiles>(layout, work, shared);
+}
+
+// All weights of a CTA that has one round, and all of x, at once: then nothing waits for room. Two
+// CTAs, this kernel's and the next one's, share a multiprocessor. False where they do not fit.
+bool HoldWholeRound(int chunk_bytes, StreamLayout* layout) {
+  constexpr int kStreams = 2;
+  constexpr uint32_t kOfHalf = (228 << 10) / 2 - 1024 - kListBytes;
+  const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
+  StreamLayout l = *layout;
+  const int chunks = static_cast<int>((l.in_features + kChunkInputs - 1) / kChunkInputs);
+  l.stage_chunks = (chunks + 1) / 2;
+  l.num_stages = l.weight_slots = l.x_slots = (chunks + l.stage_chunks - 1) / l.stage_chunks;
+  l.x_is_resident = 1;
+  l.stream_pitch = l.stage_chunks * chunk_bytes;
+  l.x_pitch = l.stage_chunks * kChunkXBytes + kRowPadding;
+  l.x_offset = align(16 * (l.x_slots + l.num_warps * l.weight_slots));
+  l.weight_offset = align(l.x_offset + l.x_slots * l.XSlotBytes());
+  l.shared_bytes = l.weight_offset + l.num_warps * l.weight_slots * kStreams * l.stream_pitch;
+  if (l.shared_bytes > kOfHalf) return false;
+  *layout = l;
+  return true;
 }
 
 template <class Format, int kTokenTiles, Part kPart>
@@ -128,18 +188,22 @@ void LaunchTokens(const MoeExpertsArgs& args, ExpertsParameters p, cudaStream_t 
   layout.num_warps = p.num_groups;
   layout.segment_inputs = layout.in_features = static_cast<int>(args.shape.in_features);
   layout.x_rows = static_cast<int>(std::min<int64_t>(kMoeTileRows, args.num_tokens));
-  CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
-                   .padding = Format::kPadding,
-                   .num_streams = 2,
-                   .budget = kHalfMultiprocessor - static_cast<int>(sizeof(int4)) * kKeptTiles},
-                  &layout);
+  const bool has_one_round =
+      p.tiles_of_one_token > 0 && p.tiles_of_one_token * p.rounds_per_tile <= p.num_ctas;
+  if (!has_one_round || !HoldWholeRound(Format::kChunkBytes, &layout)) {
+    CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
+                     .padding = Format::kPadding,
+                     .num_streams = 2,
+                     .budget = kHalfMultiprocessor - kListBytes},
+                    &layout);
+  }
   const auto kernel = ExpertsKernel<Format, kTokenTiles, kPart>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(layout.shared_bytes)),
+                                 static_cast<int>(layout.shared_bytes + kListBytes)),
             "shared memory of the experts");
   LaunchKernel({.grid = dim3(static_cast<unsigned>(p.num_ctas)),
                 .block = dim3(32 * (layout.num_warps + 2)),
-                .shared_bytes = layout.shared_bytes,
+                .shared_bytes = layout.shared_bytes + kListBytes,
                 .stream = stream,
                 .order = order},
                kernel, layout, p);
@@ -208,7 +272,7 @@ void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder 
   p.num_groups = plan.num_groups;
   p.num_ctas = plan.ctas_per_multiprocessor * NumMultiprocessors();
   p.rounds_per_tile = (p.num_pairs + p.num_groups - 1) / p.num_groups;
-  p.reads_list_at_once = !is_gate_up && order == LaunchOrder::kOverlap ? 1 : 0;
+  p.tiles_of_one_token = args.num_tokens == 1 ? static_cast<int>(args.num_slots) : 0;
   p.tiles = args.routing.tiles;
   p.num_tiles = args.routing.num_tiles;
   p.row_token = args.routing.row_token;

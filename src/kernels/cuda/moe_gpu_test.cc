@@ -1,6 +1,7 @@
 #if defined(QT_WITH_CUDA)
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "kernels/cuda/device_weight_test.h"
 #include "kernels/cuda/elementwise.h"
@@ -52,7 +53,7 @@ struct Routing {
     for (int32_t e = 0; e < num_experts; ++e) {
       for (int32_t row = begin[e]; row < begin[e + 1]; row += kMoeTileRows) {
         expected_tiles.insert(expected_tiles.end(),
-                              {e, row, std::min(kMoeTileRows, begin[e + 1] - row), 0});
+                              {e, row, std::min(kMoeTileRows, begin[e + 1] - row), 1});
       }
     }
     ASSERT_EQ(num_tiles.Download()[0] * 4, std::ssize(expected_tiles));
@@ -303,41 +304,46 @@ INSTANTIATE_TEST_SUITE_P(Layers, MoeExpertsGpu,
                                          LayerCase{40, 6, 512, 192, 64},
                                          LayerCase{16, 8, 2048, 768, 32}));
 
+class MoeManyRowsGpu : public testing::TestWithParam<std::tuple<int64_t, LayerCase>> {};
+
 // Against the kernels for few rows, which are checked above.
-TEST(MoeExpertsGpu, ManyRowsGiveTheSameBits) {
+TEST_P(MoeManyRowsGpu, GiveTheSameBits) {
   QT_NEEDS_DEVICE();
+  const auto& [tokens, c] = GetParam();
   ThreadPool pool(1);
-  for (const LayerCase& c : {LayerCase{8, 2, 320, 96, 32}, LayerCase{40, 6, 512, 192, 64},
-                             LayerCase{4, 4, 256, 128, 128}, LayerCase{128, 8, 256, 160, 32}}) {
-    for (const int64_t tokens : {1, 40, 700}) {
-      Layer layer(c, tokens);
-      const int64_t rows = tokens * c.slots;
-      Routing routing(tokens, c.experts, c.slots);
-      DeviceVector<BFloat16> h(rows * c.inter), y(rows * c.hidden);
-      layer.Route(tokens, &routing, nullptr, kAfter);
-      layer.GateUp(tokens, &routing, h.data(), nullptr, kAfter);
-      layer.Down(tokens, &routing, h.data(), y.data(), nullptr, kAfter);
-      std::vector<BFloat16> gathered(rows * c.hidden);
-      GatherRows<BFloat16>(pool, layer.x.Download().data(),
-                           PermuteByExpert(routing.ids.Download(), c.experts, c.slots), c.hidden,
-                           gathered.data());
-      DeviceVector<BFloat16> x(gathered), wide_h(rows * c.inter), wide_y(rows * c.hidden);
-      MoeExpertsArgs args = layer.ArgsOf(tokens, &routing);
-      args.shape = {2 * c.inter, c.hidden, c.group, 4};
-      args.weight = layer.gate_up.packed.data();
-      args.x = x.data();
-      args.y = wide_h.data();
-      MoeGateUpOfRows(args, nullptr, kAfter);
-      EXPECT_EQ(CountDifferences(wide_h.Download(), h.Download()), 0) << tokens << " tokens";
-      args.shape = {c.hidden, c.inter, c.group, 4};
-      args.weight = layer.down.packed.data();
-      args.x = wide_h.data();
-      args.y = wide_y.data();
-      MoeDownOfRows(args, nullptr, LaunchOrder::kOverlap);
-      EXPECT_EQ(CountDifferences(wide_y.Download(), y.Download()), 0) << tokens << " tokens";
-    }
-  }
+  Layer layer(c, tokens);
+  const int64_t rows = tokens * c.slots;
+  Routing routing(tokens, c.experts, c.slots);
+  DeviceVector<BFloat16> h(rows * c.inter), y(rows * c.hidden);
+  layer.Route(tokens, &routing, nullptr, kAfter);
+  layer.GateUp(tokens, &routing, h.data(), nullptr, kAfter);
+  layer.Down(tokens, &routing, h.data(), y.data(), nullptr, kAfter);
+  std::vector<BFloat16> gathered(rows * c.hidden);
+  GatherRows<BFloat16>(pool, layer.x.Download().data(),
+                       PermuteByExpert(routing.ids.Download(), c.experts, c.slots), c.hidden,
+                       gathered.data());
+  DeviceVector<BFloat16> x(gathered), wide_h(rows * c.inter), wide_y(rows * c.hidden);
+  MoeExpertsArgs args = layer.ArgsOf(tokens, &routing);
+  args.shape = {2 * c.inter, c.hidden, c.group, 4};
+  args.weight = layer.gate_up.packed.data();
+  args.x = x.data();
+  args.y = wide_h.data();
+  MoeGateUpOfRows(args, nullptr, kAfter);
+  EXPECT_EQ(CountDifferences(wide_h.Download(), h.Download()), 0);
+  args.shape = {c.hidden, c.inter, c.group, 4};
+  args.weight = layer.down.packed.data();
+  args.x = wide_h.data();
+  args.y = wide_y.data();
+  MoeDownOfRows(args, nullptr, LaunchOrder::kOverlap);
+  EXPECT_EQ(CountDifferences(wide_y.Download(), y.Download()), 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Layers, MoeManyRowsGpu,
+                         testing::Combine(testing::Values(1, 40, 700),
+                                          testing::Values(LayerCase{8, 2, 320, 96, 32},
+                                                          LayerCase{40, 6, 512, 192, 64},
+                                                          LayerCase{4, 4, 256, 128, 128},
+                                                          LayerCase{128, 8, 256, 160, 32})));
 
 TEST(MoeExpertsGpu, EveryPlanGivesTheSameBits) {
   QT_NEEDS_DEVICE();

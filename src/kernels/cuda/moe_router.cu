@@ -3,6 +3,9 @@
 // CTAs (b, t) compute the logits of 16 experts for 16 tokens with the decode engine. The last CTA
 // of a tile of tokens chooses their experts; the last CTA of all sorts the rows. "Last" is found by
 // counting arrivals; which CTA that is changes nothing.
+//
+// The kernel after this one may read the work list while this one runs: one more CTA takes the old
+// list back before it lets that kernel start, and tiles are written as a whole.
 #include <algorithm>
 
 #include "kernels/cuda/canonical.cuh"
@@ -21,7 +24,8 @@ constexpr int kStagedIds = 4096;
 constexpr int kSortWarps = kRouterThreads / 32;
 constexpr int kCombineThreads = 128;
 
-using RouterLinear = DenseWork<BFloat16Format, 1, 2, false>;
+template <int kTokenTiles>
+using RouterLinear = DenseWork<BFloat16Format, 1, kTokenTiles, false>;
 
 struct RouterParameters {
   int num_experts;
@@ -43,24 +47,57 @@ __device__ __forceinline__ uint32_t OrderedBits(float value) {
 // True in every thread of the CTA that arrives last of `count`; all writes of the others are
 // visible to it. Leaves *counter at zero.
 __device__ bool IsLastOf(int32_t* counter, int count, int32_t* shared_flag) {
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();
     const bool is_last = atomicAdd(counter, 1) == count - 1;
     if (is_last) *counter = 0;
+    __threadfence();
     *shared_flag = is_last ? 1 : 0;
   }
   __syncthreads();
-  const bool is_last = *shared_flag != 0;
+  return *shared_flag != 0;
+}
+
+__device__ __forceinline__ void WriteTile(MoeTile* place, const MoeTile& tile) {
+  const uint64_t low = static_cast<uint32_t>(tile.expert) | static_cast<uint64_t>(tile.row_begin)
+                                                                << 32;
+  const uint64_t high = static_cast<uint32_t>(tile.num_rows) | static_cast<uint64_t>(tile.is_there)
+                                                                   << 32;
+  asm volatile(
+      "{\n"
+      ".reg .b128 whole;\n"
+      "mov.b128 whole, {%1, %2};\n"
+      "st.relaxed.gpu.global.b128 [%0], whole;\n"
+      "}\n" ::"l"(place),
+      "l"(low), "l"(high)
+      : "memory");
+}
+
+__device__ __forceinline__ void WriteNumTiles(const RouterParameters& p, int count) {
+  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p.routing.num_tiles), "r"(count)
+               : "memory");
+}
+
+// The whole CTA: takes the list of the call before back, whose readers are done by then, and only
+// then lets the next kernel start.
+__device__ void TakeListBack(const RouterParameters& p) {
+  WaitForPreviousKernel();
+  const int64_t rows = static_cast<int64_t>(p.num_tokens) * p.num_slots;
+  const int64_t most = MaxMoeTiles(rows, p.num_experts);
+  for (int64_t i = threadIdx.x; i < most; i += kRouterThreads) {
+    WriteTile(p.routing.tiles + i, {0, 0, 0, 0});
+  }
+  if (threadIdx.x == 0) WriteNumTiles(p, 0);
   __threadfence();
   __syncthreads();
-  return is_last;
+  LetNextKernelStart();
 }
 
 // One warp: the k largest of a row of logits, in order, and their weights. Lane l holds experts
-// l * P .. l * P + P - 1; ties go to the lower index.
+// l * P .. l * P + P - 1; ties go to the lower index. Lane k returns slot k.
 template <int kPerLane>
-__device__ void ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
+__device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
   const float* logits = p.logits + token * p.num_experts;
   const int first = lane * kPerLane;
   float value[kPerLane];
@@ -125,6 +162,55 @@ __device__ void ChooseExperts(const RouterParameters& p, int64_t token, int lane
     p.routing.ids[token * p.num_slots + lane] = my_id;
     p.routing.weights[token * p.num_slots + lane] = DivRn(e, sum);
   }
+  return my_id;
+}
+
+__device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
+  if (p.num_experts <= 128) return ChooseExperts<4>(p, token, lane);
+  if (p.num_experts <= 512) return ChooseExperts<16>(p, token, lane);
+  return ChooseExperts<32>(p, token, lane);
+}
+
+// One warp, at most 32 rows: lane l has row l of [T, S] and its expert. The tiles come first:
+// others wait for them.
+__device__ void SortFewRows(const RouterParameters& p, int expert, int lane) {
+  const int num_rows = p.num_tokens * p.num_slots;
+  const bool is_row = lane < num_rows;
+  if (!is_row) expert = kMaxExperts;
+  const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
+  const int rank = __popc(peers & ((1u << lane) - 1u));
+  const int rows = __popc(peers);
+  const int tiles = is_row && rank == 0 ? (rows + kMoeTileRows - 1) / kMoeTileRows : 0;
+  int first_row = 0;
+  int first_tile = 0;
+  int all_tiles = 0;
+  for (int i = 0; i < num_rows; ++i) {
+    const bool is_before = __shfl_sync(0xFFFFFFFFu, expert, i) < expert;
+    const int its_tiles = __shfl_sync(0xFFFFFFFFu, tiles, i);
+    first_row += is_before ? 1 : 0;
+    first_tile += is_before ? its_tiles : 0;
+    all_tiles += its_tiles;
+  }
+  for (int i = 0; i < tiles; ++i) {
+    WriteTile(p.routing.tiles + first_tile + i, {expert, first_row + i * kMoeTileRows,
+                                                 min(kMoeTileRows, rows - i * kMoeTileRows), 1});
+  }
+  // The readers of a single token's list count on a tile for each slot.
+  if (p.num_tokens == 1 && is_row && lane >= all_tiles) {
+    WriteTile(p.routing.tiles + lane, {0, 0, 0, 1});
+  }
+  if (lane == 0) WriteNumTiles(p, all_tiles);
+  if (is_row) {
+    p.routing.slot_row[lane] = first_row + rank;
+    p.routing.row_token[first_row + rank] = lane / p.num_slots;
+  }
+  for (int first = 0; first <= p.num_experts; first += 32) {
+    int begin = 0;
+    for (int i = 0; i < num_rows; ++i) {
+      begin += __shfl_sync(0xFFFFFFFFu, expert, i) < first + lane ? 1 : 0;
+    }
+    if (first + lane <= p.num_experts) p.routing.expert_begin[first + lane] = begin;
+  }
 }
 
 // Bytes that SortRows takes.
@@ -184,15 +270,16 @@ __device__ void SortRows(const RouterParameters& p, int32_t* memory) {
         next += of_warp;
       }
       for (int i = 0; i < tiles; ++i) {
-        p.routing.tiles[first_tile + i] = {expert, first_row + i * kMoeTileRows,
-                                           min(kMoeTileRows, rows - i * kMoeTileRows), 0};
+        WriteTile(
+            p.routing.tiles + first_tile + i,
+            {expert, first_row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows), 1});
       }
       row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
       tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
     }
     if (lane == 0) {
       p.routing.expert_begin[p.num_experts] = row;
-      *p.routing.num_tiles = tile;
+      WriteNumTiles(p, tile);
     }
   }
   __syncthreads();
@@ -215,32 +302,41 @@ __device__ void SortRows(const RouterParameters& p, int32_t* memory) {
   }
 }
 
+template <int kTokenTiles>
 __global__ void __launch_bounds__(kRouterThreads)
     RouterKernel(const __grid_constant__ StreamLayout layout,
-                 const __grid_constant__ RouterLinear linear,
+                 const __grid_constant__ RouterLinear<kTokenTiles> linear,
                  const __grid_constant__ RouterParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ int32_t flag;
-  LetNextKernelStart();
-  RouterLinear work = linear;
   const int first_token = blockIdx.y * kTokensPerTile;
-  work.x += first_token * work.x_stride;
-  work.y_float += static_cast<int64_t>(first_token) * p.num_experts;
-  work.num_tokens = min(kTokensPerTile, p.num_tokens - first_token);
-  work.Deal();
-  RunStream<BFloat16Format, 1, 2>(layout, work, shared);
-  if (!IsLastOf(p.counters + 1 + blockIdx.y, gridDim.x, &flag)) return;
+  const int num_tokens = min(kTokensPerTile, p.num_tokens - first_token);
+  const int num_linear = gridDim.x - 1;  // CTAs that compute logits
+  if (blockIdx.x == num_linear) {
+    if (blockIdx.y > 0) return;
+    TakeListBack(p);
+  } else {
+    LetNextKernelStart();
+    RouterLinear<kTokenTiles> work = linear;
+    work.x += first_token * work.x_stride;
+    work.y_float += static_cast<int64_t>(first_token) * p.num_experts;
+    work.num_tokens = num_tokens;
+    work.first_group = static_cast<int>(blockIdx.x) * kRouterWarps;
+    work.group_count = min(kRouterWarps, linear.group_count - work.first_group);
+    work.num_rounds = 1;
+    RunStream<BFloat16Format, 1, kTokenTiles>(layout, work, shared);
+  }
+  const int arrivals = blockIdx.y == 0 ? num_linear + 1 : num_linear;
+  if (!IsLastOf(p.counters + 1 + blockIdx.y, arrivals, &flag)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  for (int i = warp; i < work.num_tokens; i += kRouterThreads / 32) {
-    const int64_t token = first_token + i;
-    if (p.num_experts <= 128) {
-      ChooseExperts<4>(p, token, lane);
-    } else if (p.num_experts <= 512) {
-      ChooseExperts<16>(p, token, lane);
-    } else {
-      ChooseExperts<32>(p, token, lane);
-    }
+  const int num_rows = p.num_tokens * p.num_slots;
+  if (p.num_tokens == 1) {
+    if (warp == 0) SortFewRows(p, ChooseExperts(p, 0, lane), lane);
+    return;
+  }
+  for (int i = warp; i < num_tokens; i += kRouterThreads / 32) {
+    ChooseExperts(p, first_token + i, lane);
   }
   if (gridDim.y > 1) {
     if (!IsLastOf(p.counters, gridDim.y, &flag)) return;
@@ -248,7 +344,8 @@ __global__ void __launch_bounds__(kRouterThreads)
     __threadfence_block();
     __syncthreads();
   }
-  SortRows(p, reinterpret_cast<int32_t*>(shared + layout.x_offset));
+  if (num_rows > 32) return SortRows(p, reinterpret_cast<int32_t*>(shared + layout.x_offset));
+  if (warp == 0) SortFewRows(p, lane < num_rows ? __ldcg(p.routing.ids + lane) : 0, lane);
 }
 
 struct CombineParameters {
@@ -302,24 +399,10 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(CombineParamete
   throw Error(ErrorCode::kShape, ErrorParts{.where = where, .expected = expected, .found = found});
 }
 
-}  // namespace
-
-int64_t RouterCounters(int64_t num_tokens) {
-  return 1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile;
-}
-
-void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
+template <int kTokenTiles>
+void LaunchRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
   const RouterConfig& config = args.config;
-  if (config.num_experts < 1 || config.num_experts > kMaxExperts ||
-      config.num_experts_per_tok < 1 || config.num_experts_per_tok > kMaxSlots ||
-      config.num_experts_per_tok > config.num_experts || args.hidden <= 0 || args.hidden % 8 != 0) {
-    ThrowShape("router",
-               "1 to 1024 experts, 1 to 32 a token, a hidden size that is a multiple of 8",
-               fmt::format("{} experts, {} a token, hidden size {}", config.num_experts,
-                           config.num_experts_per_tok, args.hidden));
-  }
-  if (args.num_tokens == 0) return;
-  RouterLinear linear = {};
+  RouterLinear<kTokenTiles> linear = {};
   const int64_t units = (config.num_experts + kUnitRows - 1) / kUnitRows;
   const int num_ctas = static_cast<int>((units + kRouterWarps - 1) / kRouterWarps);
   linear.weight = reinterpret_cast<const uint8_t*>(args.weight_ED);
@@ -352,16 +435,38 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
                               args.logits_TE,
                               args.routing,
                               args.counters};
-  CheckCuda(cudaFuncSetAttribute(RouterKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  const auto kernel = RouterKernel<kTokenTiles>;
+  CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(layout.shared_bytes)),
             "shared memory of the router");
   const auto tiles = static_cast<unsigned>((args.num_tokens + kTokensPerTile - 1) / kTokensPerTile);
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(num_ctas), tiles),
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(num_ctas + 1), tiles),
                 .block = dim3(kRouterThreads),
                 .shared_bytes = layout.shared_bytes,
                 .stream = stream,
                 .order = order},
-               RouterKernel, layout, linear, p);
+               kernel, layout, linear, p);
+}
+
+}  // namespace
+
+int64_t RouterCounters(int64_t num_tokens) {
+  return 1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile;
+}
+
+void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
+  const RouterConfig& config = args.config;
+  if (config.num_experts < 1 || config.num_experts > kMaxExperts ||
+      config.num_experts_per_tok < 1 || config.num_experts_per_tok > kMaxSlots ||
+      config.num_experts_per_tok > config.num_experts || args.hidden <= 0 || args.hidden % 8 != 0) {
+    ThrowShape("router",
+               "1 to 1024 experts, 1 to 32 a token, a hidden size that is a multiple of 8",
+               fmt::format("{} experts, {} a token, hidden size {}", config.num_experts,
+                           config.num_experts_per_tok, args.hidden));
+  }
+  if (args.num_tokens == 0) return;
+  if (args.num_tokens <= 8) return LaunchRouter<1>(args, stream, order);
+  LaunchRouter<2>(args, stream, order);
 }
 
 void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order) {
