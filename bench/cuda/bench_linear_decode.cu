@@ -6,7 +6,8 @@
 //   src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
 //   src/base/error.cc -lcublas
 //   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide] > rows.jsonl
-//   ./bench_linear_decode int4|int8|bf16 N K G M [TOKENS WARPGROUPS CLUSTER]    one row, one plan
+//   ./bench_linear_decode int4|int8|bf16 N K G M[,M...]                       rows of one shape
+//   ./bench_linear_decode int4|int8|bf16 N K G M TOKENS WARPGROUPS CLUSTER    one plan
 //
 // A row: kernel, n, k, m, g, microseconds, bytes of weights, TB/s, share of the streaming read,
 // cuBLAS microseconds and ratio, outputs that differ from the reference chain and from cuBLAS with
@@ -16,6 +17,7 @@
 
 #include <cstring>
 #include <memory>
+#include <sstream>
 
 #include "bench/cuda/bench_support.cuh"
 #include "kernels/cuda/linear_decode.h"
@@ -104,12 +106,11 @@ class LinearBench {
     std::fflush(stdout);
   }
 
-  // A row of one shape, or the time of one plan, also for a profiler.
-  void One(const Case& c, int m, const cuda::WidePlan* plan) {
+  // The time of one plan, also for a profiler.
+  void One(const Case& c, int m, const cuda::WidePlan& plan) {
     max_tokens_ = std::max(kFewestRows, m);
     Prepare(c, m);
-    if (plan != nullptr) return SweepOneWide(c, m, *plan);
-    Measure(c, m);
+    SweepOneWide(c, m, plan);
   }
 
   // The same of plans for more tokens.
@@ -367,10 +368,15 @@ int main(int argc, char** argv) {
     const auto type = name == "bf16"   ? quatrain::WeightType::kBFloat16
                       : name == "int8" ? quatrain::WeightType::kInt8
                                        : quatrain::WeightType::kInt4;
-    const quatrain::cuda::WidePlan plan =
-        argc == 6 ? quatrain::cuda::WidePlan{}
-                  : quatrain::cuda::WidePlan{number(6), number(7), number(8)};
-    bench.One({type, number(2), number(3), number(4)}, number(5), argc == 6 ? nullptr : &plan);
+    const Case c{type, number(2), number(3), number(4)};
+    if (argc == 9) {
+      bench.One(c, number(5), {number(6), number(7), number(8)});
+      return 0;
+    }
+    std::vector<int> tokens;
+    std::istringstream list(argv[5]);
+    for (std::string m; std::getline(list, m, ',');) tokens.push_back(std::stoi(m));
+    bench.Run(c, tokens);
     return 0;
   }
   RunAll(argc > 1 ? argv[1] : "all", &bench);

@@ -127,6 +127,19 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// By the one lane of a warp for which `is_it` holds, after all its lanes.
+__device__ __forceinline__ void BarrierArriveOnce(uint32_t barrier, bool is_it) {
+  asm volatile(
+      "{\n"
+      ".reg .pred it;\n"
+      "setp.ne.u32 it, %1, 0;\n"
+      "bar.warp.sync 0xFFFFFFFF;\n"
+      "@it mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+      "}\n" ::"r"(barrier),
+      "r"(static_cast<uint32_t>(is_it))
+      : "memory");
+}
+
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -177,6 +190,11 @@ __device__ __forceinline__ void CopyBox(uint32_t destination, const void* map, i
       "[%1, {%2, %3}], [%4];" ::"r"(destination),
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
+}
+
+// Brings a tensor map near the copy engine, which otherwise fetches it for its first box.
+__device__ __forceinline__ void PrefetchMap(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // Weights, in bulk; they are read once: first out of the L2.

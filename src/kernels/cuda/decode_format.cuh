@@ -29,11 +29,18 @@ struct CodeFormat {
     uint4 codes[kBits / 4];
     uint32_t scales[kScales > 2 ? 2 : 1];
   };
+  // Where a lane's scales lie in a chunk.
+  static __device__ __forceinline__ uint32_t ScalesOf(int lane) {
+    return kCodeBytes + (lane / 4) * 2 * kScales;
+  }
   // `address`: of the chunk in shared memory.
   static __device__ __forceinline__ void Load(uint32_t address, int lane, Chunk* chunk) {
-    chunk->codes[0] = LoadShared16(address + lane * 16);
-    if constexpr (kBits == 8) chunk->codes[1] = LoadShared16(address + 512 + lane * 16);
-    const uint32_t at = address + kCodeBytes + (lane / 4) * 2 * kScales;
+    LoadFrom(address + lane * 16, address + ScalesOf(lane), chunk);
+  }
+  // From the lane's own addresses.
+  static __device__ __forceinline__ void LoadFrom(uint32_t codes, uint32_t at, Chunk* chunk) {
+    chunk->codes[0] = LoadShared16(codes);
+    if constexpr (kBits == 8) chunk->codes[1] = LoadShared16(codes + 512);
     if constexpr (kScales == 1) {
       asm volatile("ld.shared.u16 %0, [%1];" : "=r"(chunk->scales[0]) : "r"(at) : "memory");
     } else if constexpr (kScales == 2) {

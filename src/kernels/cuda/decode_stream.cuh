@@ -244,6 +244,10 @@ template <class Format, int kRowUnits, int kTokenTiles, class Work>
 struct ChainWarp {
   static constexpr int kStreams = kRowUnits * Format::kStreamsPerUnit;
   static constexpr int kRowTiles = (kRowUnits + 1) / 2;
+  static constexpr int kXAddresses = Work::kIsTiled ? 2 : kTokenTiles;
+  // Bytes from a chunk of x to the next in a slot.
+  static constexpr int kXStep =
+      Work::kIsTiled ? kBoxesPerChunk * 8 * kTokenTiles * kBoxRowBytes : kChunkXBytes;
 
   struct Codes {
     typename Format::Chunk unit[kRowUnits];
@@ -264,13 +268,11 @@ struct ChainWarp {
   int stage_chunks, weight_slots, x_slots;
   uint32_t x_parity_mask;  // resident slots change their phase with x, not round by round
   uint32_t x_phase;
-  bool gives_x_back;  // in this round
-  uint32_t x_chunk_bytes, x_box_bytes;
-  uint32_t x_address[kTokenTiles];
+  bool gives_x_back;     // in this round
+  uint32_t scales_from;  // of codes: from a lane's own of a chunk to its scales
+  uint32_t x_address[kXAddresses];
   RingPosition w, x;
   uint32_t now_w, now_x;  // current chunk: of this lane; offset of x
-  int in_stage;           // chunks of the stage before the current one
-  int left;               // chunks after the current one
   GroupFactors factors[kRowUnits];
   float sums[kRowTiles][kTokenTiles][4];
 
@@ -291,22 +293,28 @@ struct ChainWarp {
         x_parity_mask(l.x_is_resident ? 0 : 1),
         x_phase(0),
         gives_x_back(true),
-        x_chunk_bytes(Work::kIsTiled ? kBoxesPerChunk * l.x_rows * kBoxRowBytes : kChunkXBytes),
-        x_box_bytes(l.x_rows * kBoxRowBytes) {
+        scales_from(0) {
     weights_at = shared + l.weight_offset + warp * l.weight_slots * slot_bytes;
-    // Rows of BF16 weights are read like those of x.
-    if (!Format::kIsCodes) weights_at += lane % 8 * stream_pitch + 16 * (lane / 8);
+    if constexpr (Format::kIsCodes) {
+      weights_at += 16 * lane;
+      scales_from = Format::ScalesOf(lane) - 16 * lane;
+      KeepInRegister(&scales_from);
+    } else {
+      // Rows of BF16 weights are read like those of x.
+      weights_at += lane % 8 * stream_pitch + 16 * (lane / 8);
+    }
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-      const int row = min(t * 8 + lane % 8, l.x_rows - 1);
+    for (int i = 0; i < kXAddresses; ++i) {
       if constexpr (Work::kIsTiled) {
-        x_address[t] = shared + l.x_offset + segment * stage_chunks * x_chunk_bytes +
-                       row * kBoxRowBytes + 16 * ((lane / 8) ^ (lane % 8));
+        // Of a box's rows the first and the second half; a tile is 8 rows, 1024 bytes.
+        x_address[i] = shared + l.x_offset + segment * stage_chunks * kXStep +
+                       lane % 8 * kBoxRowBytes + 16 * ((lane / 8) ^ (lane % 8) ^ (4 * i));
       } else {
-        x_address[t] =
+        const int row = min(i * 8 + lane % 8, l.x_rows - 1);
+        x_address[i] =
             shared + l.x_offset + (segment * l.x_rows + row) * l.x_pitch + 16 * (lane / 8);
       }
-      KeepInRegister(&x_address[t]);
+      KeepInRegister(&x_address[i]);
     }
     KeepInRegister(&weights_at);
     KeepInRegister(&slot_bytes);
@@ -316,10 +324,6 @@ struct ChainWarp {
     KeepInRegister(&weight_slots);
     KeepInRegister(&x_slots);
     KeepInRegister(&x_parity_mask);
-    if constexpr (Work::kIsTiled) {
-      KeepInRegister(&x_chunk_bytes);
-      KeepInRegister(&x_box_bytes);
-    }
   }
 
   // Waits for the stage at w and x and points to its first chunk.
@@ -328,14 +332,15 @@ struct ChainWarp {
                     (x.parity & x_parity_mask) ^ x_phase);
     now_w = weights_at + w.slot * slot_bytes;
     now_x = x.slot * x_slot_bytes;
-    in_stage = 0;
   }
 
-  __device__ __forceinline__ void LoadCodes(Codes* codes) {
+  // Of the current chunk or, `further` bytes on, a later one.
+  __device__ __forceinline__ void LoadCodes(int further, Codes* codes) {
     if constexpr (Format::kIsCodes) {
 #pragma unroll
       for (int u = 0; u < kRowUnits; ++u) {
-        Format::Load(now_w + u * stream_pitch, lane, &codes->unit[u]);
+        const uint32_t at = now_w + u * stream_pitch;
+        Format::LoadFrom(at + further, at + scales_from + further, &codes->unit[u]);
       }
     }
   }
@@ -345,7 +350,8 @@ struct ChainWarp {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       if constexpr (Work::kIsTiled) {
-        LoadMatrices((x_address[t] + now_x + pair / 2 * x_box_bytes) ^ (pair % 2 * 64), o->x[t]);
+        LoadMatrices(x_address[pair % 2] + now_x + (pair / 2 * kTokenTiles + t) * 8 * kBoxRowBytes,
+                     o->x[t]);
       } else {
         LoadMatrices(x_address[t] + now_x + pair * 64, o->x[t]);
       }
@@ -377,37 +383,65 @@ struct ChainWarp {
     }
   }
 
-  // Walks one chunk, whose first pair is in `o[0]`; leaves the first pair of the next there and its
-  // codes in `next`. After the last chunk of a round both are what nobody uses.
+  // Walks one chunk, whose first pair is in `o[0]`; leaves the first pair of the next one of the
+  // stage there and its codes in `next`, which are read a whole chunk ahead.
   __device__ __forceinline__ void WalkChunk(const Codes& now, Codes* next, Operands (&o)[2]) {
+    LoadCodes(Format::kChunkBytes, next);
     MakeOperands(now, 1, &o[1]);
     Step(o[0]);
     MakeOperands(now, 2, &o[0]);
     Step(o[1]);
     MakeOperands(now, 3, &o[1]);
-    const bool is_end_of_stage = in_stage + 1 == stage_chunks || left == 0;
-    const uint32_t weight_done = barriers.weight_empty + 8 * w.slot;
-    const uint32_t x_done = barriers.x_empty + 8 * x.slot;
-    if (is_end_of_stage) {
-      w.Advance(weight_slots);
-      x.Advance(x_slots);
-      if (left > 0) EnterStage();
-    } else {
-      now_w += Format::kChunkBytes;
-      now_x += x_chunk_bytes;
-      ++in_stage;
-    }
-    LoadCodes(next);
+    now_w += Format::kChunkBytes;
+    now_x += kXStep;
     Step(o[0]);
     MakeOperands(*next, 0, &o[0]);
     Step(o[1]);
-    if (is_end_of_stage) {
-      // Everything of the stage has been used.
-      __syncwarp();
-      if (lane == 0) {
-        BarrierArrive(weight_done);
-        if (gives_x_back) BarrierArrive(x_done);
+  }
+
+  // The same for a stage's last chunk: gives the stage back and goes on to the next one if there
+  // is one, while the last steps run.
+  __device__ __forceinline__ void WalkLastChunk(bool has_next, Codes* codes, Operands (&o)[2]) {
+    MakeOperands(*codes, 1, &o[1]);
+    Step(o[0]);
+    MakeOperands(*codes, 2, &o[0]);
+    Step(o[1]);
+    MakeOperands(*codes, 3, &o[1]);
+    Step(o[0]);
+    BarrierArriveOnce(barriers.weight_empty + 8 * w.slot, lane == 0);
+    BarrierArriveOnce(barriers.x_empty + 8 * x.slot, lane == 0 && gives_x_back);
+    w.Advance(weight_slots);
+    x.Advance(x_slots);
+    if (has_next) {
+      EnterStage();
+      LoadCodes(0, codes);
+    }
+    Step(o[1]);
+    if (has_next) MakeOperands(*codes, 0, &o[0]);
+  }
+
+  // Walks all chunks of a round.
+  __device__ __forceinline__ void WalkStages(int num_chunks) {
+    Codes codes[2];
+    Operands operands[2];
+    EnterStage();
+    LoadCodes(0, &codes[0]);
+    MakeOperands(codes[0], 0, &operands[0]);
+    int left = num_chunks;
+#pragma unroll 1
+    while (left > 0) {
+      int before_last = min(stage_chunks, left) - 1;
+      left -= before_last + 1;
+#pragma unroll 1
+      for (; before_last >= 2; before_last -= 2) {
+        WalkChunk(codes[0], &codes[1], operands);
+        WalkChunk(codes[1], &codes[0], operands);
       }
+      if (before_last == 1) {
+        WalkChunk(codes[0], &codes[1], operands);
+        codes[0] = codes[1];
+      }
+      WalkLastChunk(left > 0, &codes[0], operands);
     }
   }
 
@@ -473,21 +507,7 @@ struct ChainWarp {
       for (int i = 0; i < kRowTiles * kTokenTiles * 4; ++i) {
         sums[i / 4 / kTokenTiles][i / 4 % kTokenTiles][i % 4] = 0.0f;
       }
-      Codes codes[2];
-      Operands operands[2];
-      EnterStage();
-      LoadCodes(&codes[0]);
-      MakeOperands(codes[0], 0, &operands[0]);
-      left = num_chunks;
-#pragma unroll 1
-      while (true) {
-        --left;
-        WalkChunk(codes[0], &codes[1], operands);
-        if (left == 0) break;
-        --left;
-        WalkChunk(codes[1], &codes[0], operands);
-        if (left == 0) break;
-      }
+      WalkStages(num_chunks);
       PassStages(layout.num_stages - my_stages);
       if (layout.num_segments > 1) AddSegments();
       if (segment == 0) work.Store(round, group, lane, sums);
@@ -526,6 +546,9 @@ __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work
       BarrierInit(barriers.x_empty + 8 * i, layout.num_warps);
     }
     FenceForCopies();
+    if constexpr (Work::kIsTiled) {
+      if (lane == 0) PrefetchMap(work.x_map);
+    }
     __syncthreads();
     WaitForPreviousKernel();
     StreamActivations(layout, work, base, lane);
