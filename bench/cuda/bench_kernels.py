@@ -313,7 +313,7 @@ def bench_prefill():
 def bench_decode():
     heads, kv_heads, page = 32, 8, 16
     sink = torch.zeros(4, dtype=torch.int32, device="cuda")
-    for batch, keys in ((1, 1024), (1, 4096), (4, 4096), (8, 4096), (32, 4096), (8, 32768), (128, 4096)):
+    for batch, keys in ((1, 256), (1, 1024), (1, 4096), (4, 4096), (8, 4096), (32, 4096), (8, 32768), (128, 4096)):
         size = batch * keys * kv_heads * 128 * 4
         copies = max(1, -(-(1 << 28) // size))
         # Copies are layers: keys and values of their own, one block table.

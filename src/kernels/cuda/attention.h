@@ -38,7 +38,9 @@ void AttentionPrefill(const DeviceAttentionArgs& args, cudaStream_t stream, Laun
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args);
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args);
 // Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head, or a cluster of
-// four does where there are few; the last CTA of a row tile merges the segments in order.
+// two or four does where there are few; the last CTA of a row tile merges the segments in order.
+// With kOverlap the kernel before must not write `sequences` or block tables (keys, values and
+// queries it may).
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

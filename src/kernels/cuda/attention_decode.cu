@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
   constexpr int64_t kPartial = kDecodeRows * (kHeadDim + 2);
   extern __shared__ __align__(1024) uint8_t shared[];
   LetNextKernelStart();
-  WaitForPreviousKernel();
   const AttentionSequence seq = a.sequences[blockIdx.z];
   const int num_keys = static_cast<int>(seq.num_keys);
   const int segment = blockIdx.x;
@@ -144,6 +143,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int key = threadIdx.x + i * kDecodeThreads;
     key_rows[key] = keys.RowOf(segment * kAttentionSegment + key);
   }
+  WaitForPreviousKernel();
   __syncthreads();
   const uint32_t ring = SharedAddress(shared);
   // Item i: tile i of k, then of v. One group of copies an item, empty past the end.

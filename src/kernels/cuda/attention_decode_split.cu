@@ -90,6 +90,7 @@ struct PageCopies {
   CUtensorMap k, v;
   int box_rows;  // 0: no boxes
   int block_shift;
+  bool comes_first;  // to the L2, while the kernel before runs: where this one finds room beside it
 };
 
 // What a CTA copies of the segment that begins at first_key.
@@ -100,39 +101,60 @@ struct PartWork {
 // By one warp: all boxes of the CTA's keys and of its part of v that begin before num_keys. What
 // lies in a page past the last key comes too; pages past it do not.
 template <int kParts>
-__device__ __forceinline__ void CopyPages(const PageCopies& copies, const KeyRows& keys,
-                                          const PartWork& work, uint32_t base) {
+struct PageBoxes {
   using L = Layout<kParts>;
-  constexpr int kPanels = kHeadDim / 64;
-  constexpr int kKeysOfPart = L::kTiles * kAttentionBlock;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int rows = copies.box_rows;
-  const int shift = 31 - __clz(rows);
-  const auto boxes_of = [&](int first, int count) {
-    return (min(count, max(0, work.num_keys - first)) + rows - 1) >> shift;
-  };
-  const int part_key = work.first_key + work.rank * kKeysOfPart;
-  const int key_boxes = boxes_of(part_key, kKeysOfPart);
-  const int value_boxes = boxes_of(work.first_key, kAttentionSegment);
-  if (lane == 0) {
-    BarrierExpect(base + L::kKeysThere, key_boxes * rows * kHeadDim * 2);
-    BarrierExpect(base + L::kValuesThere, value_boxes * rows * L::kRowBytes);
+  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kKeysOfPart = L::kTiles * kAttentionBlock;
+  const PageCopies& copies;
+  const KeyRows& keys;
+  int first_key, part_key, key_column, value_column, key_boxes, value_boxes;
+
+  __device__ PageBoxes(const PageCopies& all, const KeyRows& of, const PartWork& work)
+      : copies(all), keys(of), first_key(work.first_key) {
+    const int shift = 31 - __clz(all.box_rows);
+    const auto boxes_of = [&](int first, int count) {
+      return (min(count, max(0, work.num_keys - first)) + all.box_rows - 1) >> shift;
+    };
+    part_key = work.first_key + work.rank * kKeysOfPart;
+    key_boxes = boxes_of(part_key, kKeysOfPart);
+    value_boxes = boxes_of(work.first_key, kAttentionSegment);
+    key_column = work.kv_head * kHeadDim;
+    value_column = key_column + work.rank * L::kWidth;
   }
-  __syncwarp();
-  for (int i = lane; i < key_boxes * kPanels; i += 32) {
-    const int row = i / kPanels * rows;
-    const int panel = i % kPanels;
-    CopyBox(base + row / kAttentionBlock * kTileBytes<kHeadDim> + panel * kPanelBytes +
-                row % kAttentionBlock * 128,
-            &copies.k, work.kv_head * kHeadDim + panel * 64, keys.RowOf(part_key + row),
-            base + L::kKeysThere);
+
+  // Nothing of it is read before the kernel before this one has ended.
+  __device__ __forceinline__ void Prefetch() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int i = lane; i < key_boxes * kPanels; i += 32) {
+      PrefetchBox(&copies.k, key_column + i % kPanels * 64,
+                  keys.RowOf(part_key + i / kPanels * copies.box_rows));
+    }
+    for (int i = lane; i < value_boxes; i += 32) {
+      PrefetchBox(&copies.v, value_column, keys.RowOf(first_key + i * copies.box_rows));
+    }
   }
-  for (int i = lane; i < value_boxes; i += 32) {
-    CopyBox(base + L::kValues + i * rows * L::kRowBytes, &copies.v,
-            work.kv_head * kHeadDim + work.rank * L::kWidth, keys.RowOf(work.first_key + i * rows),
-            base + L::kValuesThere);
+
+  __device__ __forceinline__ void Copy(uint32_t base) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int rows = copies.box_rows;
+    if (lane == 0) {
+      BarrierExpect(base + L::kKeysThere, key_boxes * rows * kHeadDim * 2);
+      BarrierExpect(base + L::kValuesThere, value_boxes * rows * L::kRowBytes);
+    }
+    __syncwarp();
+    for (int i = lane; i < key_boxes * kPanels; i += 32) {
+      const int row = i / kPanels * rows;
+      const int panel = i % kPanels;
+      CopyBox(base + row / kAttentionBlock * kTileBytes<kHeadDim> + panel * kPanelBytes +
+                  row % kAttentionBlock * 128,
+              &copies.k, key_column + panel * 64, keys.RowOf(part_key + row), base + L::kKeysThere);
+    }
+    for (int i = lane; i < value_boxes; i += 32) {
+      CopyBox(base + L::kValues + i * rows * L::kRowBytes, &copies.v, value_column,
+              keys.RowOf(first_key + i * rows), base + L::kValuesThere);
+    }
   }
-}
+};
 
 // Without boxes: the rows of the segment's keys, -1 past the end; then 16 bytes at a time, k first.
 __device__ __forceinline__ void FindRows(const KeyRows& keys, int first_key, int32_t* key_rows) {
@@ -272,7 +294,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
     BarrierInit(base + L::kValuesThere, 1);
     FenceForCopies();
   }
-  WaitForPreviousKernel();
   const AttentionSequence seq = a.sequences[blockIdx.z];
   const int num_keys = static_cast<int>(seq.num_keys);
   const int segment = static_cast<int>(blockIdx.x) / kParts;
@@ -302,11 +323,14 @@ __global__ void __launch_bounds__(kDecodeThreads)
   auto* key_rows = reinterpret_cast<int32_t*>(shared + L::Segment::kKeyRows);
   const bool has_boxes = copies.box_rows > 0 && seq.block_table != nullptr;
   const PartWork part = {first_key, num_keys, kv_head, rank};
-  if (has_boxes) {
-    if (threadIdx.x < 32) CopyPages<kParts>(copies, keys, part, base);
-  } else {
+  const PageBoxes<kParts> boxes(copies, keys, part);
+  if (!has_boxes) {
     FindRows(keys, first_key, key_rows);
+  } else if (copies.comes_first && threadIdx.x < 32) {
+    boxes.Prefetch();
   }
+  WaitForPreviousKernel();
+  if (has_boxes && threadIdx.x < 32) boxes.Copy(base);
   uint32_t q[kHeadDim / 16][4];
   int visible[2];
   LoadQueries<kHeadDim>(a, seq, kv_head, first_row, q, visible);
@@ -397,6 +421,7 @@ void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaS
   constexpr size_t kShared = Layout<kParts>::kBytes;
   PageCopies copies = {};
   copies.block_shift = BlockShift(args);
+  copies.comes_first = kParts == 4 && order == LaunchOrder::kOverlap;
   if (args.block_size >= 8) {  // eight rows are what the swizzle repeats after
     copies.box_rows = std::min(args.block_size, kAttentionBlock);
     // How many rows there are is not known here; boxes stay within the pages.

@@ -12,112 +12,13 @@
 // the L2): no other place is left.
 #include <algorithm>
 
-#include "kernels/cuda/attention_latent.cuh"
+#include "kernels/cuda/attention_latent_tiles.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128;
-constexpr int kMultiplying = 2 * kGroupThreads;
-constexpr int kThreads = kMultiplying + kGroupThreads;
-constexpr int kStages = 2;
-constexpr int kRows = 64;
-constexpr int kPanels = kLatentKeyDim / 64;
-constexpr int kTile = kPanels * kPanelBytes;
-constexpr int kHalfColumns = kLatentDim / 2;
-constexpr int kProbabilities = (kPanels - 1) * kPanelBytes;  // in a tile
-constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
-constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
-
-struct TileCopies {
-  CUtensorMap kv;
-  int box_rows;  // 0: no boxes
-  int block_shift;
-};
-
-// Shared memory: queries, tiles, what is known of the rows after each of the last two tiles, the
-// barriers (tile there, tile free, probabilities there), a word.
-constexpr int kTiles = kTile;
-constexpr int kStates = kTiles + kStages * kTile;
-constexpr int kStateBytes = kGroupThreads * 32;
-constexpr int kFull = kStates + 2 * kStateBytes;
-constexpr int kEmpty = kFull + 8 * kStages;
-constexpr int kReady = kEmpty + 8 * kStages;
-constexpr int kWord = kReady + 8 * kStages;
-constexpr int kSharedBytes = kWord + 16;
-
-// ---- the copying warpgroup ----
-
-__device__ __forceinline__ void CopyPart(const DeviceLatentAttentionArgs& a, const KeyRows& keys,
-                                         int first, uint32_t tile) {
-  constexpr int kChunks = kLatentKeyDim / 8;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kAttentionBlock * kChunks; i += kGroupThreads) {
-    const int32_t source = keys.RowOf(first + i / kChunks);
-    CopyAsync16(tile + PlaceInTile(i / kChunks, i % kChunks),
-                a.kv + static_cast<int64_t>(max(source, 0)) * a.kv_stride + i % kChunks * 8,
-                source >= 0);
-  }
-  CommitCopies();
-  WaitForCopies<0>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
-                                          const LatentWork& work, const TileCopies& copies,
-                                          uint32_t base) {
-  const int num_keys = static_cast<int>(work.seq.num_keys);
-  const KeyRows keys = {work.seq.block_table, work.seq.kv_begin, copies.block_shift, num_keys};
-  const int boxes_of_panel = copies.box_rows > 0 ? kAttentionBlock / copies.box_rows : 0;
-#pragma unroll 1
-  for (int block = 0; block < work.num_blocks; ++block) {
-    const int slot = block % kStages;
-    const uint32_t tile = base + kTiles + slot * kTile;
-    const uint32_t full = base + kFull + 8 * slot;
-    if (block >= kStages) BarrierWait(base + kEmpty + 8 * slot, block / kStages % 2 ^ 1);
-    const int first = (work.first_block + block) * kAttentionBlock;
-    if (boxes_of_panel == 0 || first + kAttentionBlock > num_keys) {
-      CopyPart(a, keys, first, tile);
-      WaitForThreads<4, kGroupThreads>();
-      if (threadIdx.x == 0) BarrierArrive(full);
-      continue;
-    }
-    if (threadIdx.x >= 32) continue;
-    if (threadIdx.x == 0) BarrierExpect(full, kTile);
-    __syncwarp();
-    for (int i = static_cast<int>(threadIdx.x); i < boxes_of_panel * kPanels; i += 32) {
-      const int panel = i / boxes_of_panel;
-      const int row = i % boxes_of_panel * copies.box_rows;
-      CopyBox(tile + panel * kPanelBytes + row * 128, &copies.kv, panel * 64,
-              keys.RowOf(first + row), full);
-    }
-  }
-}
-
 // ---- the multiplying warpgroups ----
-
-// The tile of queries, by both; zeros past the last row.
-__device__ __forceinline__ void CopyQueries(const DeviceLatentAttentionArgs& a,
-                                            const LatentWork& work, uint32_t base) {
-  constexpr int kChunks = kLatentKeyDim / 8;
-#pragma unroll 6
-  for (int i = static_cast<int>(threadIdx.x) - kGroupThreads; i < kRows * kChunks;
-       i += kMultiplying) {
-    const int row = work.first_row + i / kChunks;
-    const bool is_there = row < work.num_rows;
-    const int query = is_there ? row / a.num_heads : 0;
-    const int head = is_there ? row % a.num_heads : 0;
-    CopyAsync16(
-        base + PlaceInTile(i / kChunks, i % kChunks),
-        a.q + (work.seq.q_begin + query) * a.q_stride + head * kLatentKeyDim + i % kChunks * 8,
-        is_there);
-  }
-  CommitCopies();
-  WaitForCopies<0>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  WaitForThreads<3, kMultiplying>();
-}
 
 // What a thread's two rows have reached after a tile, and alpha of the tile. Both groups' threads
 // have the same rows.
@@ -187,6 +88,15 @@ __device__ __forceinline__ void MergeIntoTotals(float (&o)[128], const SegmentSt
   }
 }
 
+__device__ __forceinline__ void EndSegment(float (&o)[128], const SegmentState& row, float c,
+                                           RowTotals& totals, float4* mine, bool is_first) {
+  if (is_first) {
+    MergeIntoTotals<Merge::kFirst>(o, row, c, totals, mine);
+  } else {
+    MergeIntoTotals<Merge::kMiddle>(o, row, c, totals, mine);
+  }
+}
+
 __device__ __forceinline__ int VisibleKeys(const DeviceLatentAttentionArgs& a,
                                            const LatentWork& work, int row) {
   const auto before = static_cast<int>(work.seq.num_keys - work.seq.num_queries);
@@ -215,7 +125,7 @@ __device__ __forceinline__ void WriteRows(const DeviceLatentAttentionArgs& a,
   }
 }
 
-// A CTA's only segment, for the last CTA of the row tile.
+// A CTA's only segment, for the kernel that merges them.
 template <int kGroup>
 __device__ __forceinline__ void LeaveSegment(const LatentWork& work, const LatentScratch& scratch,
                                              int64_t tile, const float (&o)[128],
@@ -235,23 +145,6 @@ __device__ __forceinline__ void LeaveSegment(const LatentWork& work, const Laten
       partial[2 * kLatentHalf + 16 + lane / 4 + 8 * r] = totals.sum[r];
     }
   }
-}
-
-// The last CTA of a row tile to leave its segment merges all. `word` is in shared memory.
-__device__ __forceinline__ void MergeIfLast(const DeviceLatentAttentionArgs& a,
-                                            const LatentWork& work, const LatentScratch& scratch,
-                                            int64_t tile, volatile int* word) {
-  __threadfence();
-  WaitForThreads<3, kMultiplying>();
-  if (threadIdx.x == kGroupThreads) {
-    *word = static_cast<int>(
-        atomicInc(scratch.tickets + tile, static_cast<unsigned>(work.num_segments) - 1));
-  }
-  WaitForThreads<3, kMultiplying>();
-  if (*word != work.num_segments - 1) return;
-  __threadfence();
-  MergeLatentSegments(a, work, scratch, tile, static_cast<int>(threadIdx.x - kGroupThreads) / 32,
-                      kMultiplying / 32);
 }
 
 // By one thread: totals that no running CTA uses.
@@ -310,14 +203,17 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     if (thread % 32 == 0) BarrierArrive(base + kEmpty + 8 * (block % 2));
   };
   const auto issue_scores = [&](int block) {
-    BarrierWait(base + kFull + 8 * (block % 2), block / 2 % 2);
     const uint32_t here = base_again();
     const uint32_t q = OperandPlace(here);
     const uint32_t k = OperandPlace(here + kTiles + block % 2 * kTile);
     FenceSums(s);
-    FenceProducts();
 #pragma unroll
     for (int step = 0; step < kLatentKeyDim / 16; ++step) {
+      if (step % (kLatentKeyDim / 16 / kParts) == 0) {
+        BarrierWait(base + kFull + 8 * (block % 2 * kParts + step / (kLatentKeyDim / 16 / kParts)),
+                    block / 2 % 2);
+        FenceProducts();
+      }
       const uint32_t place = step / 4 * kPanelPlaces + step % 4 * kStepPlaces;
       Product64Shared(s, OperandAt(q + place), OperandAt(k + place), step > 0);
     }
@@ -369,13 +265,6 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     ScaleOutputs(o, alpha);
     issue_outputs.template operator()<false>(block);
   };
-  const auto merge = [&](bool is_first) {
-    if (is_first) {
-      MergeIntoTotals<Merge::kFirst>(o, before, c, totals, mine);
-    } else {
-      MergeIntoTotals<Merge::kMiddle>(o, before, c, totals, mine);
-    }
-  };
   if constexpr (kGroup == 0) {
     issue_scores(0);
     WaitForProducts<0>();
@@ -395,7 +284,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     FenceSums(s);
     softmax(block);
     if (kGroup == 0 && block % kTilesPerSegment == 0) {
-      merge(block == kTilesPerSegment);
+      EndSegment(o, before, c, totals, mine, block == kTilesPerSegment);
     } else {
       ScaleOutputs(o, alpha);
     }
@@ -404,7 +293,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     if (kGroup == 1 && block % kTilesPerSegment == kTilesPerSegment - 1 &&
         block + 1 < work.num_blocks) {
       before = states.Load(block);
-      merge(block == kTilesPerSegment - 1);
+      EndSegment(o, before, c, totals, mine, block == kTilesPerSegment - 1);
     }
   }
   const int last = work.num_blocks - 1;
@@ -426,7 +315,6 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     if (kGroup == 0 && thread == 0 && is_walk) atomicExch(scratch.slots + *word, 0u);
   } else {
     LeaveSegment<kGroup>(work, scratch, tile_index, o, totals);
-    MergeIfLast(a, work, scratch, tile_index, word);
   }
 }
 
@@ -439,33 +327,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   LetNextKernelStart();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      BarrierInit(base + kFull + 8 * i, 1);
+      for (int part = 0; part < kParts; ++part) {
+        BarrierInit(base + kFull + 8 * (i * kParts + part), 1);
+      }
       BarrierInit(base + kEmpty + 8 * i, kMultiplying / 32);
       BarrierInit(base + kReady + 8 * i, kGroupThreads / 32);
     }
     FenceForCopies();
+    if (copies.box_rows > 0) PrefetchMap(&copies.kv);
   }
-  WaitForPreviousKernel();
-  LatentWork work;
-  work.seq = a.sequences[blockIdx.y];
   const int tiles = static_cast<int>(gridDim.x) / splits;
   // The longest rows first.
   const int tile = tiles - 1 - static_cast<int>(blockIdx.x) / splits;
   const int segment = static_cast<int>(blockIdx.x) % splits;
-  const int num_queries = static_cast<int>(work.seq.num_queries);
-  work.first_row = tile * kRows;
-  work.num_rows = num_queries * a.num_heads;
-  if (work.first_row >= work.num_rows) return;
-  const int last_query = (min(work.first_row + kRows, work.num_rows) - 1) / a.num_heads;
-  const int num_keys = static_cast<int>(work.seq.num_keys) - num_queries + last_query + 1;
-  const int num_blocks = (num_keys + kAttentionBlock - 1) / kAttentionBlock;
-  work.num_segments = (num_blocks + kTilesPerSegment - 1) / kTilesPerSegment;
+  LatentWork work = WorkOfTile(a, static_cast<int>(blockIdx.y), tile);
   if (segment >= work.num_segments) return;
   work.first_block = segment * kTilesPerSegment;
   // By a shuffle, so that the compiler sees that all threads have the same.
   work.num_blocks = __shfl_sync(
-      0xFFFFFFFFu, splits == 1 ? num_blocks : min(kTilesPerSegment, num_blocks - work.first_block),
-      0);
+      0xFFFFFFFFu,
+      splits == 1 ? work.num_blocks : min(kTilesPerSegment, work.num_blocks - work.first_block), 0);
   const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * tiles + tile;
   __syncthreads();
   if (threadIdx.x < kGroupThreads) {
@@ -473,9 +354,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     CopyTiles(a, work, copies, base);
   } else if (threadIdx.x < 2 * kGroupThreads) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    WaitForPreviousKernel();
     MultiplyTiles<0>(a, work, scratch, tile_index, shared);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    WaitForPreviousKernel();
     MultiplyTiles<1>(a, work, scratch, tile_index, shared);
   }
 }
@@ -491,7 +374,7 @@ struct Plan {
 Plan PlanOf(const DeviceLatentAttentionArgs& a) {
   const int64_t rows = int64_t{a.max_queries} * a.num_heads;
   Plan plan = {};
-  plan.tiles = (rows + kRows - 1) / kRows;
+  plan.tiles = (rows + kLatentRows - 1) / kLatentRows;
   plan.all_tiles = plan.tiles * a.num_sequences;
   plan.segments = (a.max_keys + kAttentionSegment - 1) / kAttentionSegment;
   plan.row_warps = static_cast<int>(std::min<int64_t>(4, (rows + 15) / 16));
@@ -504,9 +387,7 @@ Plan PlanOf(const DeviceLatentAttentionArgs& a) {
   return plan;
 }
 
-int64_t TicketBytes(const Plan& plan) {
-  return ((plan.all_tiles + plan.num_slots) * 4 + 255) / 256 * 256;
-}
+int64_t SlotBytes(const Plan& plan) { return (int64_t{plan.num_slots} * 4 + 255) / 256 * 256; }
 
 void CheckLatent(const DeviceLatentAttentionArgs& a) {
   const bool fits = a.num_heads > 0 && a.q_stride % 8 == 0 && a.kv_stride % 8 == 0 &&
@@ -525,18 +406,13 @@ void CheckLatent(const DeviceLatentAttentionArgs& a) {
 
 }  // namespace
 
-int64_t AttentionLatentTickets(const DeviceLatentAttentionArgs& args) {
-  const Plan plan = PlanOf(args);
-  return plan.all_tiles + plan.num_slots;
-}
+int64_t AttentionLatentSlots() { return NumMultiprocessors(); }
 
 int64_t AttentionLatentScratchBytes(const DeviceLatentAttentionArgs& args) {
   const Plan plan = PlanOf(args);
   const int64_t of_walk = int64_t{plan.num_slots} * 2 * kLatentWords * kGroupThreads * 16;
   const int64_t of_split = plan.all_tiles * plan.segments * plan.row_warps * kLatentPartial * 4;
-  return TicketBytes(plan) + (plan.splits > 1     ? of_split
-                              : plan.segments > 1 ? of_walk
-                                                  : int64_t{0});
+  return SlotBytes(plan) + (plan.splits > 1 ? of_split : plan.segments > 1 ? of_walk : int64_t{0});
 }
 
 void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaStream_t stream,
@@ -555,11 +431,9 @@ void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaS
     copies.kv =
         BoxesOf({args.kv, int64_t{1} << 31, kLatentKeyDim, args.kv_stride}, copies.box_rows);
   }
-  auto* const tickets = static_cast<unsigned*>(scratch);
   const LatentScratch parts = {
-      .tickets = tickets,
-      .slots = tickets + plan.all_tiles,
-      .sums = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(plan)),
+      .slots = static_cast<unsigned*>(scratch),
+      .sums = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + SlotBytes(plan)),
       .num_slots = plan.num_slots,
       .max_segments = plan.segments,
       .row_warps = plan.row_warps};
@@ -569,6 +443,7 @@ void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaS
   LaunchKernel({dim3(static_cast<unsigned>(plan.tiles * plan.splits), args.num_sequences),
                 dim3(kThreads), kSharedBytes, stream, order},
                LatentKernel, args, copies, plan.splits, parts);
+  if (plan.splits > 1) MergeLatentSegments(args, plan.tiles, parts, stream);
 }
 
 }  // namespace quatrain::cuda

@@ -69,6 +69,8 @@ __device__ __forceinline__ void WaitForThreads() {
 
 // ---- rows ----
 
+inline constexpr int kLatentRows = 64;  // of a tile
+
 // What a CTA works on: 64 rows (query * num_heads + head) of a sequence, some of its blocks.
 struct LatentWork {
   AttentionSequence seq;
@@ -76,6 +78,23 @@ struct LatentWork {
   int first_block, num_blocks;
   int num_segments;  // of the row tile in all
 };
+
+// All blocks of a row tile; without rows num_segments is 0.
+__device__ __forceinline__ LatentWork WorkOfTile(const DeviceLatentAttentionArgs& a, int sequence,
+                                                 int tile) {
+  constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
+  LatentWork work = {};
+  work.seq = a.sequences[sequence];
+  const int num_queries = static_cast<int>(work.seq.num_queries);
+  work.first_row = tile * kLatentRows;
+  work.num_rows = num_queries * a.num_heads;
+  if (work.first_row >= work.num_rows) return work;
+  const int last_query = (min(work.first_row + kLatentRows, work.num_rows) - 1) / a.num_heads;
+  const int num_keys = static_cast<int>(work.seq.num_keys) - num_queries + last_query + 1;
+  work.num_blocks = (num_keys + kAttentionBlock - 1) / kAttentionBlock;
+  work.num_segments = (work.num_blocks + kTilesPerSegment - 1) / kTilesPerSegment;
+  return work;
+}
 
 // Outputs of two neighbouring columns of a row.
 __device__ __forceinline__ void StoreLatent(const DeviceLatentAttentionArgs& a,
@@ -85,13 +104,19 @@ __device__ __forceinline__ void StoreLatent(const DeviceLatentAttentionArgs& a,
   *reinterpret_cast<uint32_t*>(a.out + place * kLatentDim + column) = RoundPair(low, high);
 }
 
-// ---- segments that each a CTA walked ----
+__device__ __forceinline__ float4 MergeWord(const float4& old, const float4& o,
+                                            const SegmentFactors (&f)[2]) {
+  return make_float4(MergeOutput(old.x, o.x, f[0]), MergeOutput(old.y, o.y, f[0]),
+                     MergeOutput(old.z, o.z, f[1]), MergeOutput(old.w, o.w, f[1]));
+}
 
-// Where CTAs leave sums: tickets and slots first, then, for each (row tile, segment, 16 rows),
-// [2 halves][32 words][32 lanes] float4 in the accumulators' layout, 16 maxima, 16 sums.
+// ---- scratch ----
+
+// Slots first, then the sums: of CTAs that walk, a total each; of CTAs that each take a segment,
+// for each (row tile, segment, 16 rows), [2 halves][32 words][32 lanes] float4 in the accumulators'
+// layout, 16 maxima, 16 sums.
 struct LatentScratch {
-  unsigned* tickets;  // one a row tile
-  unsigned* slots;    // one a multiprocessor: whether the totals there are in use
+  unsigned* slots;  // one a multiprocessor: whether the total there is in use
   float* sums;
   int num_slots;
   int max_segments, row_warps;  // of a row tile
@@ -106,89 +131,9 @@ __device__ __forceinline__ float* LatentPartial(const LatentScratch& scratch, in
          ((tile * scratch.max_segments + segment) * scratch.row_warps + warp) * kLatentPartial;
 }
 
-// A segment's maximum and sum into a row's; the factors of the outputs.
-__device__ __forceinline__ SegmentFactors AddSegment(float segment_max, float segment_sum, float c,
-                                                     RowTotals& totals, int r) {
-  if (segment_max == -INFINITY) return {1.0f, 0.0f};
-  if (totals.max[r] == -INFINITY) {
-    totals.max[r] = segment_max;
-    totals.sum[r] = segment_sum;
-    return {0.0f, 1.0f};
-  }
-  return MergeSegment(segment_max, segment_sum, c, &totals.max[r], &totals.sum[r]);
-}
-
-__device__ __forceinline__ float4 MergeWord(const float4& old, const float4& o,
-                                            const SegmentFactors (&f)[2]) {
-  return make_float4(MergeOutput(old.x, o.x, f[0]), MergeOutput(old.y, o.y, f[0]),
-                     MergeOutput(old.z, o.z, f[1]), MergeOutput(old.w, o.w, f[1]));
-}
-
-// All segments of a row tile, ascending, by `num_warps` warps: each takes eight words of 16 rows at
-// a time.
-__device__ __forceinline__ void MergeLatentSegments(const DeviceLatentAttentionArgs& a,
-                                                    const LatentWork& work,
-                                                    const LatentScratch& scratch, int64_t tile,
-                                                    int warp, int num_warps) {
-  constexpr int kWords = 8;
-  constexpr int kBatch = 2;
-  constexpr int kUnits = 2 * kLatentWords / kWords;  // of 16 rows
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float c = MulRn(a.scale, kLog2E);
-  const int row_warps = min(4, (work.num_rows - work.first_row + 15) / 16);
-#pragma unroll 1
-  for (int unit = warp; unit < row_warps * kUnits; unit += num_warps) {
-    const int row_warp = unit / kUnits;
-    const int first_word = unit % kUnits * kWords;  // of both halves
-    RowTotals totals;
-    float4 merged[kWords] = {};
-#pragma unroll 1
-    for (int begin = 0; begin < work.num_segments; begin += kBatch) {
-      float max[kBatch][2], sum[kBatch][2];
-      float4 o[kBatch][kWords];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i >= work.num_segments) continue;
-        const float* partial = LatentPartial(scratch, tile, begin + i, row_warp);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          max[i][r] = __ldcg(partial + 2 * kLatentHalf + lane / 4 + 8 * r);
-          sum[i][r] = __ldcg(partial + 2 * kLatentHalf + 16 + lane / 4 + 8 * r);
-        }
-#pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          o[i][word] =
-              __ldcg(reinterpret_cast<const float4*>(partial) + (first_word + word) * 32 + lane);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i >= work.num_segments) continue;
-        const SegmentFactors f[2] = {AddSegment(max[i][0], sum[i][0], c, totals, 0),
-                                     AddSegment(max[i][1], sum[i][1], c, totals, 1)};
-#pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          merged[word] = MergeWord(merged[word], o[i][word], f);
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = work.first_row + row_warp * 16 + lane / 4 + 8 * r;
-      if (row >= work.num_rows) continue;
-      const float share = ReciprocalRn(totals.sum[r]);
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) {
-        const float4& o = merged[word];
-        StoreLatent(a, work, row, (first_word + word) * 8 + lane % 4 * 2,
-                    MulRn(r == 0 ? o.x : o.z, share), MulRn(r == 0 ? o.y : o.w, share));
-      }
-      if (a.lse != nullptr && first_word == 0 && lane % 4 == 0) {
-        a.lse[work.seq.q_begin * a.num_heads + row] =
-            LogSumExp(totals.max[r], totals.sum[r], a.scale);
-      }
-    }
-  }
-}
+// The second kernel where each CTA took a segment (attention_latent_merge.cu); tiles: of a
+// sequence.
+void MergeLatentSegments(const DeviceLatentAttentionArgs& args, int64_t tiles,
+                         const LatentScratch& scratch, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

@@ -35,15 +35,16 @@ struct DeviceLatentAttentionArgs {
   int max_queries = 0, max_keys = 0;  // upper bounds over the sequences
 };
 
-// Scratch of AttentionLatent in bytes; its first AttentionLatentTickets(args) * 4 bytes must be
-// zero before the first launch and are zero again after each. Launches that may run at the same
-// time need a scratch each.
-int64_t AttentionLatentTickets(const DeviceLatentAttentionArgs& args);
+// Scratch of AttentionLatent in bytes; its first AttentionLatentSlots() * 4 bytes must be zero
+// before the first launch and are zero again after each. Launches that may run at the same time
+// need a scratch each.
+int64_t AttentionLatentSlots();
 int64_t AttentionLatentScratchBytes(const DeviceLatentAttentionArgs& args);
 
 // A CTA takes 64 (query, head) rows and walks their keys, or one segment of 512 keys of them where
-// there are few rows; the last CTA of a row tile then merges the segments in order. Error(kShape)
-// for shapes outside the contract.
+// there are few rows; a second kernel then merges the segments in order. With kOverlap
+// the kernel before must not write `sequences` or block tables (keys and queries it may).
+// Error(kShape) for shapes outside the contract.
 void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

@@ -120,8 +120,8 @@ class Problem {
       AttentionLatentReference(args, nullptr);
     } else {
       DeviceVector<uint8_t> scratch(AttentionLatentScratchBytes(args));
-      CheckCuda(cudaMemset(scratch.data(), 0, AttentionLatentTickets(args) * 4), "tickets");
-      // Twice: the tickets must come back to zero.
+      CheckCuda(cudaMemset(scratch.data(), 0, AttentionLatentSlots() * 4), "slots");
+      // Twice: the slots must come back to zero.
       AttentionLatent(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
       AttentionLatent(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
       CheckCuda(cudaDeviceSynchronize(), "attention over a latent");
