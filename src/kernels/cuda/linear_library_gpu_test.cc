@@ -45,12 +45,14 @@ TEST_P(LinearLibraryGpu, EveryNumberOfTokensHasTheBitsOfTheChain) {
   for (const int64_t tokens : kTokens) {
     const std::vector<BFloat16> expected(all.begin(), all.begin() + tokens * n);
     DeviceVector<BFloat16> y(tokens * n);
+    DeviceVector<float> scratch(LinearLibrarySums(n, k, tokens));
     library->Multiply({.weight_NK = weight.plain.data(),
                        .x = x.data(),
                        .out_features = n,
                        .in_features = k,
                        .num_tokens = tokens,
-                       .y = y.data()},
+                       .y = y.data(),
+                       .sums = scratch.data()},
                       nullptr);
     EXPECT_EQ(CountDifferences(y.Download(), expected), 0) << tokens << " tokens, library";
     for (const WeightType type : {WeightType::kInt4, WeightType::kBFloat16}) {
@@ -70,8 +72,44 @@ TEST_P(LinearLibraryGpu, EveryNumberOfTokensHasTheBitsOfTheChain) {
   }
 }
 
+// The last two are cut: four segments of K, and two of which the second is shorter.
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearLibraryGpu,
-                         testing::Values(Shape{1024, 768}, Shape{2048, 4096}, Shape{6144, 4096}));
+                         testing::Values(Shape{1024, 768}, Shape{2048, 4096}, Shape{6144, 4096},
+                                         Shape{512, 8448}, Shape{3200, 8576}));
+
+TEST(LinearLibraryGpu, BiasIsAddedBeforeTheRounding) {
+  QT_NEEDS_DEVICE();
+  const std::unique_ptr<LinearLibrary> library = LinearLibrary::Open();
+  if (library == nullptr) GTEST_SKIP() << "no libcublasLt here";
+  for (const auto& [n, k] : {Shape{1024, 768}, Shape{512, 8448}}) {
+    const PackedShape shape{n, k, 128, 4};
+    DeviceWeight weight(shape, RandomCodes(shape, 5));
+    DeviceVector<BFloat16> bias(RandomRounded<BFloat16>(n, 6));
+    for (const int64_t tokens : {3, 200}) {
+      DeviceVector<BFloat16> x(RandomRounded<BFloat16>(tokens * k, 9));
+      DeviceVector<BFloat16> y(tokens * n), ours(tokens * n);
+      DeviceVector<float> scratch(LinearLibrarySums(n, k, tokens));
+      library->Multiply({.weight_NK = weight.plain.data(),
+                         .x = x.data(),
+                         .out_features = n,
+                         .in_features = k,
+                         .num_tokens = tokens,
+                         .bias = bias.data(),
+                         .y = y.data(),
+                         .sums = scratch.data()},
+                        nullptr);
+      LinearDecode({.type = WeightType::kInt4,
+                    .shape = shape,
+                    .weight = weight.packed.data(),
+                    .x = x.data(),
+                    .num_tokens = tokens,
+                    .bias = bias.data(),
+                    .y = ours.data()},
+                   nullptr, LaunchOrder::kAfterPrevious);
+      EXPECT_EQ(CountDifferences(y.Download(), ours.Download()), 0) << n << ", " << tokens;
+    }
+  }
+}
 
 TEST(LinearLibraryGpu, RefusesShapesOutsideTheContract) {
   QT_NEEDS_DEVICE();

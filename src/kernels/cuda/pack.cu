@@ -246,6 +246,48 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// A pair of codes, at bits 3..0 and 19..16, times their scale.
+__device__ __forceinline__ uint32_t WeightsOfPair(uint32_t bits, float scale) {
+  const float low = FloatFromBits(0x4B000000u | (bits & 15u)) - 8388616.0f;
+  const float high = FloatFromBits(0x4B000000u | (bits >> 16 & 15u)) - 8388616.0f;
+  return RoundPair(__fmul_rn(low, scale), __fmul_rn(high, scale));
+}
+
+// INT4: a warp writes a chunk. Lane 4 r + t has inputs 2 t, 2 t + 1 of each eight of row r; four
+// lanes exchange them for sixteen bytes each.
+__global__ void __launch_bounds__(kThreads)
+    DequantizePackedKernel(PackedShape shape, const uint8_t* packed, BFloat16* weight) {
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t num_chunks = NumChunks(shape);
+  if (index >= NumUnits(shape) * num_chunks) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int t = lane % 4;
+  const int scales = static_cast<int>(ScalesPerChunk(shape));
+  const uint8_t* chunk = packed + index * ChunkBytes(shape);
+  const uint4 codes = __ldcs(reinterpret_cast<const uint4*>(chunk + lane * 16));
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+  const auto* scale =
+      reinterpret_cast<const BFloat16*>(chunk + CodeBytes(shape)) + lane / 4 * scales;
+  const ChunkPlace place = PlaceOfChunk(index, num_chunks);
+  const int64_t row = place.unit * kUnitRows + lane / 4;
+  BFloat16* const out = weight + row * shape.in_features;
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    const float s = ToFloat(scale[p * scales / 4]);
+    uint32_t v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = WeightsOfPair(words[p] >> (4 * i), s);
+    ExchangeIndex(v, t);
+#pragma unroll
+    for (int i = 1; i < 4; ++i) v[i] = __shfl_xor_sync(0xFFFFFFFFu, v[i], i);
+    ExchangeIndex(v, t);
+    const int64_t input = place.chunk * kChunkInputs + p * 32 + t * 8;
+    if (row < shape.out_features && input < shape.in_features) {
+      *reinterpret_cast<uint4*>(out + input) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
 LaunchShape ShapeFor(int64_t threads, cudaStream_t stream) {
   return {.grid = dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)),
           .block = dim3(kThreads),
@@ -298,6 +340,18 @@ void DequantizeWeights(const PackedShape& shape, const CodeTensors& tensors, BFl
   LaunchKernel(ShapeFor((words + 3) / 4, stream),
                shape.num_bits == 4 ? DequantizeKernel<4> : DequantizeKernel<8>, shape,
                reinterpret_cast<const uint32_t*>(tensors.codes), tensors.scale, weight_NK);
+}
+
+void DequantizePacked(const PackedShape& shape, const uint8_t* packed, BFloat16* weight_NK,
+                      cudaStream_t stream) {
+  CheckPackedShape(shape);
+  if (shape.num_bits != 4) {
+    throw Error(ErrorCode::kShape, ErrorParts{.where = "kernel layout of a weight",
+                                              .expected = "INT4",
+                                              .found = fmt::format("{} bits", shape.num_bits)});
+  }
+  LaunchKernel(ShapeFor(NumUnits(shape) * NumChunks(shape) * 32, stream), DequantizePackedKernel,
+               shape, packed, weight_NK);
 }
 
 }  // namespace quatrain::cuda

@@ -1,5 +1,5 @@
 // Codes and scales between the checkpoint's form and the kernel layout (packed_layout.h), and plain
-// BF16 weights w' = rn_bf16(q * s) from the checkpoint's form.
+// BF16 weights w' = rn_bf16(q * s) from either.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,5 +30,8 @@ void UnpackWeights(const PackedShape& shape, const uint8_t* packed, const CodeTe
 // weight_NK = rn_bf16(q * s), row-major.
 void DequantizeWeights(const PackedShape& shape, const CodeTensors& tensors, BFloat16* weight_NK,
                        cudaStream_t stream);
+// The same from the kernel layout; INT4 only.
+void DequantizePacked(const PackedShape& shape, const uint8_t* packed, BFloat16* weight_NK,
+                      cudaStream_t stream);
 
 }  // namespace quatrain::cuda
