@@ -11,9 +11,11 @@
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/int4_quantize.h"
 #include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/linear_library.h"
 #include "kernels/cuda/logprob.h"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/weight_grad.h"
 
 namespace {
 
@@ -329,6 +331,46 @@ void QtMoeCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
                               .hidden = a->hidden,
                               .out = Weights(a->out)},
                              stream, OrderOf(overlap));
+}
+
+struct QtGrad {
+  const void *dy, *x, *expert_begin;
+  void* dweight;
+  int64_t rows, out_features, in_features, experts, replaces;
+};
+void QtWeightGrad(const QtGrad* a, int64_t overlap, cudaStream_t stream) {
+  using quatrain::cuda::OldGradient;
+  quatrain::cuda::WeightGrad({.dy = static_cast<const BFloat16*>(a->dy),
+                              .x = static_cast<const BFloat16*>(a->x),
+                              .num_rows = a->rows,
+                              .out_features = a->out_features,
+                              .in_features = a->in_features,
+                              .num_experts = a->experts,
+                              .expert_begin = static_cast<const int32_t*>(a->expert_begin),
+                              .old = a->replaces ? OldGradient::kReplaced : OldGradient::kAdded,
+                              .dweight = Floats(a->dweight)},
+                             stream, OrderOf(overlap));
+}
+
+// From the kernel layout.
+void QtDequantizePacked(const QtWeight* a, cudaStream_t stream) {
+  quatrain::cuda::DequantizePacked({a->rows, a->columns, a->group, 4},
+                                   static_cast<const uint8_t*>(a->packed), Weights(a->plain),
+                                   stream);
+}
+// x times a BF16 weight, by the pinned library; sums may be null unless K is cut. One stream at a
+// time.
+void QtLinearLibrary(const QtLinearOverCodes* a, const void* weight, void* sums, cudaStream_t stream) {
+  static quatrain::cuda::LinearLibrary* const library =
+      quatrain::cuda::LinearLibrary::Open().release();
+  library->Multiply({.weight_NK = static_cast<const BFloat16*>(weight),
+                     .x = static_cast<const BFloat16*>(a->x),
+                     .out_features = a->rows,
+                     .in_features = a->columns,
+                     .num_tokens = a->tokens,
+                     .y = Weights(a->y),
+                     .sums = Floats(sums)},
+                    stream);
 }
 
 }  // extern "C"

@@ -1,0 +1,352 @@
+// Plan: dW = dy^T x with both operands as they lie in memory, rows of the batch being the dimension
+// that is summed over, so both are transposed by the tensor core (their descriptors say so).
+//
+//   two CTAs side by side = one tile of 2 x 128 rows (N) by 256 columns (K) of an expert's dW; they
+//   share what they read of x: each brings half of it for both
+//
+//   copying warp --boxes of 64 rows x 64 columns: 2 of dy, 4 of x--> [slot] x 3
+//                                                                       |
+//   2 warpgroups of 64 x 256 sums each: wgmma m64n256k16 ---------------+
+//      sums --> 8 rows a warp in shared memory --> added to rows of dW by the copy engine, in the
+//      L2
+//
+// A CTA stays and takes tile after tile; copies of the next tile, its old sums into the L2 too, run
+// while sums are stored. Rows of
+// an expert end anywhere: rows after them, the next expert's, are cleared in the last slot.
+#include <algorithm>
+
+#include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/linear_wide_stream.cuh"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/weight_grad.h"
+#include "kernels/cuda/wide_product.cuh"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kSumWarps = 8;
+constexpr int kSumThreads = 32 * kSumWarps;
+constexpr int kThreads = kSumThreads + 128;  // the last warpgroup copies
+constexpr int kCtas = 2;                     // of a cluster
+constexpr int kTileRows = 128;               // of dW, a CTA
+constexpr int kTileColumns = 256;
+constexpr int kSlotRows = 64;  // of dy and x
+constexpr int kStepRows = 16;
+constexpr int kBoxWidth = 64;
+constexpr int kBoxBytes = kSlotRows * 2 * kBoxWidth;
+constexpr int kDyBoxes = kTileRows / kBoxWidth;
+constexpr int kXBoxes = kTileColumns / kBoxWidth;
+constexpr int kBoxes = kDyBoxes + kXBoxes;
+constexpr int kSlots = 3;
+constexpr int kSumPitch = 4 * kTileColumns + 32;  // bytes of a row of sums; no bank conflicts
+constexpr int kSumBytes = 8 * kSumPitch;          // of a warp
+constexpr int kSlotsAt = kBarrierBytes;
+constexpr int kSumsAt = kSlotsAt + kSlots * kBoxes * kBoxBytes;
+constexpr int kSharedBytes = kSumsAt + kSumWarps * kSumBytes;
+constexpr int kBand = 8;  // tiles of N beside one another that share columns of x in the L2
+
+struct GradParameters {
+  const int32_t* expert_begin;
+  int num_rows;
+  int num_tiles;  // of clusters
+  int tiles_of_expert;
+  int row_tiles, column_tiles;  // of an expert
+  int out_features, in_features;
+  int is_added;
+  float* dweight;
+};
+
+struct GradMaps {
+  CUtensorMap dy, x;
+};
+
+// What a cluster sums at a time: rows [begin, end) of dy and x.
+struct GradTile {
+  int expert;
+  int row, column;  // of dW, of this CTA
+  int begin, end;
+
+  __device__ GradTile(const GradParameters& p, int index, int rank) {
+    expert = index / p.tiles_of_expert;
+    const int in_expert = index - expert * p.tiles_of_expert;
+    const int band = in_expert / (kBand * p.column_tiles);
+    const int in_band = in_expert - band * kBand * p.column_tiles;
+    const int height = min(kBand, p.row_tiles - band * kBand);
+    column = in_band / height * kTileColumns;
+    row = ((band * kBand + in_band % height) * kCtas + rank) * kTileRows;
+    begin = p.expert_begin == nullptr ? 0 : __ldcg(p.expert_begin + expert);
+    end = p.expert_begin == nullptr ? p.num_rows : __ldcg(p.expert_begin + expert + 1);
+  }
+};
+
+struct GradRing {
+  uint32_t base;
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ uint32_t Full() const { return base + 8 * slot; }
+  __device__ uint32_t Empty() const { return base + 8 * (kSlots + slot); }
+  __device__ uint32_t Boxes() const { return base + kSlotsAt + slot * (kBoxes * kBoxBytes); }
+  __device__ void Advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The old sums of a tile to the L2, where the new ones are added: whole rows, by one warp.
+__device__ __forceinline__ void FetchOld(const GradParameters& p, const GradTile& tile) {
+  const float* const from = p.dweight + tile.expert * int64_t{1} * p.out_features * p.in_features;
+  const int bytes = 4 * min(kTileColumns, p.in_features - tile.column);
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < kTileRows; i += 32) {
+    if (tile.row + i >= p.out_features) break;
+    const float* row = from + static_cast<int64_t>(tile.row + i) * p.in_features + tile.column;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(bytes) : "memory");
+  }
+}
+
+// The copying warp: lanes 0 and 1 bring dy, 2 and 3 this CTA's half of x to both CTAs.
+__device__ __forceinline__ void CopyRows(const GradParameters& p, const GradMaps& maps,
+                                         uint32_t base, int rank) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  GradRing ring{base};
+  for (int index = static_cast<int>(blockIdx.x) / kCtas; index < p.num_tiles;
+       index += static_cast<int>(gridDim.x) / kCtas) {
+    const GradTile tile(p, index, rank);
+    if (p.is_added != 0 && tile.begin < tile.end) FetchOld(p, tile);
+    for (int row = tile.begin; row < tile.end; row += kSlotRows) {
+      BarrierWait(ring.Empty(), ring.parity ^ 1);
+      if (lane == 0) BarrierExpect(ring.Full(), kBoxes * kBoxBytes);
+      __syncwarp();
+      if (lane < kDyBoxes) {
+        CopyBox(ring.Boxes() + lane * kBoxBytes, &maps.dy, tile.row + lane * kBoxWidth, row,
+                ring.Full());
+      } else if (lane < kDyBoxes + kXBoxes / kCtas) {
+        const int box = rank * (kXBoxes / kCtas) + lane - kDyBoxes;
+        CopyBoxToAll(ring.Boxes() + (kDyBoxes + box) * kBoxBytes, &maps.x,
+                     tile.column + box * kBoxWidth, row, ring.Full(), (1 << kCtas) - 1);
+      }
+      ring.Advance();
+    }
+  }
+}
+
+// A descriptor of boxes whose rows are the steps of the sum: eight rows are 1024 bytes, the next 64
+// columns a box further.
+__device__ __forceinline__ uint64_t RowsOperand(uint32_t place) {
+  constexpr uint32_t kSwizzle128 = 1u << 30;
+  constexpr uint32_t kEightRows = 1024 >> 4;
+  constexpr uint32_t kNextColumns = kBoxBytes >> 4;
+  const uint32_t high = kSwizzle128 | kEightRows;
+  return (uint64_t{high} << 32) | (place | kNextColumns << 16);
+}
+
+#define QT_SUM(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+
+// One step of 64 x 256 chains: 16 rows of dy and x.
+__device__ __forceinline__ void RowsProduct(float (&d)[32][4], uint64_t dy, uint64_t x) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
+      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
+      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
+      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
+      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"
+      "%122,%123,%124,%125,%126,%127}, "
+      "%128, %129, 1, 1, 1, 1, 1;\n"
+      : QT_SUM(0), QT_SUM(1), QT_SUM(2), QT_SUM(3), QT_SUM(4), QT_SUM(5), QT_SUM(6), QT_SUM(7),
+        QT_SUM(8), QT_SUM(9), QT_SUM(10), QT_SUM(11), QT_SUM(12), QT_SUM(13), QT_SUM(14),
+        QT_SUM(15), QT_SUM(16), QT_SUM(17), QT_SUM(18), QT_SUM(19), QT_SUM(20), QT_SUM(21),
+        QT_SUM(22), QT_SUM(23), QT_SUM(24), QT_SUM(25), QT_SUM(26), QT_SUM(27), QT_SUM(28),
+        QT_SUM(29), QT_SUM(30), QT_SUM(31)
+      : "l"(dy), "l"(x));
+}
+
+#undef QT_SUM
+
+// Keeps what the compiler does with the sums out of the pipeline of products.
+__device__ __forceinline__ void FenceSums(float (&d)[32][4]) {
+#pragma unroll
+  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
+}
+
+// Rows from `count` on of every box, by all warps that sum; ends with their barrier.
+__device__ __forceinline__ void ClearAfter(uint32_t boxes, int count) {
+  const int parts = (kSlotRows - count) * 8;  // of 16 bytes, a box
+  for (int i = static_cast<int>(threadIdx.x); i < kBoxes * parts; i += kSumThreads) {
+    const uint32_t at = boxes + i / parts * kBoxBytes + count * 128 + i % parts * 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(at), "r"(0) : "memory");
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kSumThreads) : "memory");
+}
+
+// A warpgroup's chains over the rows of a tile.
+__device__ __forceinline__ void SumRows(const GradTile& tile, GradRing& ring, int group,
+                                        float (&d)[32][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint32_t before = 0;  // barrier of the slot whose products may still run
+  FenceSums(d);
+  for (int row = tile.begin; row < tile.end; row += kSlotRows) {
+    BarrierWait(ring.Full(), ring.parity);
+    const int count = tile.end - row;
+    if (count < kSlotRows) ClearAfter(ring.Boxes(), count);
+    const uint32_t dy = OperandPlace(ring.Boxes() + group * kBoxBytes);
+    const uint32_t x = OperandPlace(ring.Boxes() + kDyBoxes * kBoxBytes);
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < kSlotRows / kStepRows; ++step) {
+      const uint32_t at = step * (kStepRows * 128 >> 4);
+      RowsProduct(d, RowsOperand(dy + at), RowsOperand(x + at));
+    }
+    CommitProducts();
+    WaitForProducts<1>();
+    if (before != 0 && lane < kCtas) ArriveAt(before, lane);
+    before = ring.Empty();
+    ring.Advance();
+  }
+  WaitForProducts<0>();
+  if (before != 0 && lane < kCtas) ArriveAt(before, lane);
+  FenceSums(d);
+}
+
+// A row of sums to dW, contiguous: whole rows keep the pages of the memory open.
+__device__ __forceinline__ void StoreRow(float* to, uint32_t from, int bytes, bool is_added) {
+  if (is_added) {
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+        "r"(from), "r"(bytes)
+        : "memory");
+  } else {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+                 "r"(bytes)
+                 : "memory");
+  }
+}
+
+// A warp's 16 x 256 sums, eight rows at a time by its corner of shared memory. Lane i < 8 stores
+// row i of them.
+__device__ __forceinline__ void StoreSums(const GradParameters& p, const GradTile& tile,
+                                          uint32_t corner, const float (&d)[32][4]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int bytes = 4 * min(kTileColumns, p.in_features - tile.column);
+  // Lane 4 r + t has columns 2 t and 2 t + 1 of each 8, rows r and r + 8.
+  const uint32_t at = corner + lane / 4 * kSumPitch + lane % 4 * 8;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (lane < 8) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kTileColumns / 8; ++i) {
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at + i * 32), "f"(d[i][2 * half]),
+                   "f"(d[i][2 * half + 1])
+                   : "memory");
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+    const int row = tile.row + warp * 16 + half * 8 + lane;
+    if (lane < 8 && row < p.out_features) {
+      const int64_t of_all = static_cast<int64_t>(tile.expert) * p.out_features + row;
+      StoreRow(p.dweight + of_all * p.in_features + tile.column, corner + lane * kSumPitch, bytes,
+               p.is_added != 0);
+    }
+    if (lane < 8) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    WeightGradKernel(const __grid_constant__ GradParameters p,
+                     const __grid_constant__ GradMaps maps) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = SharedAddress(shared);
+  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
+  const int rank = static_cast<int>(RankInCluster());
+  LetNextKernelStart();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kSlots; ++i) {
+      BarrierInit(base + 8 * i, 1);
+      BarrierInit(base + 8 * (kSlots + i), kSumWarps * kCtas);
+    }
+    FenceForCopies();
+  }
+  __syncthreads();
+  ArriveInCluster();
+  WaitForCluster();
+  WaitForPreviousKernel();
+  if (warp >= kSumWarps) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (warp == kSumWarps) CopyRows(p, maps, base, rank);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    GradRing ring{base};
+    const uint32_t corner = base + kSumsAt + warp * kSumBytes;
+    for (int index = static_cast<int>(blockIdx.x) / kCtas; index < p.num_tiles;
+         index += static_cast<int>(gridDim.x) / kCtas) {
+      const GradTile tile(p, index, rank);
+      if (tile.begin == tile.end && p.is_added != 0) continue;
+      float d[32][4] = {};
+      SumRows(tile, ring, warp / 4, d);
+      StoreSums(p, tile, corner, d);
+    }
+    if (threadIdx.x % 32 < 8) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  }
+  // No CTA leaves while another may copy to it or arrive at its barriers.
+  __syncwarp();
+  ArriveInCluster();
+  WaitForCluster();
+}
+
+int TilesOf(int64_t size, int64_t tile) { return static_cast<int>((size + tile - 1) / tile); }
+
+}  // namespace
+
+void WeightGrad(const WeightGradArgs& args, cudaStream_t stream, LaunchOrder order) {
+  const int64_t n = args.out_features;
+  const int64_t k = args.in_features;
+  const bool is_known = n > 0 && k > 0 && n % 8 == 0 && k % 8 == 0 && args.num_experts > 0 &&
+                        (args.num_experts == 1 || args.expert_begin != nullptr) &&
+                        args.num_experts * n < int64_t{1} << 31;
+  if (!is_known) {
+    throw Error(ErrorCode::kShape,
+                ErrorParts{.where = "gradient of weights",
+                           .expected = "N and K multiples of 8, experts with their rows",
+                           .found = fmt::format("N {}, K {}, {} experts", n, k, args.num_experts)});
+  }
+  if (args.num_rows == 0) {
+    if (args.old == OldGradient::kReplaced) {
+      CheckCuda(cudaMemsetAsync(args.dweight, 0, args.num_experts * n * k * sizeof(float), stream),
+                "gradient of weights");
+    }
+    return;
+  }
+  GradParameters p = {};
+  p.expert_begin = args.expert_begin;
+  p.num_rows = static_cast<int>(args.num_rows);
+  p.row_tiles = TilesOf(n, kCtas * kTileRows);
+  p.column_tiles = TilesOf(k, kTileColumns);
+  p.tiles_of_expert = p.row_tiles * p.column_tiles;
+  p.num_tiles = static_cast<int>(args.num_experts) * p.tiles_of_expert;
+  p.out_features = static_cast<int>(n);
+  p.in_features = static_cast<int>(k);
+  p.dweight = args.dweight;
+  p.is_added = args.old == OldGradient::kAdded ? 1 : 0;
+  GradMaps maps;
+  maps.dy = BoxesOf({args.dy, args.num_rows, n, n}, kSlotRows);
+  maps.x = BoxesOf({args.x, args.num_rows, k, k}, kSlotRows);
+  CheckCuda(cudaFuncSetAttribute(WeightGradKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 kSharedBytes),
+            "shared memory of weight_grad");
+  const int clusters = std::min(p.num_tiles, NumMultiprocessors() / kCtas);
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(kCtas * clusters)),
+                .block = dim3(kThreads),
+                .shared_bytes = kSharedBytes,
+                .stream = stream,
+                .order = order,
+                .cluster = kCtas},
+               WeightGradKernel, p, maps);
+}
+
+}  // namespace quatrain::cuda
