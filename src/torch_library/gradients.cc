@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "torch_library/moe.h"
 #include "torch_library/shapes.h"
 
 namespace quatrain::torch_library {
@@ -30,31 +31,127 @@ class FakeQuantFunction : public torch::autograd::Function<FakeQuantFunction> {
   }
 };
 
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+using OptionalTensor = std::optional<at::Tensor>;
+
+Pair Pack(const at::Tensor& weight, int64_t group_size) {
+  return Below<Pair(const at::Tensor&, int64_t)>("quatrain::pack_int4").call(weight, group_size);
+}
+
+at::Tensor Multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
+                    const OptionalTensor& bias) {
+  return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                          const OptionalTensor&)>("quatrain::w4a16_linear")
+      .call(x, packed, scale, bias);
+}
+
+// dy w'.
+at::Tensor InputGrad(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
+                     int64_t in_features) {
+  const at::Tensor weight =
+      packed.scalar_type() == at::kInt
+          ? Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::unpack_int4")
+                .call(packed, scale)
+          : Below<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>(
+                "quatrain::unpack_layout_int4")
+                .call(packed, scale, in_features);
+  return at::matmul(dy, weight.to(dy.scalar_type()));
+}
+
+at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy) {
+  if (!context->saved_data["has_bias"].toBool()) return {};
+  return dy.reshape({-1, dy.size(-1)}).sum(0);
+}
+
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& packed,
-                            const at::Tensor& scale, const std::optional<at::Tensor>& bias) {
+                            const at::Tensor& scale, const OptionalTensor& bias) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({packed, scale});
     context->saved_data["has_bias"] = bias.has_value();
-    return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const std::optional<at::Tensor>&)>("quatrain::w4a16_linear")
-        .call(x, packed, scale, bias);
+    context->saved_data["in_features"] = x.dim() < 1 ? 0 : x.size(-1);
+    return Multiply(x, packed, scale, bias);
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
-    if (saved[0].scalar_type() != at::kInt) {
-      ThrowShape("gradient of w4a16_linear", "int32 codes", ShapeOf(saved[0]));
-    }
-    const at::Tensor weight =
-        Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::unpack_int4")
-            .call(saved[0], saved[1]);
-    const at::Tensor dx = at::matmul(dy[0], weight.to(dy[0].scalar_type()));
-    at::Tensor dbias;
-    if (context->saved_data["has_bias"].toBool()) {
-      dbias = dy[0].reshape({-1, dy[0].size(-1)}).sum(0);
-    }
-    return {dx, at::Tensor(), at::Tensor(), dbias};
+    return {InputGrad(dy[0], saved[0], saved[1], context->saved_data["in_features"].toInt()),
+            at::Tensor(), at::Tensor(), BiasGrad(context, dy[0])};
+  }
+};
+
+class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            int64_t group_size, const OptionalTensor& bias) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [packed, scale] = Pack(weight, group_size);
+    context->save_for_backward({x, packed, scale});
+    context->saved_data["has_bias"] = bias.has_value();
+    context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
+    return Multiply(x, packed, scale, bias);
+  }
+  static variable_list backward(AutogradContext* context, variable_list dy) {
+    const variable_list saved = context->get_saved_variables();
+    const auto type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
+    const at::Tensor dweight =
+        Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::_linear_weight_grad")
+            .call(dy[0], saved[0]);
+    return {InputGrad(dy[0], saved[1], saved[2], saved[0].size(-1)), dweight.to(type), at::Tensor(),
+            BiasGrad(context, dy[0])};
+  }
+};
+
+using MoeForwardSignature = std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                    at::TensorList, at::TensorList, int64_t, bool,
+                                                    const OptionalTensor&);
+using MoeBackwardSignature = std::vector<at::Tensor>(const at::Tensor&, at::TensorList,
+                                                     const at::Tensor&, const at::Tensor&,
+                                                     at::TensorList, at::TensorList, bool);
+
+constexpr size_t kMoeInputs = 6;  // that are saved before what the forward left
+
+class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
+ public:
+  // budget: the operator's arguments
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& router,
+                            const at::Tensor& gate_up, const at::Tensor& down, int64_t group_size,
+                            int64_t experts_per_token, bool norm_topk_prob,
+                            const OptionalTensor& ids) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [up_codes, up_scale] = Pack(gate_up, group_size);
+    const auto [down_codes, down_scale] = Pack(down, group_size);
+    variable_list saved = {x, router, up_codes, up_scale, down_codes, down_scale};
+    const variable_list left = Below<MoeForwardSignature>("quatrain::_moe_forward")
+                                   .call(x, router, {up_codes, up_scale}, {down_codes, down_scale},
+                                         experts_per_token, norm_topk_prob, ids);
+    // The output itself is not needed again; an empty tensor keeps its place.
+    saved.push_back(at::empty({0}, x.options()));
+    saved.insert(saved.end(), left.begin() + 1, left.end());
+    context->save_for_backward(saved);
+    context->saved_data["norm_topk_prob"] = norm_topk_prob;
+    context->saved_data["gate_up_type"] = static_cast<int64_t>(gate_up.scalar_type());
+    context->saved_data["down_type"] = static_cast<int64_t>(down.scalar_type());
+    return left[0];
+  }
+  static variable_list backward(AutogradContext* context, variable_list dout) {
+    const variable_list saved = context->get_saved_variables();
+    const auto type_of = [&](const char* name) {
+      return static_cast<at::ScalarType>(context->saved_data[name].toInt());
+    };
+    const at::TensorList all(saved);
+    const variable_list grads =
+        Below<MoeBackwardSignature>("quatrain::_moe_backward")
+            .call(dout[0], all.slice(kMoeInputs), saved[0], saved[1], all.slice(2, 2),
+                  all.slice(4, 2), context->saved_data["norm_topk_prob"].toBool());
+    return {grads[0].to(saved[0].scalar_type()),
+            grads[1].to(saved[1].scalar_type()),
+            grads[2].to(type_of("gate_up_type")),
+            grads[3].to(type_of("down_type")),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor()};
   }
 };
 
@@ -67,6 +164,37 @@ at::Tensor FakeQuantWithGradient(const at::Tensor& weight_OI, int64_t group_size
 at::Tensor LinearWithGradient(const at::Tensor& x, const at::Tensor& packed,
                               const at::Tensor& scale, const std::optional<at::Tensor>& bias) {
   return LinearFunction::apply(x, packed, scale, bias);
+}
+
+at::Tensor LinearTrain(const at::Tensor& x, const at::Tensor& weight_OI, int64_t group_size,
+                       const std::optional<at::Tensor>& bias) {
+  const auto [packed, scale] = Pack(weight_OI, group_size);
+  return Multiply(x, packed, scale, bias);
+}
+
+at::Tensor LinearTrainWithGradient(const at::Tensor& x, const at::Tensor& weight_OI,
+                                   int64_t group_size, const std::optional<at::Tensor>& bias) {
+  return LinearTrainFunction::apply(x, weight_OI, group_size, bias);
+}
+
+// budget: the operator's arguments
+at::Tensor MoeTrain(const at::Tensor& x_TD, const at::Tensor& router_ED, const at::Tensor& gate_up,
+                    const at::Tensor& down, int64_t group_size, int64_t experts_per_token,
+                    bool norm_topk_prob, const std::optional<at::Tensor>& ids) {
+  const auto [up_codes, up_scale] = Pack(gate_up, group_size);
+  const auto [down_codes, down_scale] = Pack(down, group_size);
+  return Below<MoeForwardSignature>("quatrain::_moe_forward")
+      .call(x_TD, router_ED, {up_codes, up_scale}, {down_codes, down_scale}, experts_per_token,
+            norm_topk_prob, ids)[0];
+}
+
+// budget: the operator's arguments
+at::Tensor MoeTrainWithGradient(const at::Tensor& x_TD, const at::Tensor& router_ED,
+                                const at::Tensor& gate_up, const at::Tensor& down,
+                                int64_t group_size, int64_t experts_per_token, bool norm_topk_prob,
+                                const std::optional<at::Tensor>& ids) {
+  return MoeTrainFunction::apply(x_TD, router_ED, gate_up, down, group_size, experts_per_token,
+                                 norm_topk_prob, ids);
 }
 
 }  // namespace quatrain::torch_library

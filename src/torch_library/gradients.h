@@ -1,16 +1,35 @@
-// Gradients of the operators that have one.
+// Gradients of the operators for torch's autograd. Straight-through: the gradient of w' is that of
+// the weight; codes and scales have none.
 #pragma once
 
-#include "torch_library/operators.h"
+#include <ATen/ATen.h>
+
+#include <optional>
 
 namespace quatrain::torch_library {
 
-// The straight-through estimator: the gradient of w' is that of the weight. With kAbsmax7 no weight
-// is clipped, so none is left out.
+// d weight = d w'.
 at::Tensor FakeQuantWithGradient(const at::Tensor& weight_OI, int64_t group_size);
-
-// Gradient of x (dy w') and bias; codes and scales have none. Needs codes, not the kernel layout.
+// dx = dy w', dbias; from codes and, on CUDA, from the kernel layout.
 at::Tensor LinearWithGradient(const at::Tensor& x, const at::Tensor& packed,
                               const at::Tensor& scale, const std::optional<at::Tensor>& bias);
+
+// w4a16_linear over the codes of `weight` (BF16 or FP32), with d weight = dy^T x, summed in FP32.
+at::Tensor LinearTrain(const at::Tensor& x, const at::Tensor& weight_OI, int64_t group_size,
+                       const std::optional<at::Tensor>& bias);
+at::Tensor LinearTrainWithGradient(const at::Tensor& x, const at::Tensor& weight_OI,
+                                   int64_t group_size, const std::optional<at::Tensor>& bias);
+
+// w4a16_moe over the codes of gate_up [E, 2F, D] and down [E, D, F] (BF16 or FP32), with gradients
+// of x, router, gate_up and down.
+// budget: the operator's arguments
+at::Tensor MoeTrain(const at::Tensor& x_TD, const at::Tensor& router_ED, const at::Tensor& gate_up,
+                    const at::Tensor& down, int64_t group_size, int64_t experts_per_token,
+                    bool norm_topk_prob, const std::optional<at::Tensor>& ids);
+// budget: the operator's arguments
+at::Tensor MoeTrainWithGradient(const at::Tensor& x_TD, const at::Tensor& router_ED,
+                                const at::Tensor& gate_up, const at::Tensor& down,
+                                int64_t group_size, int64_t experts_per_token, bool norm_topk_prob,
+                                const std::optional<at::Tensor>& ids);
 
 }  // namespace quatrain::torch_library

@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include "torch_library/operators.h"
+
 namespace quatrain::torch_library {
 namespace {
 
@@ -44,6 +46,59 @@ TEST(TorchLibraryGradients, WithoutBiasOnlyTheInputHasOne) {
   LinearWithGradient(x, packed, scale, std::nullopt).sum().backward();
   EXPECT_TRUE(x.grad().defined());
   EXPECT_FALSE(scale.grad().defined());
+}
+
+TEST(TorchLibraryGradients, LinearTrainIsLinearOverTheCodesOfItsWeight) {
+  LoadLibrary();
+  const at::Tensor x = Leaf({9, 64}, 9), weight = Leaf({16, 64}, 10), bias = Leaf({16}, 11);
+  const at::Tensor dy = Leaf({9, 16}, 12).detach();
+  const at::Tensor y = LinearTrainWithGradient(x, weight, 32, bias);
+  const auto [packed, scale] = PackCpu(weight.detach(), 32);
+  EXPECT_TRUE(at::equal(y, LinearCpu(x.detach(), packed, scale, bias.detach())));
+  EXPECT_TRUE(at::equal(y, LinearTrain(x.detach(), weight.detach(), 32, bias.detach())));
+  y.backward(dy);
+  const at::Tensor plain = UnpackCpu(packed, scale).to(at::kFloat);
+  EXPECT_TRUE(at::allclose(x.grad(), at::matmul(dy, plain), 1e-5, 1e-5));
+  EXPECT_TRUE(at::allclose(weight.grad(), at::matmul(dy.t(), x.detach()), 1e-5, 1e-5));
+  EXPECT_TRUE(at::allclose(bias.grad(), dy.sum(0), 1e-5, 1e-5));
+}
+
+// Experts over the weights that the codes stand for, in plain operators.
+at::Tensor PlainMoe(const at::Tensor& x, const at::Tensor& router, const at::Tensor& gate_up,
+                    const at::Tensor& down, bool norm_topk_prob) {
+  at::Tensor weights, ids;
+  std::tie(weights, ids) = at::softmax(at::matmul(x, router.t()), -1).topk(2, -1);
+  if (norm_topk_prob) weights = weights / weights.sum(-1, true);
+  const std::vector<at::Tensor> both = at::einsum("td,efd->tef", {x, gate_up}).chunk(2, -1);
+  const at::Tensor y = at::einsum("tef,edf->ted", {at::silu(both[0]) * both[1], down});
+  const at::Tensor chosen = y.gather(1, ids.unsqueeze(-1).expand({-1, -1, y.size(-1)}));
+  return (weights.unsqueeze(-1) * chosen).sum(1);
+}
+
+TEST(TorchLibraryGradients, MoeTrainIsTheRolloutForwardAndTheGradientOfTheFormula) {
+  LoadLibrary();
+  for (const bool norm_topk_prob : {true, false}) {
+    const std::vector<at::Tensor> leaves = {Leaf({13, 64}, 1), Leaf({6, 64}, 2),
+                                            Leaf({6, 64, 64}, 3), Leaf({6, 64, 32}, 4)};
+    const at::Tensor dout = Leaf({13, 64}, 5).detach();
+    const at::Tensor out = MoeTrainWithGradient(leaves[0], leaves[1], leaves[2], leaves[3], 32, 2,
+                                                norm_topk_prob, std::nullopt);
+    const auto [up, up_scale] = PackCpu(leaves[2].detach(), 32);
+    const auto [down, down_scale] = PackCpu(leaves[3].detach(), 32);
+    EXPECT_TRUE(at::equal(out, MoeCpu({leaves[0].detach(), leaves[1].detach(), up, up_scale, down,
+                                       down_scale, 2, norm_topk_prob, at::Tensor()})));
+    out.backward(dout);
+    std::vector<at::Tensor> plain;
+    for (const at::Tensor& leaf : {leaves[0], leaves[1], FakeQuantCpu(leaves[2].detach(), 32),
+                                   FakeQuantCpu(leaves[3].detach(), 32)}) {
+      plain.push_back(leaf.detach().clone().requires_grad_());
+    }
+    PlainMoe(plain[0], plain[1], plain[2], plain[3], norm_topk_prob).backward(dout);
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      const double error = (leaves[i].grad() - plain[i].grad()).norm().item<double>();
+      EXPECT_LT(error, 1e-5 * plain[i].grad().norm().item<double>()) << "leaf " << i;
+    }
+  }
 }
 
 }  // namespace

@@ -33,15 +33,20 @@ at::Tensor UnpackCuda(const at::Tensor& packed, const at::Tensor& scale);
 // dimensions of a weight are experts. w4a16_linear and w4a16_moe take it in place of the codes.
 at::Tensor KernelLayoutCuda(const at::Tensor& packed, const at::Tensor& scale);
 
-// y [..., O] = x [..., I] w'^T (+ bias), BF16 (on the CPU also FP32). On CUDA: from the kernel
-// layout, and up to 64 rows of x from codes, the canonical chain of docs/numerics.md; more rows of
-// x from codes are dequantised and multiplied by the library.
+// The weight w' (BF16 [..., O, I], shape and leading dimensions of the scale) of a kernel layout.
+at::Tensor UnpackLayoutCuda(const at::Tensor& layout, const at::Tensor& scale, int64_t in_features);
+
+// y [..., O] = x [..., I] w'^T (+ bias), BF16 (on the CPU also FP32). On CUDA the canonical chain
+// of docs/numerics.md for every number of rows: codes dequantised on the way, for many rows first.
+// A call with codes in place of the kernel layout packs them first (few rows), which reads and
+// writes all of them: more than a decode step's product itself.
 at::Tensor LinearCpu(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                      const std::optional<at::Tensor>& bias);
 at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                       const std::optional<at::Tensor>& bias);
 
-// A mixture of experts with its router, for rollouts (no gradient).
+// A mixture of experts with its router, for rollouts (no gradient). On CUDA few rows an expert and
+// many take different kernels, which give the same bits.
 struct MoeCall {
   at::Tensor x_TD;           // BF16 (on the CPU also FP32)
   at::Tensor router_ED;      // type of x

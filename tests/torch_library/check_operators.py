@@ -46,8 +46,25 @@ def check_linear(ops, device):
                 layout = ops.kernel_layout_int4(packed, scale)
                 whole = ops.w4a16_linear(x, layout, scale, bias)
                 assert (whole.double() - expected).abs().max() <= bound * expected.abs().max()
-                # Exact: a row's bits do not depend on the rows beside it.
+                assert torch.equal(ops.unpack_layout_int4(layout, scale, k), plain), (n, k)
+                # Exact: a row's bits depend neither on the rows beside it nor on the form of the weight.
                 assert torch.equal(whole[:1], ops.w4a16_linear(x[:1], packed, scale, bias)), (n, k, rows)
+                assert torch.equal(whole, y), (n, k, rows)
+
+
+def check_rows_of_linear(ops, device):
+    """Every number of rows has the same bits: few rows, many, and those that go to the library."""
+    if device != "cuda":
+        return
+    for n, k, group in ((1024, 768, 32), (2048, 4096, 128), (512, 8448, 128)):
+        packed, scale = ops.pack_int4(torch.randn(n, k, device=device) * 0.05, group)
+        layout, bias = ops.kernel_layout_int4(packed, scale), torch.randn(n, device=device).to(torch.bfloat16)
+        x = torch.randn(4096, k, device=device).to(torch.bfloat16)
+        for b in (None, bias):
+            whole = ops.w4a16_linear(x, layout, scale, b)
+            for rows in (1, 7, 33, 64, 127, 128, 513, 2047, 2048):
+                assert torch.equal(ops.w4a16_linear(x[:rows], layout, scale, b), whole[:rows]), (n, k, rows)
+                assert torch.equal(ops.w4a16_linear(x[-rows:], packed, scale, b), whole[-rows:]), (n, k, rows)
 
 
 def check_moe(ops, device):
@@ -75,6 +92,76 @@ def check_moe(ops, device):
             layouts = ops.kernel_layout_int4(up, up_scale), ops.kernel_layout_int4(down, down_scale)
             again = ops.w4a16_moe(x, router, (layouts[0], up_scale), (layouts[1], down_scale), slots)
             assert torch.equal(again, out), tokens
+
+
+def check_rows_of_moe(ops, device):
+    """The kernels for few rows an expert and for many: a token's bits do not depend on the other tokens."""
+    experts, slots, hidden, inner, group = 8, 2, 256, 128, 32
+    up = ops.pack_int4(torch.randn(experts, 2 * inner, hidden, device=device) * 0.05, group)
+    down = ops.pack_int4(torch.randn(experts, hidden, inner, device=device) * 0.05, group)
+    x = torch.randn(300, hidden, device=device).to(torch.bfloat16)
+    router = torch.randn(experts, hidden, device=device).to(torch.bfloat16) * 0.2
+    whole = ops.w4a16_moe(x, router, up, down, slots)
+    for tokens in (1, 5, 40, 63, 64, 65, 128, 299):
+        assert torch.equal(ops.w4a16_moe(x[:tokens], router, up, down, slots), whole[:tokens]), tokens
+
+
+def plain_moe(x, router, gate_up, down, slots, norm):
+    """The formula, in torch's own operators; every token through all experts."""
+    logits = x.float() @ router.float().T
+    probabilities = torch.softmax(logits, -1)
+    weights, ids = probabilities.topk(slots, -1)
+    if norm:
+        weights = weights / weights.sum(-1, keepdim=True)
+    gate, value = torch.einsum("td,efd->tef", x.float(), gate_up.float()).chunk(2, -1)
+    y = torch.einsum("tef,edf->ted", torch.nn.functional.silu(gate) * value, down.float())
+    return (weights.unsqueeze(-1) * y.gather(1, ids.unsqueeze(-1).expand(-1, -1, y.shape[-1]))).sum(1)
+
+
+def check_moe_gradients(ops, device):
+    experts, slots, hidden, inner, group = 8, 2, 128, 64, 32
+    for kind in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
+        bound = 1e-4 if kind == torch.float32 else 2e-2
+        for tokens, norm in ((5, True), (100, True), (100, False)):
+            x = torch.randn(tokens, hidden, device=device).to(kind).requires_grad_()
+            router = (torch.randn(experts, hidden, device=device) * 0.2).to(kind).requires_grad_()
+            gate_up = (torch.randn(experts, 2 * inner, hidden, device=device) * 0.2).requires_grad_()
+            down = (torch.randn(experts, hidden, inner, device=device) * 0.2).to(kind).requires_grad_()
+            leaves = (x, router, gate_up, down)
+            out = ops.w4a16_moe_train(x, router, gate_up, down, group, slots, norm)
+            with torch.no_grad():
+                rollout = ops.w4a16_moe(x, router, ops.pack_int4(gate_up, group), ops.pack_int4(down, group), slots,
+                                        norm)
+                assert torch.equal(out, rollout), (kind, tokens)
+                assert torch.equal(out, ops.w4a16_moe_train(x, router, gate_up, down, group, slots, norm))
+            dout = torch.randn(tokens, hidden, device=device)
+            grads = torch.autograd.grad(out, leaves, dout.to(out.dtype))
+            plain = plain_moe(x, router, ops.fake_quant_int4(gate_up, group), ops.fake_quant_int4(down, group), slots,
+                              norm)
+            expected = torch.autograd.grad(plain, leaves, dout.to(kind).float())
+            for name, ours, theirs, leaf in zip(("x", "router", "gate_up", "down"), grads, expected, leaves):
+                assert ours.dtype == leaf.dtype and ours.shape == leaf.shape, name
+                error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+                assert error < bound, (name, kind, tokens, norm, error.item())
+
+
+def check_linear_gradients(ops, device):
+    for kind in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
+        bound = 1e-4 if kind == torch.float32 else 2e-2
+        weight = torch.randn(96, 256, device=device, requires_grad=True)
+        bias = torch.randn(96, device=device).to(kind).requires_grad_()
+        x = torch.randn(3, 50, 256, device=device).to(kind).requires_grad_()
+        y = ops.w4a16_linear_train(x, weight, 64, bias)
+        assert torch.equal(y, ops.w4a16_linear(x, *ops.pack_int4(weight.detach(), 64), bias))
+        dy = torch.randn(3, 50, 96, device=device).to(kind)
+        grads = torch.autograd.grad(y, (x, weight, bias), dy)
+        plain = torch.nn.functional.linear(x.float(), ops.fake_quant_int4(weight, 64), bias.float())
+        for ours, theirs in zip(grads, torch.autograd.grad(plain, (x, weight, bias), dy.float())):
+            assert (ours.float() - theirs.float()).norm() / theirs.float().norm() < bound, kind
+        if device == "cuda":
+            packed, scale = ops.pack_int4(weight.detach(), 64)
+            layout = ops.kernel_layout_int4(packed, scale)
+            assert torch.equal(torch.autograd.grad(ops.w4a16_linear(x, layout, scale, bias), x, dy)[0], grads[0])
 
 
 def check_gradients(ops, device):
@@ -105,7 +192,8 @@ def main():
     torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
-        for check in (check_format, check_linear, check_moe, check_gradients, check_refusals):
+        for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
+                      check_linear_gradients, check_moe_gradients, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 

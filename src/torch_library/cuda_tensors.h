@@ -1,0 +1,61 @@
+// Torch tensors for the CUDA kernels: streams, checked pointers, shapes. Included by the CUDA parts
+// of the operators only.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "kernels/cuda/pack.h"
+#include "torch_library/shapes.h"
+
+namespace quatrain::torch_library {
+
+// The stream that torch works in on the tensor's device. Asked of torch's own guard, so that
+// nothing here links torch's CUDA part.
+inline cudaStream_t StreamOf(const at::Tensor& tensor) {
+  const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+  return static_cast<cudaStream_t>(guard.getStream(tensor.device()).native_handle());
+}
+
+template <class T>
+T* DeviceData(const at::Tensor& tensor, const at::Tensor& beside) {
+  QT_CHECK(tensor.is_contiguous(), "tensor layout");
+  if (tensor.device() != beside.device()) {
+    ThrowShape("tensor", "on " + beside.device().str(), tensor.device().str());
+  }
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+inline at::Tensor Empty(const at::Tensor& beside, at::IntArrayRef sizes, at::ScalarType type) {
+  return at::empty(sizes, beside.options().dtype(type));
+}
+
+// Of one of `experts` weights that lie one after the other.
+inline cuda::PackedShape PackedShapeOf(const MatrixShape& shape, int64_t experts) {
+  const cuda::PackedShape packed{.out_features = shape.rows / experts,
+                                 .in_features = shape.columns,
+                                 .group_size = shape.group_size,
+                                 .num_bits = 4};
+  cuda::CheckPackedShape(packed);
+  return packed;
+}
+
+inline cuda::CodeTensors TensorsOf(const at::Tensor& packed, const at::Tensor& scale) {
+  return {DeviceData<int32_t>(packed, packed), DeviceData<BFloat16>(scale, packed)};
+}
+
+// Leading dimensions of a weight.
+inline int64_t ExpertsOf(const at::Tensor& scale) {
+  return scale.numel() / (scale.size(-1) * scale.size(-2));
+}
+
+inline void CheckBFloat16(const at::Tensor& x) {
+  if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16", ShapeOf(x));
+}
+
+// The kernel layout of `packed`, which may be it already. Codes are packed by the call, which reads
+// and writes all of them.
+at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape);
+
+}  // namespace quatrain::torch_library

@@ -1,0 +1,183 @@
+#include "ops/elementwise_ops.h"
+#include "ops/moe_ops.h"
+#include "torch_library/cpu_tensors.h"
+#include "torch_library/moe.h"
+
+namespace quatrain::torch_library {
+namespace {
+
+// A layer's weights, checked and contiguous.
+struct Layer {
+  int64_t inner, hidden, num_experts;
+  MatrixShape up_shape, down_shape;
+  at::Tensor x_TD, router_ED, gate_up, gate_up_scale, down, down_scale;
+
+  explicit Layer(const MoeCall& call)
+      : inner(CheckMoe(call)),
+        hidden(call.x_TD.size(1)),
+        num_experts(call.router_ED.size(0)),
+        up_shape(ShapeOfScale(call.gate_up_scale, hidden)),
+        down_shape(ShapeOfScale(call.down_scale, inner)),
+        x_TD(call.x_TD.contiguous()),
+        router_ED(call.router_ED.contiguous()),
+        gate_up(call.gate_up.contiguous()),
+        gate_up_scale(call.gate_up_scale.contiguous()),
+        down(call.down.contiguous()),
+        down_scale(call.down_scale.contiguous()) {
+    CheckActivation(x_TD);
+    CheckCodes(gate_up, up_shape);
+    CheckCodes(down, down_shape);
+  }
+  WeightView Router() const {
+    return {.type = x_TD.scalar_type() == at::kFloat ? WeightType::kFloat32 : WeightType::kBFloat16,
+            .out_features = num_experts,
+            .in_features = hidden,
+            .data = router_ED.data_ptr()};
+  }
+  WeightView Gate(int64_t e) const {
+    return ViewOf(gate_up, gate_up_scale, up_shape, 2 * e * inner, inner);
+  }
+  WeightView Up(int64_t e) const {
+    return ViewOf(gate_up, gate_up_scale, up_shape, (2 * e + 1) * inner, inner);
+  }
+  WeightView Down(int64_t e) const {
+    return ViewOf(down, down_scale, down_shape, e * hidden, hidden);
+  }
+};
+
+at::Tensor RowsOf(const MoePermutation& permutation, const at::Tensor& tensor, int64_t e) {
+  return tensor.narrow(0, permutation.expert_begin[e],
+                       permutation.expert_begin[e + 1] - permutation.expert_begin[e]);
+}
+
+MoePermutation PermutationOf(const at::Tensor& ids_TK, int64_t num_experts) {
+  return PermuteByExpert({DataOf<int32_t>(ids_TK), static_cast<size_t>(ids_TK.numel())},
+                         num_experts, ids_TK.size(1));
+}
+
+struct GateAndUp {
+  at::Tensor gate_RF, up_RF;
+};
+GateAndUp RunGateUp(const OpContext& ctx, const Layer& layer, const MoePermutation& permutation,
+                    const at::Tensor& rows_RD) {
+  const GateAndUp both{EmptyTensor({rows_RD.size(0), layer.inner}, rows_RD.scalar_type()),
+                       EmptyTensor({rows_RD.size(0), layer.inner}, rows_RD.scalar_type())};
+  std::vector<LinearCall> calls;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    const at::Tensor x = RowsOf(permutation, rows_RD, e);
+    calls.push_back({x, layer.Gate(e), {}, RowsOf(permutation, both.gate_RF, e)});
+    calls.push_back({x, layer.Up(e), {}, RowsOf(permutation, both.up_RF, e)});
+  }
+  RunLinear(ctx, calls);
+  return both;
+}
+
+at::Tensor IntsOf(const std::vector<int64_t>& values) {
+  return at::tensor(values, at::TensorOptions().dtype(at::kInt));
+}
+
+}  // namespace
+
+MoeSaved MoeForwardCpu(const MoeCall& call) {
+  const Layer layer(call);
+  CallThreads threads;
+  const OpContext& ctx = threads.context();
+  MoeSaved saved;
+  saved.logits_TE = LinearLogits(ctx, layer.x_TD, layer.Router());
+  const Routing routing =
+      Route(ctx, {layer.num_experts, call.experts_per_token, call.norm_topk_prob}, saved.logits_TE,
+            call.ids_TK.defined() ? call.ids_TK.contiguous() : call.ids_TK);
+  saved.ids_TK = routing.ids_TK;
+  saved.weights_TK = routing.weights_TK;
+  const MoePermutation permutation = PermutationOf(saved.ids_TK, layer.num_experts);
+  saved.expert_begin = IntsOf(permutation.expert_begin);
+  saved.row_token = at::tensor(permutation.row_token, at::kInt);
+  saved.slot_row = at::tensor(permutation.slot_row, at::kInt).view_as(saved.ids_TK);
+  const at::Tensor rows_RD = GatherTokens(ctx, layer.x_TD, permutation);
+  const auto [gate_RF, up_RF] = RunGateUp(ctx, layer, permutation, rows_RD);
+  saved.h_RF = SiluMul(ctx, gate_RF, up_RF);
+  saved.y_RD = EmptyTensor(rows_RD.sizes(), rows_RD.scalar_type());
+  std::vector<LinearCall> calls;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    calls.push_back({RowsOf(permutation, saved.h_RF, e),
+                     layer.Down(e),
+                     {},
+                     RowsOf(permutation, saved.y_RD, e)});
+  }
+  RunLinear(ctx, calls);
+  saved.out_TD = Combine(ctx, saved.y_RD, saved.weights_TK, permutation);
+  return saved;
+}
+
+at::Tensor MoeCpu(const MoeCall& call) { return MoeForwardCpu(call).out_TD; }
+
+MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
+  const Layer layer(call);
+  CallThreads threads;
+  const OpContext& ctx = threads.context();
+  const MoePermutation permutation = PermutationOf(saved.ids_TK, layer.num_experts);
+  const auto [dy_RD, dweights_TK] =
+      CombineGrad(ctx, saved.y_RD, saved.weights_TK, permutation, dout.to(at::kFloat).contiguous());
+  MoeGrads grads;
+  const int64_t rows = dy_RD.size(0);
+  grads.ddown = ZeroTensor({layer.num_experts, layer.hidden, layer.inner}, at::kFloat);
+  const at::Tensor dh_RF = ZeroTensor({rows, layer.inner}, at::kFloat);
+  std::vector<LinearGradCall> calls;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    calls.push_back({.x_TI = RowsOf(permutation, saved.h_RF, e),
+                     .weight = layer.Down(e),
+                     .dy_TO = RowsOf(permutation, dy_RD, e),
+                     .dx_TI = RowsOf(permutation, dh_RF, e),
+                     .dweight_OI = grads.ddown[e]});
+  }
+  RunLinearGrad(ctx, calls);
+  const at::Tensor rows_RD = GatherTokens(ctx, layer.x_TD, permutation);
+  const auto [gate_RF, up_RF] = RunGateUp(ctx, layer, permutation, rows_RD);
+  const auto [dgate_RF, dup_RF] = SiluMulGrad(ctx, gate_RF, up_RF, dh_RF);
+  grads.dgate_up = ZeroTensor({layer.num_experts, 2 * layer.inner, layer.hidden}, at::kFloat);
+  at::Tensor drows_RD = ZeroTensor({rows, layer.hidden}, at::kFloat);
+  const at::Tensor by_up_RD = ZeroTensor({rows, layer.hidden}, at::kFloat);
+  calls.clear();
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    const at::Tensor x = RowsOf(permutation, rows_RD, e);
+    calls.push_back({.x_TI = x,
+                     .weight = layer.Gate(e),
+                     .dy_TO = RowsOf(permutation, dgate_RF, e),
+                     .dx_TI = RowsOf(permutation, drows_RD, e),
+                     .dweight_OI = grads.dgate_up[e].narrow(0, 0, layer.inner)});
+    calls.push_back({.x_TI = x,
+                     .weight = layer.Up(e),
+                     .dy_TO = RowsOf(permutation, dup_RF, e),
+                     .dx_TI = RowsOf(permutation, by_up_RD, e),
+                     .dweight_OI = grads.dgate_up[e].narrow(0, layer.inner, layer.inner)});
+  }
+  RunLinearGrad(ctx, calls);
+  drows_RD.add_(by_up_RD);
+  const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
+  grads.drouter = ZeroTensor({layer.num_experts, layer.hidden}, at::kFloat);
+  grads.dx = ZeroTensor(layer.x_TD.sizes(), at::kFloat);
+  const LinearGradCall router{.x_TI = layer.x_TD,
+                              .weight = layer.Router(),
+                              .dy_TO = dlogits_TE,
+                              .dx_TI = grads.dx,
+                              .dweight_OI = grads.drouter};
+  RunLinearGrad(ctx, {&router, 1});
+  GatherTokensGrad(ctx, drows_RD, permutation, grads.dx);
+  return grads;
+}
+
+at::Tensor WeightGradCpu(const at::Tensor& dy, const at::Tensor& x) {
+  CheckActivation(x);
+  const at::Tensor dy_RN = dy.to(at::kFloat).reshape({-1, dy.size(-1)}).contiguous();
+  const at::Tensor x_RK = x.reshape({-1, x.size(-1)}).contiguous();
+  at::Tensor dweight = ZeroTensor({dy_RN.size(1), x_RK.size(1)}, at::kFloat);
+  CallThreads threads;
+  const LinearGradCall call{.x_TI = x_RK,
+                            .weight = {.out_features = dy_RN.size(1), .in_features = x_RK.size(1)},
+                            .dy_TO = dy_RN,
+                            .dweight_OI = dweight};
+  RunLinearGrad(threads.context(), {&call, 1});
+  return dweight;
+}
+
+}  // namespace quatrain::torch_library
