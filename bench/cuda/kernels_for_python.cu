@@ -360,7 +360,8 @@ void QtDequantizePacked(const QtWeight* a, cudaStream_t stream) {
 }
 // x times a BF16 weight, by the pinned library; sums may be null unless K is cut. One stream at a
 // time.
-void QtLinearLibrary(const QtLinearOverCodes* a, const void* weight, void* sums, cudaStream_t stream) {
+void QtLinearLibrary(const QtLinearOverCodes* a, const void* weight, void* sums,
+                     cudaStream_t stream) {
   static quatrain::cuda::LinearLibrary* const library =
       quatrain::cuda::LinearLibrary::Open().release();
   library->Multiply({.weight_NK = static_cast<const BFloat16*>(weight),
