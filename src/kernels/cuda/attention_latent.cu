@@ -61,11 +61,12 @@ __device__ __forceinline__ void SetWord(float (&o)[128], int i, const float4& wo
 enum class Merge { kFirst, kMiddle, kLast };
 
 // The end of a segment: outputs into the totals at `mine`, and zero; of the last one, the totals
-// into the outputs.
+// into the outputs. Warps without rows have no totals, and whatever in their outputs.
 template <Merge kMerge>
 __device__ __forceinline__ void MergeIntoTotals(float (&o)[128], const SegmentState& row, float c,
                                                 RowTotals& totals, float4* mine) {
   constexpr int kBatch = 8;
+  if (mine == nullptr) return;
   const SegmentFactors f[2] = {MergeRow(row, 0, c, totals), MergeRow(row, 1, c, totals)};
 #pragma unroll
   for (int begin = 0; begin < kLatentWords; begin += kBatch) {
@@ -187,8 +188,12 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
   const int visible[2] = {VisibleKeys(a, work, my_row), VisibleKeys(a, work, my_row + 8)};
   if (kGroup == 0 && thread == 0 && is_walk) *word = TakeSlot(scratch);
   CopyQueries(a, work, base);
-  float4* const mine = reinterpret_cast<float4*>(scratch.sums) +
-                       ((is_walk ? *word : 0) * 2 + kGroup) * kLatentWords * kGroupThreads + thread;
+  // Null: the warp has no rows.
+  float4* const mine =
+      work.first_row + thread / 32 * 16 >= work.num_rows
+          ? nullptr
+          : reinterpret_cast<float4*>(scratch.sums) +
+                ((is_walk ? *word : 0) * 2 + kGroup) * kLatentWords * kGroupThreads + thread;
   float o[128] = {};
   float s[32];
   uint32_t p[16];
@@ -426,6 +431,7 @@ void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaS
   copies.box_rows = args.block_size == 0 || args.block_size >= kAttentionBlock ? kAttentionBlock
                     : args.block_size >= kLeastBoxRows                         ? args.block_size
                                                                                : 0;
+  copies.comes_once = plan.tiles <= 2;
   if (copies.box_rows > 0) {
     // How many rows there are is not known here; boxes stay within the sequences.
     copies.kv =

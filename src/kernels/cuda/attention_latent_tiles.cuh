@@ -23,6 +23,7 @@ struct TileCopies {
   CUtensorMap kv;
   int box_rows;  // 0: no boxes
   int block_shift;
+  bool comes_once;  // few CTAs read a tile, at about the same time: first out of the L2
 };
 
 // Shared memory: queries, tiles, what is known of the rows after each of the last two tiles, the
@@ -60,6 +61,7 @@ __device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
   const int num_keys = static_cast<int>(work.seq.num_keys);
   const KeyRows keys = {work.seq.block_table, work.seq.kv_begin, copies.block_shift, num_keys};
   const int boxes_of_panel = copies.box_rows > 0 ? kAttentionBlock / copies.box_rows : 0;
+  const uint64_t policy = EvictFirstPolicy();
   WaitForPreviousKernel();
 #pragma unroll 1
   for (int block = 0; block < work.num_blocks; ++block) {
@@ -80,8 +82,13 @@ __device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
     for (int i = static_cast<int>(threadIdx.x); i < boxes_of_panel * kPanels; i += 32) {
       const int panel = i / boxes_of_panel;
       const int row = i % boxes_of_panel * copies.box_rows;
-      CopyBox(tile + panel * kPanelBytes + row * 128, &copies.kv, panel * 64,
-              keys.RowOf(first + row), full + 8 * (panel / (kPanels / kParts)));
+      const uint32_t place = tile + panel * kPanelBytes + row * 128;
+      const uint32_t part_full = full + 8 * (panel / (kPanels / kParts));
+      if (copies.comes_once) {
+        CopyBoxOnce(place, &copies.kv, panel * 64, keys.RowOf(first + row), part_full, policy);
+      } else {
+        CopyBox(place, &copies.kv, panel * 64, keys.RowOf(first + row), part_full);
+      }
     }
   }
 }

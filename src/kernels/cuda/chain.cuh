@@ -192,6 +192,15 @@ __device__ __forceinline__ void CopyBox(uint32_t destination, const void* map, i
       : "memory");
 }
 
+__device__ __forceinline__ void CopyBoxOnce(uint32_t destination, const void* map, int column,
+                                            int row, uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 // The same box into the L2, where it stays the newest: right while others write it, too.
 __device__ __forceinline__ void PrefetchBox(const void* map, int column, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
