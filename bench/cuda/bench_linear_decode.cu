@@ -8,6 +8,7 @@
 //   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide] > rows.jsonl
 //   ./bench_linear_decode int4|int8|bf16 N K G M[,M...]                       rows of one shape
 //   ./bench_linear_decode int4|int8|bf16 N K G M TOKENS WARPGROUPS CLUSTER    one plan
+//   ./bench_linear_decode int4|int8|bf16 N K G M UNITS GROUPS CTAS KB CHUNKS  one of decode
 //
 // A row: kernel, n, k, m, g, microseconds, bytes of weights, TB/s, share of the streaming read,
 // cuBLAS microseconds and ratio, outputs that differ from the reference chain and from cuBLAS with
@@ -111,6 +112,12 @@ class LinearBench {
     max_tokens_ = std::max(kFewestRows, m);
     Prepare(c, m);
     SweepOneWide(c, m, plan);
+  }
+
+  void OneDecode(const Case& c, int m, const cuda::DecodePlan& plan) {
+    max_tokens_ = kFewestRows;
+    Prepare(c, m);
+    SweepOne(c, m, plan);
   }
 
   // The same of plans for more tokens.
@@ -362,7 +369,7 @@ int main(int argc, char** argv) {
   const double rate = StreamingReadRate(stream);
   std::printf("{\"kernel\": \"streaming read\", \"tb_per_s\": %.3f}\n", rate);
   LinearBench bench(stream, cublas, rate);
-  if (argc == 6 || argc == 9) {
+  if (argc == 6 || argc == 9 || argc == 11) {
     const auto number = [&](int i) { return std::atoi(argv[i]); };
     const std::string name = argv[1];
     const auto type = name == "bf16"   ? quatrain::WeightType::kBFloat16
@@ -371,6 +378,10 @@ int main(int argc, char** argv) {
     const Case c{type, number(2), number(3), number(4)};
     if (argc == 9) {
       bench.One(c, number(5), {number(6), number(7), number(8)});
+      return 0;
+    }
+    if (argc == 11) {
+      bench.OneDecode(c, number(5), {number(6), number(7), number(8), number(9) << 10, number(10)});
       return 0;
     }
     std::vector<int> tokens;

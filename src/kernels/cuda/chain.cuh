@@ -154,6 +154,24 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Whether both phases have ended; does not wait.
+__device__ __forceinline__ bool BarrierTestBoth(uint32_t first, uint32_t first_parity,
+                                                uint32_t second, uint32_t second_parity) {
+  uint32_t is_done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done, other;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 other, [%3], %4;\n"
+      "and.pred done, done, other;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(is_done)
+      : "r"(first), "r"(first_parity), "r"(second), "r"(second_parity)
+      : "memory");
+  return is_done != 0;
+}
+
 // Waits for two barriers at once.
 __device__ __forceinline__ void BarrierWaitBoth(uint32_t first, uint32_t first_parity,
                                                 uint32_t second, uint32_t second_parity) {
@@ -207,6 +225,20 @@ __device__ __forceinline__ void PrefetchBox(const void* map, int column, int row
                "r"(column), "r"(row)
                : "memory");
 }
+
+// CopyBox of a map of three dimensions (tensor_map.h, BoxesInRow).
+struct BoxPlace {
+  int column, row, box;
+};
+__device__ __forceinline__ void CopyBoxes(uint32_t destination, const void* map,
+                                          const BoxPlace& from, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4}], [%5];" ::"r"(destination),
+      "l"(map), "r"(from.column), "r"(from.row), "r"(from.box), "r"(barrier)
+      : "memory");
+}
+
 // Brings a tensor map near the copy engine, which otherwise fetches it for its first box.
 __device__ __forceinline__ void PrefetchMap(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

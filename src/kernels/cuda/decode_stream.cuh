@@ -11,7 +11,7 @@
 // tokens on the n8 side in tiles of 8: what a warp reads from shared memory grows with the tokens,
 // not with the tile, and one kernel serves every number of tokens with the same bits. A warp walks
 // kRowUnits units x kTokenTiles tiles over the whole K of its segment, chunk by chunk (K128, 8
-// steps). Operands are made a pair of steps ahead, codes are read half a chunk ahead. The first
+// steps). Operands are made a pair of steps ahead, codes are read a whole chunk ahead. The first
 // weight copies are under way before griddepcontrol.wait, which only the activation warp executes.
 //
 // What a unit is, where x rows lie and what becomes of a finished sum is the Work's affair:
@@ -49,8 +49,11 @@ struct StreamLayout {
   int num_stages = 0;      // of the longest segment
   int weight_slots = 0;    // of each warp's ring
   int x_slots = 0;
-  int x_rows = 0;               // rows reserved in a slot
-  int x_is_resident = 0;        // the slots hold all of x, until a round has a new one
+  int x_rows = 0;         // rows reserved in a slot
+  int x_is_resident = 0;  // the slots hold all of x, until a round has a new one
+  // Stages whose weights are asked for before the next kernel may start.
+  int start_next_after = 0;
+  int boxes_at_once = 1;        // of x, in a copy: one, or those of a stage
   uint32_t stream_pitch = 0;    // of a weight stream in a ring slot
   uint32_t x_pitch = 0;         // of a row of x in a slot
   uint32_t partial_offset = 0;  // offsets in shared memory
@@ -59,6 +62,11 @@ struct StreamLayout {
   uint32_t shared_bytes = 0;
 
   QT_HOST_DEVICE uint32_t XSlotBytes() const { return num_segments * x_rows * x_pitch; }
+  QT_HOST_DEVICE int BoxBytes() const { return x_rows * kBoxRowBytes; }
+  QT_HOST_DEVICE int BoxCopyBytes() const { return boxes_at_once * BoxBytes(); }
+  QT_HOST_DEVICE int FirstInput(int segment, int stage) const {
+    return segment * segment_inputs + stage * stage_chunks * static_cast<int>(kChunkInputs);
+  }
   // Inputs of a segment, and those of its stage.
   QT_HOST_DEVICE int InputsOf(int segment) const {
     const int left = in_features - segment * segment_inputs;
@@ -99,31 +107,46 @@ struct RingPosition {
   }
 };
 
-// x of one stage as at most 32 rows, each in one copy; lane l has row l. Columns past a segment's
-// end are zero to the end of the chunk.
-__device__ __forceinline__ void CopyRows(const StreamLayout& layout, const BFloat16* row_of_lane,
-                                         int rows, int stage, int lane, uint32_t slot,
-                                         uint32_t full) {
+// Copies of boxes that bring a stage of x to a segment.
+__device__ __forceinline__ int NumBoxCopies(const StreamLayout& layout, int segment, int stage) {
+  constexpr int kInputs = static_cast<int>(kChunkInputs);
+  const int boxes = (layout.InputsOf(segment, stage) + kInputs - 1) / kInputs * kBoxesPerChunk;
+  return (boxes + layout.boxes_at_once - 1) / layout.boxes_at_once;
+}
+
+// Makes the barrier `full` of a slot wait for x of one stage. Where rows come one by one, columns
+// past a segment's end are zero to the end of the chunk.
+template <class Work>
+__device__ __forceinline__ void ExpectStage(const StreamLayout& layout, int rows, int stage,
+                                            int lane, uint32_t slot, uint32_t full) {
   int total = 0;
   for (int segment = 0; segment < layout.num_segments; ++segment) {
-    const int bytes = 2 * layout.InputsOf(segment, stage);
-    total += bytes * rows;
-    for (int row = 0; bytes % kChunkXBytes != 0 && row < rows; ++row) {
-      const uint32_t at = slot + (segment * layout.x_rows + row) * layout.x_pitch;
-      const int end = (bytes + kChunkXBytes - 1) / kChunkXBytes * kChunkXBytes;
-      ClearShared(at + bytes, end - bytes, lane);
+    if constexpr (Work::kIsTiled) {
+      total += NumBoxCopies(layout, segment, stage) * layout.BoxCopyBytes();
+    } else {
+      const int bytes = 2 * layout.InputsOf(segment, stage);
+      total += bytes * rows;
+      for (int row = 0; bytes % kChunkXBytes != 0 && row < rows; ++row) {
+        const uint32_t at = slot + (segment * layout.x_rows + row) * layout.x_pitch;
+        const int end = (bytes + kChunkXBytes - 1) / kChunkXBytes * kChunkXBytes;
+        ClearShared(at + bytes, end - bytes, lane);
+      }
     }
   }
   __syncwarp();
   if (lane == 0) BarrierExpect(full, total);
   __syncwarp();
+}
+
+// x of one stage as at most 32 rows, each in one copy; lane l has row l.
+__device__ __forceinline__ void CopyRows(const StreamLayout& layout, const BFloat16* row_of_lane,
+                                         int rows, int stage, int lane, uint32_t slot,
+                                         uint32_t full) {
   for (int segment = 0; segment < layout.num_segments; ++segment) {
     const int bytes = 2 * layout.InputsOf(segment, stage);
-    const int first = segment * layout.segment_inputs +
-                      stage * layout.stage_chunks * static_cast<int>(kChunkInputs);
     if (lane < rows && bytes > 0) {
-      CopyBulk(slot + (segment * layout.x_rows + lane) * layout.x_pitch, row_of_lane + first, bytes,
-               full);
+      CopyBulk(slot + (segment * layout.x_rows + lane) * layout.x_pitch,
+               row_of_lane + layout.FirstInput(segment, stage), bytes, full);
     }
   }
 }
@@ -133,23 +156,15 @@ __device__ __forceinline__ void CopyRows(const StreamLayout& layout, const BFloa
 template <class Work>
 __device__ __forceinline__ void CopyBoxes(const StreamLayout& layout, const Work& work, int stage,
                                           int lane, uint32_t slot, uint32_t full) {
-  const uint32_t box_bytes = layout.x_rows * kBoxRowBytes;
-  const auto boxes_of = [&](int segment) {
-    return (layout.InputsOf(segment, stage) + static_cast<int>(kChunkInputs) - 1) /
-           static_cast<int>(kChunkInputs) * kBoxesPerChunk;
-  };
-  if (lane == 0) {
-    int boxes = 0;
-    for (int segment = 0; segment < layout.num_segments; ++segment) boxes += boxes_of(segment);
-    BarrierExpect(full, boxes * box_bytes);
-  }
-  __syncwarp();
   for (int segment = 0; segment < layout.num_segments; ++segment) {
-    const int first = segment * layout.segment_inputs +
-                      stage * layout.stage_chunks * static_cast<int>(kChunkInputs);
-    for (int box = lane; box < boxes_of(segment); box += 32) {
-      CopyBox(slot + (segment * layout.stage_chunks * kBoxesPerChunk + box) * box_bytes, work.x_map,
-              first + box * kBoxColumns, work.x_row, full);
+    const uint32_t to = slot + segment * layout.stage_chunks * kBoxesPerChunk * layout.BoxBytes();
+    const int first = layout.FirstInput(segment, stage) / kBoxColumns;
+    for (int i = lane; i < NumBoxCopies(layout, segment, stage); i += 32) {
+      const int box = i * layout.boxes_at_once;
+      CopyBoxes(to + box * layout.BoxBytes(), work.x_map,
+                {layout.boxes_at_once > 1 ? 0 : (first + box) * kBoxColumns, work.x_row,
+                 layout.boxes_at_once > 1 ? first + box : 0},
+                full);
     }
   }
 }
@@ -159,20 +174,29 @@ template <class Work>
 __device__ void StreamActivations(const StreamLayout& layout, const Work& work, uint32_t base,
                                   int lane) {
   const StreamBarriers barriers(base, layout, 0);
+  const auto slot_at = [&](int slot) {
+    return base + layout.x_offset + slot * layout.XSlotBytes();
+  };
+  // What needs no x is done before the wait for the kernel that writes it.
+  const int num_ahead = work.num_rounds == 0 ? 0 : min(layout.x_slots, layout.num_stages);
+  for (int stage = 0; stage < num_ahead; ++stage) {
+    ExpectStage<Work>(layout, work.Rows(0), stage, lane, slot_at(stage),
+                      barriers.x_full + 8 * stage);
+  }
+  WaitForPreviousKernel();
   RingPosition ring;
   int filled = 0;
   for (int round = 0; round < work.num_rounds; ++round) {
     if (layout.x_is_resident && !work.HasNewX(round)) continue;
     const int rows = work.Rows(round);
     const BFloat16* const row_of_lane = lane < rows ? work.Row(round, lane) : nullptr;
-    for (int stage = 0; stage < layout.num_stages; ++stage) {
+    for (int stage = 0; stage < layout.num_stages; ++stage, ++filled) {
+      const uint32_t slot = slot_at(ring.slot);
+      const uint32_t full = barriers.x_full + 8 * ring.slot;
       if (filled >= layout.x_slots) {
         BarrierWait(barriers.x_empty + 8 * ring.slot, ring.parity ^ 1);
-      } else {
-        ++filled;
       }
-      const uint32_t slot = base + layout.x_offset + ring.slot * layout.XSlotBytes();
-      const uint32_t full = barriers.x_full + 8 * ring.slot;
+      if (filled >= num_ahead) ExpectStage<Work>(layout, rows, stage, lane, slot, full);
       if constexpr (Work::kIsTiled) {
         CopyBoxes(layout, work, stage, lane, slot, full);
       } else {
@@ -193,6 +217,7 @@ __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint
   const int stage_bytes = layout.stage_chunks * Format::kChunkBytes;
   RingPosition ring[kPasses];
   int filled[kPasses] = {};
+  int stages_before_next = layout.start_next_after;
   for (int round = 0; round < work.num_rounds; ++round) {
     const uint8_t* source[kPasses];
     int left[kPasses];
@@ -234,6 +259,7 @@ __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint
           ring[pass].Advance(layout.weight_slots);
         }
       }
+      if (--stages_before_next == 0) LetNextKernelStart();
     }
   }
 }
@@ -326,10 +352,16 @@ struct ChainWarp {
     KeepInRegister(&x_parity_mask);
   }
 
-  // Waits for the stage at w and x and points to its first chunk.
-  __device__ __forceinline__ void EnterStage() {
+  // The stage at w and x: whether it is there, the wait for it, its first chunk.
+  __device__ __forceinline__ bool HasStage() const {
+    return BarrierTestBoth(barriers.weight_full + 8 * w.slot, w.parity,
+                           barriers.x_full + 8 * x.slot, (x.parity & x_parity_mask) ^ x_phase);
+  }
+  __device__ __forceinline__ void WaitForStage() const {
     BarrierWaitBoth(barriers.weight_full + 8 * w.slot, w.parity, barriers.x_full + 8 * x.slot,
                     (x.parity & x_parity_mask) ^ x_phase);
+  }
+  __device__ __forceinline__ void PointToStage() {
     now_w = weights_at + w.slot * slot_bytes;
     now_x = x.slot * x_slot_bytes;
   }
@@ -399,32 +431,36 @@ struct ChainWarp {
     Step(o[1]);
   }
 
-  // The same for a stage's last chunk: gives the stage back and goes on to the next one if there
-  // is one, while the last steps run.
+  // The same for a stage's last chunk: gives the stage back and goes on to the next one. A branch
+  // makes the compiler wait for the steps before it, so the one that is there is seldom taken, and
+  // where no stage follows, what nobody uses is read.
   __device__ __forceinline__ void WalkLastChunk(bool has_next, Codes* codes, Operands (&o)[2]) {
+    const uint32_t weight_done = barriers.weight_empty + 8 * w.slot;
+    const uint32_t x_done = barriers.x_empty + 8 * x.slot;
+    w.Advance(weight_slots);
+    x.Advance(x_slots);
     MakeOperands(*codes, 1, &o[1]);
     Step(o[0]);
+    const bool is_there = HasStage();
     MakeOperands(*codes, 2, &o[0]);
     Step(o[1]);
     MakeOperands(*codes, 3, &o[1]);
+    BarrierArriveOnce(weight_done, lane == 0);
+    BarrierArriveOnce(x_done, lane == 0 && gives_x_back);
+    if (has_next && !is_there) WaitForStage();
+    PointToStage();
+    LoadCodes(0, codes);
     Step(o[0]);
-    BarrierArriveOnce(barriers.weight_empty + 8 * w.slot, lane == 0);
-    BarrierArriveOnce(barriers.x_empty + 8 * x.slot, lane == 0 && gives_x_back);
-    w.Advance(weight_slots);
-    x.Advance(x_slots);
-    if (has_next) {
-      EnterStage();
-      LoadCodes(0, codes);
-    }
+    MakeOperands(*codes, 0, &o[0]);
     Step(o[1]);
-    if (has_next) MakeOperands(*codes, 0, &o[0]);
   }
 
   // Walks all chunks of a round.
   __device__ __forceinline__ void WalkStages(int num_chunks) {
     Codes codes[2];
     Operands operands[2];
-    EnterStage();
+    WaitForStage();
+    PointToStage();
     LoadCodes(0, &codes[0]);
     MakeOperands(codes[0], 0, &operands[0]);
     int left = num_chunks;
@@ -550,7 +586,6 @@ __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work
       if (lane == 0) PrefetchMap(work.x_map);
     }
     __syncthreads();
-    WaitForPreviousKernel();
     StreamActivations(layout, work, base, lane);
   }
 }

@@ -36,6 +36,13 @@ void CheckArgs(const LinearDecodeArgs& args) {
                  fmt::format("{} bits, group size {}", s.num_bits, g));
     }
   }
+  if (args.epilogue == LinearEpilogue::kSwiGlu) {
+    if (args.type == WeightType::kBFloat16 || s.out_features % 16 != 0) {
+      ThrowShape("for SwiGLU codes, N a multiple of 16", fmt::format("N {}", s.out_features));
+    }
+    QT_CHECK(args.bias == nullptr && args.residual == nullptr && args.y != nullptr,
+             "SwiGLU gives y alone");
+  }
   QT_CHECK((args.y == nullptr) != (args.y_float == nullptr), "one of y and y_float");
   QT_CHECK(args.residual == nullptr || args.y != nullptr, "a residual needs y");
 }
@@ -59,7 +66,8 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
   const int max_groups = kMaxChainWarps / segments;
   DecodePlan plan;
   const bool is_plain = args.type == WeightType::kBFloat16;
-  plan.row_units = is_plain || units * segments <= 2 * num_multiprocessors ? 1 : 2;
+  const bool is_pair = args.epilogue == LinearEpilogue::kSwiGlu;
+  plan.row_units = !is_pair && (is_plain || units * segments <= 2 * num_multiprocessors) ? 1 : 2;
   const int64_t all = (units + plan.row_units - 1) / plan.row_units;
   // Measured on an H100 (bench/cuda/bench_linear_decode.cu sweep). Up to 6 warps' work on a
   // multiprocessor: one CTA of half its memory, beside it the next kernel's, whose weights arrive
@@ -95,6 +103,7 @@ void LinearDecode(const LinearDecodeArgs& args, const DecodePlan& plan, cudaStre
   CheckArgs(args);
   const int64_t n = args.shape.out_features;
   const int64_t k = args.shape.in_features;
+  QT_CHECK(args.epilogue == LinearEpilogue::kSums || plan.row_units == 2, "gate and up in a warp");
   // Every segment needs its own part of x in shared memory.
   const int64_t most = kMaxTokensPerLaunch / NumSegments(n, k);
   for (int64_t begin = 0; begin < args.num_tokens; begin += most) {
@@ -107,7 +116,7 @@ void LinearDecode(const LinearDecodeArgs& args, const DecodePlan& plan, cudaStre
     launch.args.x += begin * (args.x_stride == 0 ? k : args.x_stride);
     launch.args.num_tokens = std::min(most, args.num_tokens - begin);
     if (args.residual != nullptr) launch.args.residual += begin * n;
-    if (args.y != nullptr) launch.args.y += begin * n;
+    if (args.y != nullptr) launch.args.y += begin * args.NumOutputs();
     if (args.y_float != nullptr) launch.args.y_float += begin * n;
     switch (args.type) {
       case WeightType::kInt4:

@@ -16,6 +16,13 @@
 
 namespace quatrain::cuda {
 
+// What becomes of the sums of a row of x.
+enum class LinearEpilogue {
+  kSums,    // y [tokens, N], with bias and residual where they are given
+  kSwiGlu,  // N rows are gate and up; y [tokens, N / 2] = SwiGLU of the rounded sums: the bits of
+            // kSums and the kernel SwiGlu (elementwise.h). Codes, N a multiple of 16, y alone.
+};
+
 // Device memory throughout. K is a multiple of 8; x, its stride in bytes, and BF16 weights are
 // 16-byte aligned.
 struct LinearDecodeArgs {
@@ -29,6 +36,12 @@ struct LinearDecodeArgs {
   const BFloat16* residual = nullptr;  // [tokens, N] or null: y = round(residual + round(sum))
   BFloat16* y = nullptr;               // [tokens, N]; exactly one of y and y_float
   float* y_float = nullptr;            // [tokens, N], not rounded (logits)
+  LinearEpilogue epilogue = LinearEpilogue::kSums;
+
+  // Columns of y.
+  int64_t NumOutputs() const {
+    return epilogue == LinearEpilogue::kSwiGlu ? shape.out_features / 2 : shape.out_features;
+  }
 };
 
 // Segments of K that the canonical order demands for a fused, unsharded [N, K] matrix: 1, 2 or 4.

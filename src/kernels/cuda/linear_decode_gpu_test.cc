@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/cuda/device_weight_test.h"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_reference.h"
 #include "kernels/cuda/linear_wide.h"
@@ -342,6 +343,46 @@ TEST(PackGpu, CountsScalesThatTheKernelsCannotMultiply) {
   PackWeights(shape, {weight.codes.data(), weight.scale.data()}, weight.packed.data(), count.data(),
               nullptr);
   EXPECT_EQ(count.Download()[0], 2);
+}
+
+// Gate and up in one launch: few tokens, many, segments of K, several warpgroups and tiles.
+TEST(LinearDecodeGpu, SwiGluInTheEpilogueIsThatOfTheKernel) {
+  QT_NEEDS_DEVICE();
+  for (const ShapeCase& c : {ShapeCase{1024, 512, 128, 4}, ShapeCase{144, 320, 32, 4},
+                             ShapeCase{64, 8320, 64, 4}, ShapeCase{4112, 256, 256, 8}}) {
+    const PackedShape shape{c.n, c.k, c.g, c.bits};
+    DeviceWeight weight(shape, RandomCodes(shape, 11));
+    const int64_t most = 150;
+    DeviceVector<BFloat16> x(RandomRounded<BFloat16>(most * c.k, 5));
+    for (const int64_t tokens : {1, 2, 7, 16, 33, 64, 150}) {
+      DeviceVector<BFloat16> sums(tokens * c.n), two(tokens * c.n / 2), one(tokens * c.n / 2);
+      LinearDecodeArgs args{.type = c.bits == 4 ? WeightType::kInt4 : WeightType::kInt8,
+                            .shape = shape,
+                            .weight = weight.packed.data(),
+                            .x = x.data(),
+                            .num_tokens = tokens,
+                            .y = sums.data()};
+      LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious);
+      SwiGlu({sums.data(), sums.data() + c.n / 2, tokens, c.n / 2, c.n, two.data()}, nullptr,
+             LaunchOrder::kAfterPrevious);
+      args.y = one.data();
+      args.epilogue = LinearEpilogue::kSwiGlu;
+      LinearDecode(args, nullptr, LaunchOrder::kAfterPrevious);
+      EXPECT_EQ(CountDifferences(one.Download(), two.Download()), 0)
+          << c.n << " x " << c.k << ", " << tokens << " tokens";
+    }
+  }
+}
+
+TEST(LinearDecodeGpu, SwiGluTakesCodesOfWholePairs) {
+  BFloat16 y;
+  LinearDecodeArgs args{.type = WeightType::kInt4,
+                        .shape = {24, 128, 128, 4},
+                        .num_tokens = 1,
+                        .y = &y,
+                        .epilogue = LinearEpilogue::kSwiGlu};
+  EXPECT_THROW(LinearDecode(args, DecodePlan{.row_units = 2}, nullptr, LaunchOrder::kAfterPrevious),
+               Error);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // instantiates it.
 #pragma once
 
+#include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/decode_layout.h"
 #include "kernels/cuda/decode_stream.cuh"
 #include "kernels/cuda/launch.h"
@@ -40,7 +41,9 @@ struct DenseWork {
   int64_t stream_stride;   // bytes from a unit (codes) or row (BF16) to the next
   int64_t segment_stride;  // bytes of a stream in one segment
   int num_streams;         // units or rows in all
-  int out_features;
+  int partner_units;       // from a unit of gate to the same of up, which a group holds with it; 0:
+                           // a group's units are neighbours
+  int out_features;        // of y
   int num_tokens;
   int num_groups;
   int num_rounds;   // of this CTA; set by Deal
@@ -62,7 +65,9 @@ struct DenseWork {
   __device__ __forceinline__ const uint8_t* Source(int round, int group, int stream,
                                                    int segment) const {
     // Past the end: the last one again; its result is not stored.
-    const int64_t index = Group(round, group) * (kRowUnits * Format::kStreamsPerUnit) + stream;
+    const int64_t index = partner_units == 0
+                              ? Group(round, group) * (kRowUnits * Format::kStreamsPerUnit) + stream
+                              : Group(round, group) + static_cast<int64_t>(stream) * partner_units;
     return weight + min(index, static_cast<int64_t>(num_streams - 1)) * stream_stride +
            segment * segment_stride;
   }
@@ -70,7 +75,11 @@ struct DenseWork {
   __device__ __forceinline__ int Rows(int) const { return num_tokens; }
   __device__ __forceinline__ const BFloat16* Row(int, int row) const { return x + row * x_stride; }
 
-  __device__ __forceinline__ void StoreOne(int64_t at, int n, float total) const {
+  // What StoreOne does where there is only y.
+  __device__ __forceinline__ void StorePlain(int64_t at, float total) const {
+    y[at] = ToBFloat16(total * Format::kUnscale);
+  }
+  __device__ __forceinline__ void StoreOne(int64_t at, int64_t n, float total) const {
     total *= Format::kUnscale;
     if (bias != nullptr) total = __fadd_rn(total, ToFloat(bias[n]));
     if (y_float != nullptr) {
@@ -83,25 +92,55 @@ struct DenseWork {
     }
     y[at] = value;
   }
+  template <int kRowTiles, class StoreAt>
+  __device__ __forceinline__ void StoreAll(int round, int group, int lane,
+                                           const float (&sums)[kRowTiles][kTokenTiles][4],
+                                           const StoreAt& store) const {
+    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane / 4;
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = t * 8 + lane % 4 * 2 + i;
+        if (token >= num_tokens) continue;
+        const int64_t row = static_cast<int64_t>(token) * out_features;
+#pragma unroll
+        for (int u = 0; u < kRowUnits; ++u) {
+          const int64_t n = first + u * 8;
+          if (n < out_features) store(row + n, n, sums[u / 2][t][u % 2 * 2 + i]);
+        }
+      }
+    }
+  }
+  // Of gate and up: what the kernel SwiGlu would make of their BF16 sums.
+  template <int kRowTiles>
+  __device__ __forceinline__ void StoreSwiGlu(
+      int round, int group, int lane, const float (&sums)[kRowTiles][kTokenTiles][4]) const {
+    const int64_t n = Group(round, group) * 8 + lane / 4;
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = t * 8 + lane % 4 * 2 + i;
+        if (token >= num_tokens) continue;
+        const float gate = RoundedToBFloat16(sums[0][t][i] * Format::kUnscale);
+        const float up = RoundedToBFloat16(sums[0][t][i + 2] * Format::kUnscale);
+        y[static_cast<int64_t>(token) * out_features + n] = ToBFloat16(SwiGlu(gate, up));
+      }
+    }
+  }
   template <int kRowTiles>
   __device__ __forceinline__ void Store(int round, int group, int lane,
                                         const float (&sums)[kRowTiles][kTokenTiles][4]) const {
-    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane / 4;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (2 * m + i / 2 >= kRowUnits) continue;
-          const int64_t n = first + m * 16 + i / 2 * 8;
-          const int token = t * 8 + lane % 4 * 2 + i % 2;
-          if (n < out_features && token < num_tokens) {
-            StoreOne(static_cast<int64_t>(token) * out_features + n, static_cast<int>(n),
-                     sums[m][t][i]);
-          }
-        }
-      }
+    if constexpr (Format::kIsCodes && kRowUnits == 2) {
+      if (partner_units != 0) return StoreSwiGlu(round, group, lane, sums);
+    }
+    if (bias == nullptr && residual == nullptr && y_float == nullptr) {
+      StoreAll(round, group, lane, sums,
+               [this](int64_t at, int64_t, float total) { StorePlain(at, total); });
+    } else {
+      StoreAll(round, group, lane, sums,
+               [this](int64_t at, int64_t n, float total) { StoreOne(at, n, total); });
     }
   }
 };
@@ -113,7 +152,7 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), kTokenTiles <= 2 ? 
         const __grid_constant__ DenseWork<Format, kRowUnits, kTokenTiles, kTiled> args,
         const __grid_constant__ CUtensorMap x_map) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  LetNextKernelStart();
+  if (layout.start_next_after == 0) LetNextKernelStart();
   DenseWork<Format, kRowUnits, kTokenTiles, kTiled> work = args;
   work.Deal();
   work.x_map = &x_map;
@@ -124,7 +163,6 @@ template <class Format, int kRowUnits, int kTokenTiles, bool kTiled>
 void LaunchDecode(const DenseLaunch& launch) {
   const LinearDecodeArgs& args = launch.args;
   const int64_t k = args.shape.in_features;
-  const int64_t n = args.shape.out_features;
   const int64_t units = NumUnits(args.shape);
   DenseWork<Format, kRowUnits, kTokenTiles, kTiled> work = {};
   work.group_count = static_cast<int>((units + kRowUnits - 1) / kRowUnits);
@@ -135,15 +173,17 @@ void LaunchDecode(const DenseLaunch& launch) {
   layout.segment_inputs = static_cast<int>(launch.segment_inputs);
   layout.in_features = static_cast<int>(k);
   layout.x_rows = work.kIsTiled ? 8 * kTokenTiles : static_cast<int>(args.num_tokens);
+  const int num_rounds = (per_cta + launch.plan.num_groups - 1) / launch.plan.num_groups;
   CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
                    .padding = Format::kPadding,
                    .num_streams = kRowUnits * Format::kStreamsPerUnit,
                    .partial_bytes = (kRowUnits + 1) / 2 * kTokenTiles * 512,
                    .stage_chunks = launch.plan.stage_chunks,
                    .budget = launch.plan.shared_budget,
-                   .num_rounds = (per_cta + launch.plan.num_groups - 1) / launch.plan.num_groups,
+                   .num_rounds = num_rounds,
                    .is_tiled = work.kIsTiled},
                   &layout);
+  layout.start_next_after = StagesBeforeNextKernel(layout, num_rounds);
   work.weight = static_cast<const uint8_t*>(args.weight);
   work.x = args.x;
   work.bias = args.bias;
@@ -155,14 +195,17 @@ void LaunchDecode(const DenseLaunch& launch) {
   work.segment_stride = Format::kIsCodes
                             ? launch.segment_inputs / kChunkInputs * ChunkBytes(args.shape)
                             : 2 * launch.segment_inputs;
-  work.num_streams = static_cast<int>(Format::kIsCodes ? units : n);
-  work.out_features = static_cast<int>(n);
+  work.num_streams = static_cast<int>(Format::kIsCodes ? units : args.shape.out_features);
+  work.partner_units = args.epilogue == LinearEpilogue::kSwiGlu ? work.num_streams / 2 : 0;
+  work.out_features = static_cast<int>(args.NumOutputs());
   work.num_tokens = static_cast<int>(args.num_tokens);
   work.num_groups = launch.plan.num_groups;
 
   CUtensorMap x_map = {};
   if (work.kIsTiled) {
-    x_map = BoxesOf({args.x, args.num_tokens, k, work.x_stride}, layout.x_rows);
+    if (k % kBoxColumns == 0) layout.boxes_at_once = kBoxesPerChunk * layout.stage_chunks;
+    x_map = BoxesInRow({args.x, args.num_tokens, k, work.x_stride}, layout.x_rows,
+                       layout.boxes_at_once);
   }
   const auto kernel = LinearDecodeKernel<Format, kRowUnits, kTokenTiles, kTiled>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

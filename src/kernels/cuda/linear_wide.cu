@@ -54,7 +54,8 @@ void Launch(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t str
   p.y_float = args.y_float;
   p.unit_bytes = Format::kIsCodes ? UnitBytes(shape) : 0;
   p.num_units = static_cast<int>(NumUnits(shape));
-  p.out_features = static_cast<int>(shape.out_features);
+  p.partner_units = args.epilogue == LinearEpilogue::kSwiGlu ? p.num_units / 2 : 0;
+  p.out_features = static_cast<int>(args.NumOutputs());
   p.num_tokens = static_cast<int>(args.num_tokens);
   p.num_chunks = static_cast<int>(NumChunks(shape));
   p.is_aligned = IsAligned(p) ? 1 : 0;

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "kernels/bfloat16.h"
+#include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/wide_product.cuh"
 
@@ -303,6 +304,26 @@ __device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTil
   }
 }
 
+// The same where a warp's rows are 8 of gate and the same 8 of up: half the outputs.
+__device__ __forceinline__ void StoreSwiGlu(const WideParameters& p, const WideTile& tile, int row,
+                                            uint32_t stage) {
+  constexpr int kThreads = kRowsOfGroup / 8;  // a token
+  const int thread = threadIdx.x % 128;
+  const int column = thread % kThreads * 4;
+#pragma unroll 1
+  for (int token = thread / kThreads; token < tile.num_rows; token += 128 / kThreads) {
+    const uint32_t at = stage + 4 * (token * kStagePitch + column / 8 * 16 + column % 8);
+    const uint4 gate = LoadShared16(at);
+    const uint4 up = LoadShared16(at + 4 * kUnitRows);
+    const auto output = [](uint32_t g, uint32_t u) {
+      return SwiGlu(RoundedToBFloat16(__uint_as_float(g)), RoundedToBFloat16(__uint_as_float(u)));
+    };
+    float v[4] = {output(gate.x, up.x), output(gate.y, up.y), output(gate.z, up.z),
+                  output(gate.w, up.w)};
+    StoreFour(p, tile.row_begin + token, row + column, v);
+  }
+}
+
 template <class Format, int kTokens>
 __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
     WideKernel(const __grid_constant__ WideParameters p, const __grid_constant__ CUtensorMap x_map,
@@ -344,8 +365,12 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
     SyncSome(1, 32 * num_warps);
     StageSums<Format, kTokens>(stage, d);
     SyncSome(2 + group, 128);
-    StoreRows(p, tile, (static_cast<int>(blockIdx.x) * num_warps / 4 + group) * kRowsOfGroup,
-              stage);
+    const int index = static_cast<int>(blockIdx.x) * num_warps / 4 + group;
+    if (Format::kIsCodes && p.partner_units != 0) {
+      StoreSwiGlu(p, tile, index * (kRowsOfGroup / 2), stage);
+    } else {
+      StoreRows(p, tile, index * kRowsOfGroup, stage);
+    }
   }
   // No CTA leaves while another may copy to it or arrive at its barriers.
   __syncwarp();

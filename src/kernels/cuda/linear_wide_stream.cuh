@@ -41,8 +41,10 @@ struct WideParameters {
   float* y_float;
   int64_t unit_bytes;  // of a unit's codes in all of K
   int num_units;
-  int is_aligned;    // y, bias and residual in parts of 4
-  int out_features;  // of y
+  int partner_units;  // from a unit of gate to the same of up, which a warp holds with it; 0: the
+                      // warp's units are neighbours
+  int is_aligned;     // y, bias and residual in parts of 4
+  int out_features;   // of y
   int num_tokens;
   int num_chunks;
   int cluster;
@@ -137,7 +139,9 @@ __device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUten
   const uint64_t policy = EvictFirstPolicy();
   const int num_units = num_groups * kRowsOfGroup / static_cast<int>(kUnitRows);
   // Past the end: the last unit again; its sums are not stored.
-  const int unit = min(static_cast<int>(blockIdx.x) * num_units + lane, p.num_units - 1);
+  const int place = static_cast<int>(blockIdx.x) * num_units + lane;
+  const int wanted = p.partner_units == 0 ? place : place / 2 + place % 2 * p.partner_units;
+  const int unit = min(wanted, p.num_units - 1);
   const uint8_t* source = p.weight + unit * p.unit_bytes;
   const int first_row = (static_cast<int>(blockIdx.x) * num_groups + lane / 2) * kRowsOfGroup;
   WideSlot slot = {0, 1};

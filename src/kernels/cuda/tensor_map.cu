@@ -23,22 +23,22 @@ EncodeFunction FindEncode() {
   return reinterpret_cast<EncodeFunction>(function);
 }
 
-// A matrix of two dimensions, the inner one first.
+// Up to three dimensions, the innermost first; row_bytes are those of the outer ones.
 struct MapShape {
   CUtensorMapDataType type;
-  cuuint64_t sizes[2];
-  cuuint64_t row_bytes;
-  cuuint32_t box[2];
+  cuuint64_t sizes[3];
+  cuuint64_t row_bytes[2];
+  cuuint32_t box[3];
   CUtensorMapSwizzle swizzle;
 };
 
 CUtensorMap Encode(const void* data, const MapShape& shape) {
   static const EncodeFunction encode = FindEncode();
   CUtensorMap map;
-  const cuuint32_t steps[2] = {1, 1};
+  const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult status =
-      encode(&map, shape.type, 2, const_cast<void*>(data), shape.sizes, &shape.row_bytes, shape.box,
-             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
+      encode(&map, shape.type, shape.sizes[2] == 0 ? 2 : 3, const_cast<void*>(data), shape.sizes,
+             shape.row_bytes, shape.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kResource,
@@ -53,7 +53,7 @@ MapShape ShapeOf(const DeviceMatrix& matrix, int box_rows, int columns,
                  CUtensorMapSwizzle swizzle) {
   return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
           .sizes = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)},
-          .row_bytes = static_cast<cuuint64_t>(2 * matrix.stride),
+          .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
           .box = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(box_rows)},
           .swizzle = swizzle};
 }
@@ -68,11 +68,26 @@ CUtensorMap NarrowBoxesOf(const DeviceMatrix& matrix, int box_rows) {
   return Encode(matrix.data, ShapeOf(matrix, box_rows, 32, CU_TENSOR_MAP_SWIZZLE_64B));
 }
 
+CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes) {
+  constexpr int64_t kColumns = 64;
+  const bool is_split = num_boxes > 1;
+  QT_CHECK(!is_split || matrix.columns % kColumns == 0, "{} columns", matrix.columns);
+  return Encode(
+      matrix.data,
+      {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+       .sizes = {static_cast<cuuint64_t>(is_split ? kColumns : matrix.columns),
+                 static_cast<cuuint64_t>(matrix.rows),
+                 static_cast<cuuint64_t>(is_split ? matrix.columns / kColumns : 1)},
+       .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride), 2 * kColumns},
+       .box = {kColumns, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(num_boxes)},
+       .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+}
+
 CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_bytes) {
   return Encode(units.data, {.type = CU_TENSOR_MAP_DATA_TYPE_INT64,
                              .sizes = {static_cast<cuuint64_t>(units.unit_bytes / 8),
                                        static_cast<cuuint64_t>(units.num_units)},
-                             .row_bytes = static_cast<cuuint64_t>(units.unit_bytes),
+                             .row_bytes = {static_cast<cuuint64_t>(units.unit_bytes)},
                              .box = {static_cast<cuuint32_t>(chunk_bytes / 8),
                                      static_cast<cuuint32_t>(box_units)},
                              .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});

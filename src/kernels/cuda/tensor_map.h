@@ -25,6 +25,11 @@ CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows);
 // % 4.
 CUtensorMap NarrowBoxesOf(const DeviceMatrix& matrix, int box_rows);
 
+// The same with `num_boxes` neighbouring boxes in one copy, one after the other in shared memory.
+// The place of a copy is (0, row, first column / 64) where num_boxes > 1, which takes columns that
+// are a multiple of 64, else (column, row, 0).
+CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes);
+
 // Weights in kernel layout (packed_layout.h).
 struct DeviceUnits {
   const void* data = nullptr;  // 16-byte aligned
