@@ -61,21 +61,45 @@ __device__ __forceinline__ void IssueProducts(float (&d)[kTokens / 8][4], const 
   CommitProducts();
 }
 
+// A warpgroup's way through the boxes of x, slot by slot.
+template <int kTokens>
+struct WideBoxes {
+  static constexpr uint32_t kBoxBytes = kTokens * kBoxRowBytes;
+  static constexpr int kBoxes = kBoxesAtOnce<kTokens>;
+  WideSlot slot = {0, 0};
+  uint32_t box = 0;  // the current one
+  int left = 0;      // boxes of the slot after it
+
+  // Goes to the next box, of this half of a chunk. What to give back when the products before it
+  // are through: the barrier of the slot before, or 0.
+  template <int kHalf>
+  __device__ __forceinline__ uint32_t Next(const WideParameters& p, const WideBarriers& barriers,
+                                           uint32_t base, bool is_first) {
+    box += kBoxBytes;
+    if ((kBoxes > 1 && kHalf == 1) || left > 0) {
+      --left;
+      return 0;
+    }
+    const uint32_t used = is_first ? 0 : barriers.x_empty + 8 * slot.index;
+    if (!is_first) slot.Advance(p.x_slots);
+    BarrierWait(barriers.x_full + 8 * slot.index, slot.parity);
+    box = base + kBarrierBytes + slot.index * kBoxes * kBoxBytes;
+    left = kBoxes - 1;
+    return used;
+  }
+};
+
 // A warpgroup's chains over the whole of K.
 template <class Format, int kTokens>
 struct WideWalk {
-  static constexpr uint32_t kBoxBytes = kTokens * kBoxRowBytes;
-  static constexpr int kBoxes = kBoxesAtOnce<kTokens>;
   using Codes = typename Format::Chunk[kUnitsOfWarp];
 
   const WideParameters& p;
   const uint32_t base;
   const WideBarriers barriers;
   const int warp, lane;
-  WideSlot x = {0, 0};
+  WideBoxes<kTokens> x;
   WideSlot codes_slot = {0, 0};
-  uint32_t box = 0;
-  int boxes_left = 0;   // of the slot of x
   int chunks_left = 0;  // of the slot of codes
   uint32_t codes_at = 0;
 
@@ -110,24 +134,15 @@ struct WideWalk {
   __device__ __forceinline__ void Half(const Codes& codes, GroupFactors (&factors)[kUnitsOfWarp],
                                        uint32_t (&a)[4][4], bool is_first,
                                        float (&d)[kTokens / 8][4]) {
-    const bool is_new = (kBoxes == 1 || kHalf == 0) && boxes_left == 0;
-    const uint32_t used = barriers.x_empty + 8 * x.index;
-    if (is_new) {
-      if (!is_first) x.Advance(p.x_slots);
-      BarrierWait(barriers.x_full + 8 * x.index, x.parity);
-      box = base + kBarrierBytes + x.index * kBoxes * kBoxBytes;
-      boxes_left = kBoxes;
-    }
+    const uint32_t used = x.template Next<kHalf>(p, barriers, base, is_first);
     MakeFragments<Format, kHalf>(codes, factors, a);
-    IssueProducts<kTokens>(d, a, box);
+    IssueProducts<kTokens>(d, a, x.box);
     WaitForProducts<1>();
     // Everything of the slot before has been used.
-    if (is_new && !is_first) {
+    if (used != 0) {
       __syncwarp();
       if (lane < p.cluster) ArriveAt(used, lane);
     }
-    box += kBoxBytes;
-    --boxes_left;
   }
 
   __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
@@ -152,17 +167,12 @@ struct WideWalk {
 // The same over BF16 weights, which lie in shared memory as x does.
 template <int kTokens>
 struct WideWalk<BFloat16Format, kTokens> {
-  static constexpr uint32_t kBoxBytes = kTokens * kBoxRowBytes;
-  static constexpr int kBoxes = kBoxesAtOnce<kTokens>;
-
   const WideParameters& p;
   const uint32_t base;
   const WideBarriers barriers;
   const int warp, lane;
-  WideSlot x = {0, 0};
+  WideBoxes<kTokens> x;
   WideSlot weight_slot = {0, 0};
-  uint32_t box = 0;
-  int boxes_left = 0;  // of the slot of x
 
   __device__ WideWalk(const WideParameters& parameters, uint32_t shared, int warp_index)
       : p(parameters),
@@ -175,28 +185,19 @@ struct WideWalk<BFloat16Format, kTokens> {
   template <int kHalf>
   __device__ __forceinline__ void Half(uint32_t weights, uint32_t used_weights, bool is_first,
                                        float (&d)[kTokens / 8][4]) {
-    const bool is_new = (kBoxes == 1 || kHalf == 0) && boxes_left == 0;
-    const uint32_t used = barriers.x_empty + 8 * x.index;
-    if (is_new) {
-      if (!is_first) x.Advance(p.x_slots);
-      BarrierWait(barriers.x_full + 8 * x.index, x.parity);
-      box = base + kBarrierBytes + x.index * kBoxes * kBoxBytes;
-      boxes_left = kBoxes;
-    }
+    const uint32_t used = x.template Next<kHalf>(p, barriers, base, is_first);
     FenceProducts();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       WideProductOfShared<kTokens>(d, SwizzledOperand(OperandPlace(weights + step * kStepBytes)),
-                                   SwizzledOperand(OperandPlace(box + step * kStepBytes)));
+                                   SwizzledOperand(OperandPlace(x.box + step * kStepBytes)));
     }
     CommitProducts();
     WaitForProducts<1>();
     // Everything of the slots before has been used.
     __syncwarp();
-    if (is_new && !is_first && lane < p.cluster) ArriveAt(used, lane);
+    if (used != 0 && lane < p.cluster) ArriveAt(used, lane);
     if (kHalf == 0 && !is_first && lane == 0) BarrierArrive(used_weights);
-    box += kBoxBytes;
-    --boxes_left;
   }
 
   __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
