@@ -7,12 +7,13 @@
 //   copying warp --boxes of 64 rows x 64 columns: 2 of dy, 4 of x--> [slot] x 3
 //                                                                       |
 //   2 warpgroups of 64 x 256 sums each: wgmma m64n256k16 ---------------+
-//      sums --> 8 rows a warp in shared memory --> added to rows of dW by the copy engine, in the
-//      L2
+//      old sums --copied beside the products--> 8 rows a warp in shared memory, + sums --> dW
+//      or, for many rows:                       8 rows a warp in shared memory, added in the L2
 //
-// A CTA stays and takes tile after tile; copies of the next tile, its old sums into the L2 too, run
-// while sums are stored. Rows of
-// an expert end anywhere: rows after them, the next expert's, are cleared in the last slot.
+// A CTA stays and takes tile after tile; copies of the next tile run while sums are stored. Old
+// sums come and new ones go as whole rows of a tile, 1 KB, by the copy engine. Adding in the L2
+// takes more of the memory's time and less of the tensor cores'. Rows of an expert end anywhere:
+// rows after them, the next expert's, are cleared in the last slot.
 #include <algorithm>
 
 #include "kernels/cuda/chain.cuh"
@@ -38,12 +39,19 @@ constexpr int kDyBoxes = kTileRows / kBoxWidth;
 constexpr int kXBoxes = kTileColumns / kBoxWidth;
 constexpr int kBoxes = kDyBoxes + kXBoxes;
 constexpr int kSlots = 3;
+constexpr int kSumRows = 8;                       // of a warp in shared memory, half of its sums
 constexpr int kSumPitch = 4 * kTileColumns + 32;  // bytes of a row of sums; no bank conflicts
-constexpr int kSumBytes = 8 * kSumPitch;          // of a warp
+constexpr int kSumBytes = kSumRows * kSumPitch;   // of a warp
 constexpr int kSlotsAt = kBarrierBytes;
 constexpr int kSumsAt = kSlotsAt + kSlots * kBoxes * kBoxBytes;
 constexpr int kSharedBytes = kSumsAt + kSumWarps * kSumBytes;
+static_assert(kSharedBytes <= 227 << 10);
 constexpr int kBand = 8;  // tiles of N beside one another that share columns of x in the L2
+
+// How a tile's sums meet the old ones.
+enum class OldSums { kNone, kFetched, kInL2 };
+// Rows of an expert from which on the L2 adds. Measured on an H100.
+constexpr int kFewestRowsForL2 = 1024;
 
 struct GradParameters {
   const int32_t* expert_begin;
@@ -95,17 +103,6 @@ struct GradRing {
   }
 };
 
-// The old sums of a tile to the L2, where the new ones are added: whole rows, by one warp.
-__device__ __forceinline__ void FetchOld(const GradParameters& p, const GradTile& tile) {
-  const float* const from = p.dweight + tile.expert * int64_t{1} * p.out_features * p.in_features;
-  const int bytes = 4 * min(kTileColumns, p.in_features - tile.column);
-  for (int i = static_cast<int>(threadIdx.x) % 32; i < kTileRows; i += 32) {
-    if (tile.row + i >= p.out_features) break;
-    const float* row = from + static_cast<int64_t>(tile.row + i) * p.in_features + tile.column;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(bytes) : "memory");
-  }
-}
-
 // The copying warp: lanes 0 and 1 bring dy, 2 and 3 this CTA's half of x to both CTAs.
 __device__ __forceinline__ void CopyRows(const GradParameters& p, const GradMaps& maps,
                                          uint32_t base, int rank) {
@@ -114,7 +111,6 @@ __device__ __forceinline__ void CopyRows(const GradParameters& p, const GradMaps
   for (int index = static_cast<int>(blockIdx.x) / kCtas; index < p.num_tiles;
        index += static_cast<int>(gridDim.x) / kCtas) {
     const GradTile tile(p, index, rank);
-    if (p.is_added != 0 && tile.begin < tile.end) FetchOld(p, tile);
     for (int row = tile.begin; row < tile.end; row += kSlotRows) {
       BarrierWait(ring.Empty(), ring.parity ^ 1);
       if (lane == 0) BarrierExpect(ring.Full(), kBoxes * kBoxBytes);
@@ -183,11 +179,76 @@ __device__ __forceinline__ void ClearAfter(uint32_t boxes, int count) {
   asm volatile("bar.sync 1, %0;" ::"n"(kSumThreads) : "memory");
 }
 
-// A warpgroup's chains over the rows of a tile.
-__device__ __forceinline__ void SumRows(const GradTile& tile, GradRing& ring, int group,
-                                        float (&d)[32][4]) {
+// A warp's 16 rows of a tile, of which eight at a time pass through shared memory.
+struct WarpRows {
+  float* first;       // the first row in dW
+  int64_t stride;     // elements from a row to the next
+  int bytes;          // of a row, inside dW
+  int num_rows;       // inside dW
+  uint32_t corner;    // in shared memory
+  uint32_t old_full;  // barrier of the first eight old rows
+
+  __device__ WarpRows(const GradParameters& p, const GradTile& tile, uint32_t base) {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const int row = tile.row + warp * 2 * kSumRows;
+    stride = p.in_features;
+    first = p.dweight + (static_cast<int64_t>(tile.expert) * p.out_features + row) * stride +
+            tile.column;
+    bytes = 4 * min(kTileColumns, p.in_features - tile.column);
+    num_rows = max(0, min(2 * kSumRows, p.out_features - row));
+    corner = base + kSumsAt + warp * kSumBytes;
+    old_full = base + 8 * (2 * kSlots + warp);
+  }
+  // The memory is free: the sums before have left it.
+  __device__ void AwaitRoom() const {
+    if (threadIdx.x % 32 < kSumRows) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    __syncwarp();
+  }
+  // The first eight old rows to shared memory, the others to the L2.
+  __device__ void FetchOld() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    AwaitRoom();
+    if (lane == 0) BarrierExpect(old_full, min(num_rows, kSumRows) * bytes);
+    __syncwarp();
+    if (lane >= num_rows) return;
+    const float* row = first + lane * stride;
+    if (lane < kSumRows) {
+      CopyBulk(corner + lane * kSumPitch, row, bytes, old_full);
+    } else {
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(bytes) : "memory");
+    }
+  }
+  // Eight rows from shared memory to dW, or added to it.
+  __device__ void Store(int half, bool is_reduced) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+    if (lane < kSumRows && half * kSumRows + lane < num_rows) {
+      float* const row = first + (half * kSumRows + lane) * stride;
+      const uint32_t from = corner + lane * kSumPitch;
+      if (is_reduced) {
+        asm volatile(
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(row),
+            "r"(from), "r"(bytes)
+            : "memory");
+      } else {
+        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(row),
+                     "r"(from), "r"(bytes)
+                     : "memory");
+      }
+    }
+    if (lane < kSumRows) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  }
+};
+
+// A warpgroup's chains over the rows of a tile. Old sums are asked for after the second slot: those
+// of the tile before have left by then.
+__device__ __forceinline__ void SumRows(const GradTile& tile, const WarpRows& sums,
+                                        bool fetches_old, GradRing& ring, float (&d)[32][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int group = static_cast<int>(threadIdx.x) / 128;
   uint32_t before = 0;  // barrier of the slot whose products may still run
+  const int fetches_at = tile.end - tile.begin > kSlotRows ? tile.begin + kSlotRows : tile.begin;
   FenceSums(d);
   for (int row = tile.begin; row < tile.end; row += kSlotRows) {
     BarrierWait(ring.Full(), ring.parity);
@@ -206,55 +267,52 @@ __device__ __forceinline__ void SumRows(const GradTile& tile, GradRing& ring, in
     if (before != 0 && lane < kCtas) ArriveAt(before, lane);
     before = ring.Empty();
     ring.Advance();
+    if (fetches_old && row == fetches_at) sums.FetchOld();
   }
   WaitForProducts<0>();
   if (before != 0 && lane < kCtas) ArriveAt(before, lane);
   FenceSums(d);
 }
 
-// A row of sums to dW, contiguous: whole rows keep the pages of the memory open.
-__device__ __forceinline__ void StoreRow(float* to, uint32_t from, int bytes, bool is_added) {
-  if (is_added) {
-    asm volatile(
-        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
-        "r"(from), "r"(bytes)
-        : "memory");
-  } else {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
-                 "r"(bytes)
+// Old sums, if any, plus the chains, by way of the warp's corner of shared memory. N is a multiple
+// of 8: eight rows lie in dW or none of them. Lane 4 r + t has columns 2 t and 2 t + 1 of each 8,
+// rows r and r + 8.
+__device__ __forceinline__ void StoreSums(const WarpRows& sums, OldSums kind,
+                                          const float (&d)[32][4]) {
+  const bool is_fetched = kind == OldSums::kFetched;
+  const bool is_reduced = kind == OldSums::kInL2;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t at = sums.corner + lane / 4 * kSumPitch + lane % 4 * 8;
+#pragma unroll
+  for (int i = 0; i < kTileColumns / 8; ++i) {
+    float2 old = make_float2(0.0f, 0.0f);
+    if (is_fetched) {
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                   : "=f"(old.x), "=f"(old.y)
+                   : "r"(at + i * 32));
+    }
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at + i * 32),
+                 "f"(__fadd_rn(old.x, d[i][0])), "f"(__fadd_rn(old.y, d[i][1]))
                  : "memory");
   }
-}
-
-// A warp's 16 x 256 sums, eight rows at a time by its corner of shared memory. Lane i < 8 stores
-// row i of them.
-__device__ __forceinline__ void StoreSums(const GradParameters& p, const GradTile& tile,
-                                          uint32_t corner, const float (&d)[32][4]) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int bytes = 4 * min(kTileColumns, p.in_features - tile.column);
-  // Lane 4 r + t has columns 2 t and 2 t + 1 of each 8, rows r and r + 8.
-  const uint32_t at = corner + lane / 4 * kSumPitch + lane % 4 * 8;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (lane < 8) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-    __syncwarp();
+  sums.Store(0, is_reduced);
+  // The second eight rows' old sums come while the first leave.
+  float2 old[kTileColumns / 8] = {};
+  if (is_fetched && sums.num_rows > kSumRows) {
+    const float* row = sums.first + (kSumRows + lane / 4) * sums.stride + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kTileColumns / 8; ++i) {
-      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at + i * 32), "f"(d[i][2 * half]),
-                   "f"(d[i][2 * half + 1])
-                   : "memory");
+      if (i * 32 < sums.bytes) old[i] = *reinterpret_cast<const float2*>(row + i * 8);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncwarp();
-    const int row = tile.row + warp * 16 + half * 8 + lane;
-    if (lane < 8 && row < p.out_features) {
-      const int64_t of_all = static_cast<int64_t>(tile.expert) * p.out_features + row;
-      StoreRow(p.dweight + of_all * p.in_features + tile.column, corner + lane * kSumPitch, bytes,
-               p.is_added != 0);
-    }
-    if (lane < 8) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   }
+  sums.AwaitRoom();
+#pragma unroll
+  for (int i = 0; i < kTileColumns / 8; ++i) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at + i * 32),
+                 "f"(__fadd_rn(old[i].x, d[i][2])), "f"(__fadd_rn(old[i].y, d[i][3]))
+                 : "memory");
+  }
+  sums.Store(1, is_reduced);
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -270,6 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       BarrierInit(base + 8 * i, 1);
       BarrierInit(base + 8 * (kSlots + i), kSumWarps * kCtas);
     }
+    for (int i = 0; i < kSumWarps; ++i) BarrierInit(base + 8 * (2 * kSlots + i), 1);
     FenceForCopies();
   }
   __syncthreads();
@@ -282,16 +341,27 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     GradRing ring{base};
-    const uint32_t corner = base + kSumsAt + warp * kSumBytes;
+    uint32_t old_parity = 0;
+    const bool is_added = p.is_added != 0;
     for (int index = static_cast<int>(blockIdx.x) / kCtas; index < p.num_tiles;
          index += static_cast<int>(gridDim.x) / kCtas) {
       const GradTile tile(p, index, rank);
-      if (tile.begin == tile.end && p.is_added != 0) continue;
+      if (tile.begin == tile.end && is_added) continue;
+      const WarpRows sums(p, tile, base);
       float d[32][4] = {};
-      SumRows(tile, ring, warp / 4, d);
-      StoreSums(p, tile, corner, d);
+      const OldSums kind = !is_added                                  ? OldSums::kNone
+                           : tile.end - tile.begin < kFewestRowsForL2 ? OldSums::kFetched
+                                                                      : OldSums::kInL2;
+      SumRows(tile, sums, kind == OldSums::kFetched, ring, d);
+      if (kind == OldSums::kFetched) {
+        BarrierWait(sums.old_full, old_parity);
+        old_parity ^= 1;
+      } else {
+        sums.AwaitRoom();
+      }
+      StoreSums(sums, kind, d);
     }
-    if (threadIdx.x % 32 < 8) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (threadIdx.x % 32 < kSumRows) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
   // No CTA leaves while another may copy to it or arrive at its barriers.
   __syncwarp();

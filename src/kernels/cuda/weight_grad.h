@@ -1,6 +1,7 @@
 // Gradients of weights on the device: dW += dy^T x per expert, FP32, by wgmma. docs/numerics.md,
 // "GPU order", rule 9: one chain over the expert's rows in steps of 16, from +0, then one addition
-// to the old value. The bits depend on neither the other experts nor the device's size.
+// to the old value (of 1024 rows and more by the L2, for which numbers below 2^-126 are zero). The
+// bits depend on neither the other experts nor the device's size.
 //
 // Nothing here needs a count on the host, and no two threads add to one element: a CUDA graph
 // captured once serves any routing of the same number of rows.

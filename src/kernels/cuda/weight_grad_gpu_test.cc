@@ -100,6 +100,8 @@ INSTANTIATE_TEST_SUITE_P(Cases, WeightGradGpu,
                                          GradCase{8, 8, {7, 9}},
                                          GradCase{320, 520, {0, 130, 3, 0, 64, 17, 0}},
                                          GradCase{1536, 768, {100, 0, 61, 300}},
+                                         // Around the number of rows from which on the L2 adds.
+                                         GradCase{72, 136, {1023, 1030, 3, 1024}},
                                          // More tiles than a device holds at once.
                                          GradCase{2304, 2304, {33, 127, 5}}));
 
