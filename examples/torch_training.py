@@ -1,4 +1,4 @@
-"""Quantisation-aware training in a plain torch script: two classes that swap the INT4 operators into any model.
+"""Quantisation-aware training in a plain torch script: classes that swap the INT4 operators into any model.
 
     cmake --build build/release --target quatrain_torch
     python3 examples/torch_training.py build/release/quatrain_torch.so [cpu | cuda]
@@ -6,6 +6,9 @@
 QatLinear trains the weight that the codes stand for: the forward sees rn_bf16(q * s), the gradient passes straight through.
 Int4Linear holds codes and scales only: what a rollout or a server reads. The script trains a small network in BF16-rounded
 INT4 weights, packs it, and shows that the packed network answers as the trained one; trained without QAT it does not.
+
+QatExperts is a mixture of experts whose training forward is the rollout's arithmetic (w4a16_moe_train): a packed copy
+of it, Int4Experts, answers with the same bits, so that rollout and training never differ.
 """
 
 import sys
@@ -39,6 +42,38 @@ class Int4Linear(nn.Module):
     def forward(self, x):
         y = torch.ops.quatrain.w4a16_linear(x.to(torch.bfloat16), self.packed, self.scale, self.bias)
         return y.to(x.dtype)
+
+
+class QatExperts(nn.Module):
+    """A router and experts; FP32 masters, BF16 activations, every forward over the codes of the masters."""
+
+    def __init__(self, hidden, inner, experts, slots):
+        super().__init__()
+        self.slots = slots
+        self.router = nn.Parameter(torch.randn(experts, hidden) * hidden ** -0.5)
+        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, hidden) * hidden ** -0.5)
+        self.down = nn.Parameter(torch.randn(experts, hidden, inner) * inner ** -0.5)
+
+    def forward(self, x):
+        return torch.ops.quatrain.w4a16_moe_train(x.to(torch.bfloat16), self.router.to(torch.bfloat16), self.gate_up,
+                                                  self.down, GROUP, self.slots).to(x.dtype)
+
+
+class Int4Experts(nn.Module):
+    """The same from codes and scales."""
+
+    def __init__(self, trained):
+        super().__init__()
+        self.slots, self.router = trained.slots, trained.router.detach().to(torch.bfloat16)
+        self.weights = []
+        for weight in (trained.gate_up, trained.down):
+            packed, scale = torch.ops.quatrain.pack_int4(weight.detach(), GROUP)
+            if packed.is_cuda:
+                packed = torch.ops.quatrain.kernel_layout_int4(packed, scale)
+            self.weights.append((packed, scale))
+
+    def forward(self, x):
+        return torch.ops.quatrain.w4a16_moe(x.to(torch.bfloat16), self.router, *self.weights, self.slots).to(x.dtype)
 
 
 def swap(model, old, make):
@@ -87,6 +122,28 @@ def loss_in_int4(model, kind, x, y):
         return nn.functional.mse_loss(swap(model, kind, Int4Linear)(x), y).item()
 
 
+class Residual(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def train_experts(device, x, y):
+    """Trains a network with experts; its loss before and after, and whether a packed copy has the same bits."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(64, 64), Residual(QatExperts(64, 32, 8, 2)), nn.Linear(64, 32)).to(device)
+    with torch.no_grad():
+        before = nn.functional.mse_loss(model(x), y).item()
+    after = train(model, x, y, steps=60)
+    with torch.no_grad():
+        trained = model(x)
+        packed = swap(model, QatExperts, Int4Experts)(x)
+    return before, after, torch.equal(trained, packed)
+
+
 def main():
     torch.ops.load_library(sys.argv[1])
     device = sys.argv[2] if len(sys.argv) > 2 else "cpu"
@@ -106,6 +163,11 @@ def main():
     print(f"packed beside QAT:   relative difference of the outputs {difference:.5f}")
     if not (difference < 1e-2 and qat_int4 < plain_int4):
         sys.exit("the packed network does not answer as the trained one")
+    before, after, is_same = train_experts(device, x[:256], y[:256])
+    print(f"experts with QAT:    loss {before:.5f} before, {after:.5f} after; packed experts have "
+          f"{'the same bits' if is_same else 'OTHER BITS'}")
+    if not (is_same and after < before / 2):
+        sys.exit("the packed experts do not answer as the trained ones")
 
 
 if __name__ == "__main__":
