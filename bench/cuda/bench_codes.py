@@ -1,9 +1,6 @@
-#!/usr/bin/env python3
 """Codes to kernel layout, the gradients' products from codes, and torch's own INT4 linear, in one run.
 
-    python3 bench/cuda/bench_codes.py LIBRARY [pack] [gradients] [int4pack] > rows.jsonl
-
-LIBRARY as for bench_kernels.py. int4pack: at::_weight_int4pack_mm (another number format: 4 bits with zero points, the
+Started by bench.py. int4pack: at::_weight_int4pack_mm (another number format: 4 bits with zero points, the
 same bytes) beside our linear and the library's BF16 product.
 """
 
@@ -13,9 +10,10 @@ import torch
 
 import bench_kernels
 from bench_kernels import call, emit, normal, struct, time_us
-from bench_moe import Weight, bf16, ints, quantized, read_rate
+from bench_moe import EXPERTS, HIDDEN, INTER, Tokens, Weight, bf16, every_expert, ints, quantized, read_rate
 
 Linear = struct("Linear", ["packed", "x", "y"], ["rows", "columns", "group", "tokens"])
+Grad = struct("Grad", ["dy", "x", "expert_begin", "dweight"], ["rows", "n", "k", "experts", "replaces"])
 
 
 def packed_bytes(rows, columns, group):
@@ -39,6 +37,13 @@ def bench_pack():
              share_of_read=moved / t / rate, share_of_copy=moved / t / copy_rate)
 
 
+def weight_grad(dy, x, dweight, expert_begin=None, replaces=0):
+    experts = 1 if expert_begin is None else expert_begin.numel() - 1
+    args = Grad(dy=dy, x=x, expert_begin=expert_begin, dweight=dweight, rows=dy.shape[0], n=dy.shape[1], k=x.shape[1],
+                experts=experts, replaces=replaces)
+    return lambda: call("QtWeightGrad", args, 1)
+
+
 def bench_gradients():
     """dx = dy W' (dequantised into scratch, then the library) and dW = dy^T x."""
     for n, k, group in ((8192, 8192, 128), (24576, 4096, 128)):
@@ -57,12 +62,95 @@ def bench_gradients():
                 "dgrad": [both] * 3, "mm": [lambda: torch.mm(dy, plain, out=dx)] * 3,
                 "wgrad": [lambda: torch.mm(dy.t(), x, out=dw)] * 3,
                 "wgrad float": [lambda: torch.addmm(dw_float, dy.t(), x, out_dtype=torch.float32)] * 3,
+                "ours": [weight_grad(dy, x, dw_float)] * 3,
+                "ours replaced": [weight_grad(dy, x, dw_float, replaces=1)] * 3,
             })
             flops = 2 * m * n * k / 1e6
             emit("dgrad from codes", [m, n, k], us["dgrad"], group=group, ratio_to_mm=us["mm"] / us["dgrad"],
                  tflops=flops / us["dgrad"], mm_tflops=flops / us["mm"])
+            for name, kernel in (("ours", "weight grad added in FP32"), ("ours replaced", "weight grad in FP32")):
+                emit(kernel, [m, n, k], us[name], ratio_to_mm=us["wgrad"] / us[name],
+                     ratio_to_addmm=us["wgrad float"] / us[name], tflops=flops / us[name], mm_tflops=flops / us["wgrad"])
             emit("wgrad added in FP32", [m, n, k], us["wgrad float"], ratio_to_mm=us["wgrad"] / us["wgrad float"],
                  tflops=flops / us["wgrad float"], mm_tflops=flops / us["wgrad"])
+
+
+def bench_expert_gradients():
+    """dX of all experts (dequantised into scratch, then at::_grouped_mm) and dW, added to FP32."""
+    for rows_each in (128, 512):
+        step = Tokens(every_expert(rows_each)[0])
+        begin, ends, rows = step.b["expert_begin"], step.offsets, EXPERTS * rows_each
+        for name, n, k in (("gate_up", 2 * INTER, HIDDEN), ("down", HIDDEN, INTER)):
+            _, plain, codes, scale = quantized(EXPERTS * n, k, 32, keep_codes=True)
+            dequantise = Weight(codes=codes, scale=scale, packed=None, plain=plain, rows=EXPERTS * n, columns=k, group=32)
+            weight = plain.view(EXPERTS, n, k)
+            dy, x = normal(rows, n), normal(rows, k)
+            dweight = torch.zeros(EXPERTS, n, k, device="cuda")
+
+            def dgrad():
+                call("QtDequantizeWeights", dequantise)
+                return torch._grouped_mm(dy, weight, offs=ends)
+
+            us = time_us({
+                "dgrad": [dgrad] * 3, "grouped": [lambda: torch._grouped_mm(dy, weight, offs=ends)] * 3,
+                "wgrad": [lambda: torch._grouped_mm(dy.t(), x, offs=ends)] * 3,
+                "wgrad and add": [lambda: dweight.add_(torch._grouped_mm(dy.t(), x, offs=ends))] * 3,
+                "add": [lambda: dweight.add_(1.0)] * 3,
+                "ours": [weight_grad(dy, x, dweight, begin)] * 3,
+                "ours replaced": [weight_grad(dy, x, dweight, begin, 1)] * 3,
+            })
+            flops = 2 * rows * n * k / 1e6
+            extra = {"group": 32, "rows_each": rows_each, "part": name}
+            emit("moe dgrad from codes", [rows_each, n, k], us["dgrad"], **extra, tflops=flops / us["dgrad"],
+                 grouped_us=us["grouped"], ratio_to_grouped=us["grouped"] / us["dgrad"])
+            for kind, kernel in (("ours", "moe weight grad added in FP32"), ("ours replaced", "moe weight grad in FP32")):
+                emit(kernel, [rows_each, n, k], us[kind], **extra, tflops=flops / us[kind], grouped_us=us["wgrad"],
+                     ratio_to_grouped=us["wgrad"] / us[kind], grouped_and_add_us=us["wgrad and add"],
+                     ratio_to_grouped_and_add=us["wgrad and add"] / us[kind], add_us=us["add"])
+
+
+def bench_rows_of_linear():
+    """The kernel layout multiplied on the way, beside dequantising it first and the pinned library's product."""
+    for n, k in ((4096, 4096), (8192, 8192), (24576, 4096), (4096, 12288)):
+        packed, plain = quantized(n, k, 128)
+        scratch = torch.empty_like(plain)
+        weight = Weight(codes=None, scale=None, packed=packed, plain=scratch, rows=n, columns=k, group=128)
+        for m in (64, 128, 512, 1024, 2048, 4096):
+            x, y, sums = normal(m, k), bf16(m, n), torch.empty(m, n, device="cuda")
+            args = Linear(packed=packed, x=x, y=y, rows=n, columns=k, group=128, tokens=m)
+
+            def dequantised():
+                call("QtDequantizePacked", weight)
+                call("QtLinearLibrary", args, scratch, sums)
+
+            us = time_us({"direct": [lambda: call("QtLinear", args, 1)] * 3, "dequantised": [dequantised] * 3,
+                          "mm": [lambda: torch.mm(x, plain.t(), out=y)] * 3})
+            emit("linear of many rows", [m, n, k], us["direct"], group=128, dequantised_us=us["dequantised"],
+                 mm_us=us["mm"], ratio_to_mm=us["mm"] / min(us["direct"], us["dequantised"]))
+
+
+def bench_rows_of_experts():
+    """Experts by the kernels for few rows beside those for many with their gathering."""
+    weights = quantized(EXPERTS * 2 * INTER, HIDDEN, 32)[0], quantized(EXPERTS * HIDDEN, INTER, 32)[0]
+    for rows_each in (4, 8, 12, 16, 20, 24, 32, 48):
+        rows = EXPERTS * rows_each
+        step = Tokens(torch.arange(rows).view(-1, 8) % EXPERTS)
+        few, many = step.args(*weights), step.args(*weights)
+        h, y = bf16(rows, INTER), bf16(rows, HIDDEN)
+
+        def for_few():
+            call("QtMoeGateUp", few, 0)
+            call("QtMoeDown", few, 1)
+
+        def for_many():
+            gathered = step.b["x"].index_select(0, step.b["row_token"])
+            many.x = gathered.data_ptr()
+            call("QtMoeGateUpOfRows", many, h, 0)
+            call("QtMoeDownOfRows", many, y, 1)
+
+        us = time_us({"few": [for_few] * 4, "many": [for_many] * 4})
+        emit("moe experts for few rows", [rows_each, 2 * INTER, HIDDEN], us["few"], rows_each=rows_each,
+             for_many_us=us["many"])
 
 
 def bench_int4pack():
@@ -88,8 +176,5 @@ def bench_int4pack():
                  share_of_read=packed.numel() / us["ours"] / rate)
 
 
-SECTIONS = {"pack": bench_pack, "gradients": bench_gradients, "int4pack": bench_int4pack}
-
-
-if __name__ == "__main__":
-    bench_kernels.run(SECTIONS)
+SECTIONS = {"pack": bench_pack, "gradients": bench_gradients, "expert_gradients": bench_expert_gradients,
+             "rows": bench_rows_of_linear, "rows_of_experts": bench_rows_of_experts, "int4pack": bench_int4pack}

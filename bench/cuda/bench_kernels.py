@@ -1,21 +1,19 @@
-#!/usr/bin/env python3
-"""Memory-bound, log-probability and attention kernels on a device, against torch in the same run.
+"""Memory-bound, log-probability and attention kernels on a device, against torch in the same run, and what the other
+modules of bench.py share: calls of the library, timing and rows.
 
-    python3 bench/cuda/bench_kernels.py LIBRARY [section ...] > rows.jsonl
-
-LIBRARY is kernels_for_python.cu and the kernels as a shared object. Every variant is a CUDA graph of several calls
+The library is kernels_for_python.cu and the kernels as a shared object. Every variant is a CUDA graph of several calls
 over rotated buffers; variants are replayed in turn and the median of the replays counts. Data is random normal.
 """
 
 import ctypes
 import json
 import statistics
-import sys
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-LIB = None
+LIB = None  # set by bench.py
+TAGS = {}  # device, date, commit and command of the rows, set by bench.py
 REPLAYS = 7
 
 
@@ -84,7 +82,7 @@ def time_us(variants):
 
 
 def emit(kernel, shape, us, **extra):
-    row = {"kernel": kernel, "shape": shape, "us": round(us, 2)}
+    row = {**TAGS, "kernel": kernel, "shape": shape, "us": round(us, 2)}
     row.update({k: round(v, 4) if isinstance(v, float) else v for k, v in extra.items()})
     print(json.dumps(row), flush=True)
 
@@ -348,20 +346,3 @@ def bench_decode():
 
 SECTIONS = {"quantize": bench_quantize, "adamw": bench_adamw, "rows": bench_rows, "logprob": bench_logprob,
             "prefill": bench_prefill, "decode": bench_decode}
-
-
-def run(sections, default=None):
-    """The library is the first argument; the sections to run are the others, or the default, or all."""
-    global LIB
-    LIB = ctypes.CDLL(sys.argv[1])
-    torch.manual_seed(0)
-    for name in sys.argv[2:] or default or sections:
-        try:
-            sections[name]()
-        except Exception as error:  # one section's failure leaves the others their rows
-            print(json.dumps({"section": name, "error": str(error)[:300]}), flush=True)
-        torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    run(SECTIONS)

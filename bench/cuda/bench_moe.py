@@ -1,9 +1,6 @@
-#!/usr/bin/env python3
 """The experts of a decode step and the trainer's path over codes, against torch in the same run.
 
-    python3 bench/cuda/bench_moe.py LIBRARY [decode] [prefill] [experts] [plans] > rows.jsonl
-
-LIBRARY as for bench_kernels.py. Experts: Qwen3-30B-A3B (128 experts, 8 a token, 2048 -> 2 x 768 -> 2048), INT4 g32,
+Started by bench.py. Experts: Qwen3-30B-A3B (128 experts, 8 a token, 2048 -> 2 x 768 -> 2048), INT4 g32,
 weights of 8 layers in turn. at::_grouped_mm gets the BF16 weights rn_bf16(q * s) and sorted rows; bits are compared.
 """
 
@@ -238,7 +235,3 @@ def bench_expert_rows():
 
 
 SECTIONS = {"decode": bench_decode, "prefill": bench_prefill, "experts": bench_expert_rows, "plans": bench_plans}
-
-
-if __name__ == "__main__":
-    bench_kernels.run(SECTIONS, default=("decode", "prefill", "experts"))
