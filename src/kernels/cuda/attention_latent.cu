@@ -89,15 +89,6 @@ __device__ __forceinline__ void MergeIntoTotals(float (&o)[128], const SegmentSt
   }
 }
 
-__device__ __forceinline__ void EndSegment(float (&o)[128], const SegmentState& row, float c,
-                                           RowTotals& totals, float4* mine, bool is_first) {
-  if (is_first) {
-    MergeIntoTotals<Merge::kFirst>(o, row, c, totals, mine);
-  } else {
-    MergeIntoTotals<Merge::kMiddle>(o, row, c, totals, mine);
-  }
-}
-
 __device__ __forceinline__ int VisibleKeys(const DeviceLatentAttentionArgs& a,
                                            const LatentWork& work, int row) {
   const auto before = static_cast<int>(work.seq.num_keys - work.seq.num_queries);
@@ -126,26 +117,72 @@ __device__ __forceinline__ void WriteRows(const DeviceLatentAttentionArgs& a,
   }
 }
 
-// A CTA's only segment, for the kernel that merges them.
+// What becomes of a segment's sums: added to the totals, as the only CTA of a row tile does, or
+// left for the kernel that merges them.
+enum class Ends { kAdded, kLeft };
+
+// Where a thread's sums go, null if the warp has no rows; left segments are `stride` words apart.
+struct SumsPlace {
+  float4* mine;
+  int64_t stride;
+  float c;
+};
+
+// A segment's sums for the kernel that merges them; zero then.
 template <int kGroup>
-__device__ __forceinline__ void LeaveSegment(const LatentWork& work, const LatentScratch& scratch,
-                                             int64_t tile, const float (&o)[128],
-                                             const RowTotals& totals) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) % kGroupThreads / 32;
-  if (work.first_row + warp * 16 >= work.num_rows) return;
-  float* partial = LatentPartial(scratch, tile, work.first_block / kTilesPerSegment, warp);
+__device__ __forceinline__ void LeaveSegment(float (&o)[128], const SegmentState& row,
+                                             const SumsPlace& to, int segment) {
+  if (to.mine == nullptr) return;
+  RowTotals totals;
+  MergeRow(row, 0, to.c, totals);
+  MergeRow(row, 1, to.c, totals);
+  float4* const place = to.mine + segment * to.stride;
 #pragma unroll
   for (int i = 0; i < kLatentWords; ++i) {
-    __stcg(reinterpret_cast<float4*>(partial + kGroup * kLatentHalf) + i * 32 + lane, WordOf(o, i));
+    __stcg(place + i * 32, WordOf(o, i));
+    SetWord(o, i, make_float4(0, 0, 0, 0));
   }
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   if (kGroup == 0 && lane % 4 == 0) {
+    // Behind both halves.
+    auto* const rows = reinterpret_cast<float*>(place - lane) + 2 * kLatentHalf + lane / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      partial[2 * kLatentHalf + lane / 4 + 8 * r] = totals.max[r];
-      partial[2 * kLatentHalf + 16 + lane / 4 + 8 * r] = totals.sum[r];
+      rows[8 * r] = totals.max[r];
+      rows[16 + 8 * r] = totals.sum[r];
     }
   }
+}
+
+// The end of a segment that is not the CTA's last; leaves the outputs zero.
+template <int kGroup, Ends kEnds>
+__device__ __forceinline__ void EndSegment(float (&o)[128], const SegmentState& row,
+                                           RowTotals& totals, const SumsPlace& to, int segment) {
+  if constexpr (kEnds == Ends::kLeft) {
+    LeaveSegment<kGroup>(o, row, to, segment);
+  } else if (segment == 0) {
+    MergeIntoTotals<Merge::kFirst>(o, row, to.c, totals, to.mine);
+  } else {
+    MergeIntoTotals<Merge::kMiddle>(o, row, to.c, totals, to.mine);
+  }
+}
+
+template <int kGroup, Ends kEnds>
+__device__ __forceinline__ SumsPlace PlaceOfSums(const LatentWork& work,
+                                                 const LatentScratch& scratch, int64_t tile,
+                                                 int slot, float c) {
+  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
+  SumsPlace place = {nullptr, int64_t{scratch.row_warps} * (kLatentPartial / 4), c};
+  if (work.first_row + thread / 32 * 16 >= work.num_rows) return place;
+  if constexpr (kEnds == Ends::kLeft) {
+    float* const first =
+        LatentPartial(scratch, tile, work.first_block / kTilesPerSegment, thread / 32);
+    place.mine = reinterpret_cast<float4*>(first + kGroup * kLatentHalf) + thread % 32;
+  } else {
+    place.mine = reinterpret_cast<float4*>(scratch.sums) +
+                 (slot * 2 + kGroup) * kLatentWords * kGroupThreads + thread;
+  }
+  return place;
 }
 
 // By one thread: totals that no running CTA uses.
@@ -174,7 +211,7 @@ __device__ __forceinline__ void StoreProbabilities(const uint32_t (&p)[16], uint
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-template <int kGroup>
+template <int kGroup, Ends kEnds>
 __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a,
                                               const LatentWork& work, const LatentScratch& scratch,
                                               int64_t tile_index, uint8_t* shared) {
@@ -182,18 +219,14 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
   const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
   const int my_row = work.first_row + thread / 32 * 16 + thread % 32 / 4;
   const float c = MulRn(a.scale, kLog2E);
-  const bool is_walk = work.num_blocks > kTilesPerSegment;
+  const bool has_totals = kEnds == Ends::kAdded && work.num_blocks > kTilesPerSegment;
   const RowStates states = {reinterpret_cast<float4*>(shared + kStates) + thread};
   auto* const word = reinterpret_cast<volatile int*>(shared + kWord);
   const int visible[2] = {VisibleKeys(a, work, my_row), VisibleKeys(a, work, my_row + 8)};
-  if (kGroup == 0 && thread == 0 && is_walk) *word = TakeSlot(scratch);
+  if (kGroup == 0 && thread == 0 && has_totals) *word = TakeSlot(scratch);
   CopyQueries(a, work, base);
-  // Null: the warp has no rows.
-  float4* const mine =
-      work.first_row + thread / 32 * 16 >= work.num_rows
-          ? nullptr
-          : reinterpret_cast<float4*>(scratch.sums) +
-                ((is_walk ? *word : 0) * 2 + kGroup) * kLatentWords * kGroupThreads + thread;
+  const SumsPlace place =
+      PlaceOfSums<kGroup, kEnds>(work, scratch, tile_index, has_totals ? *word : 0, c);
   float o[128] = {};
   float s[32];
   uint32_t p[16];
@@ -289,7 +322,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     FenceSums(s);
     softmax(block);
     if (kGroup == 0 && block % kTilesPerSegment == 0) {
-      EndSegment(o, before, c, totals, mine, block == kTilesPerSegment);
+      EndSegment<kGroup, kEnds>(o, before, totals, place, block / kTilesPerSegment - 1);
     } else {
       ScaleOutputs(o, alpha);
     }
@@ -298,7 +331,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     if (kGroup == 1 && block % kTilesPerSegment == kTilesPerSegment - 1 &&
         block + 1 < work.num_blocks) {
       before = states.Load(block);
-      EndSegment(o, before, c, totals, mine, block == kTilesPerSegment - 1);
+      EndSegment<kGroup, kEnds>(o, before, totals, place, block / kTilesPerSegment);
     }
   }
   const int last = work.num_blocks - 1;
@@ -308,25 +341,30 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     FenceSums(o);
   }
   const SegmentState row = states.Load(last);
-  if (is_walk) {
-    MergeIntoTotals<Merge::kLast>(o, row, c, totals, mine);
+  if constexpr (kEnds == Ends::kLeft) {
+    LeaveSegment<kGroup>(o, row, place, last / kTilesPerSegment);
   } else {
-    MergeRow(row, 0, c, totals);
-    MergeRow(row, 1, c, totals);
-  }
-  if (is_walk || work.num_segments == 1) {
+    if (has_totals) {
+      MergeIntoTotals<Merge::kLast>(o, row, c, totals, place.mine);
+    } else {
+      MergeRow(row, 0, c, totals);
+      MergeRow(row, 1, c, totals);
+    }
     WriteRows<kGroup>(a, work, my_row, o, totals);
     WaitForThreads<3, kMultiplying>();
-    if (kGroup == 0 && thread == 0 && is_walk) atomicExch(scratch.slots + *word, 0u);
-  } else {
-    LeaveSegment<kGroup>(work, scratch, tile_index, o, totals);
+    if (kGroup == 0 && thread == 0 && has_totals) atomicExch(scratch.slots + *word, 0u);
   }
 }
 
-// splits: CTAs of a row tile, each a segment; or one that walks all.
+// Of a row tile: CTAs, and segments of each but the last.
+struct Shares {
+  int ctas, segments;
+};
+
+template <Ends kEnds>
 __global__ void __launch_bounds__(kThreads, 1)
     LatentKernel(const __grid_constant__ DeviceLatentAttentionArgs a,
-                 const __grid_constant__ TileCopies copies, int splits, LatentScratch scratch) {
+                 const __grid_constant__ TileCopies copies, Shares shares, LatentScratch scratch) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
   LetNextKernelStart();
@@ -341,17 +379,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     FenceForCopies();
     if (copies.box_rows > 0) PrefetchMap(&copies.kv);
   }
-  const int tiles = static_cast<int>(gridDim.x) / splits;
+  const int tiles = static_cast<int>(gridDim.x) / shares.ctas;
   // The longest rows first.
-  const int tile = tiles - 1 - static_cast<int>(blockIdx.x) / splits;
-  const int segment = static_cast<int>(blockIdx.x) % splits;
+  const int tile = tiles - 1 - static_cast<int>(blockIdx.x) / shares.ctas;
+  const int segment = static_cast<int>(blockIdx.x) % shares.ctas * shares.segments;
   LatentWork work = WorkOfTile(a, static_cast<int>(blockIdx.y), tile);
   if (segment >= work.num_segments) return;
   work.first_block = segment * kTilesPerSegment;
   // By a shuffle, so that the compiler sees that all threads have the same.
   work.num_blocks = __shfl_sync(
-      0xFFFFFFFFu,
-      splits == 1 ? work.num_blocks : min(kTilesPerSegment, work.num_blocks - work.first_block), 0);
+      0xFFFFFFFFu, min(shares.segments * kTilesPerSegment, work.num_blocks - work.first_block), 0);
   const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * tiles + tile;
   __syncthreads();
   if (threadIdx.x < kGroupThreads) {
@@ -360,11 +397,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else if (threadIdx.x < 2 * kGroupThreads) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     WaitForPreviousKernel();
-    MultiplyTiles<0>(a, work, scratch, tile_index, shared);
+    MultiplyTiles<0, kEnds>(a, work, scratch, tile_index, shared);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     WaitForPreviousKernel();
-    MultiplyTiles<1>(a, work, scratch, tile_index, shared);
+    MultiplyTiles<1, kEnds>(a, work, scratch, tile_index, shared);
   }
 }
 
@@ -373,7 +410,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 struct Plan {
   int64_t tiles;  // of a sequence
   int64_t all_tiles;
-  int segments, splits, row_warps, num_slots;
+  int segments, row_warps, num_slots;
+  Shares shares;
 };
 
 Plan PlanOf(const DeviceLatentAttentionArgs& a) {
@@ -384,11 +422,16 @@ Plan PlanOf(const DeviceLatentAttentionArgs& a) {
   plan.segments = (a.max_keys + kAttentionSegment - 1) / kAttentionSegment;
   plan.row_warps = static_cast<int>(std::min<int64_t>(4, (rows + 15) / 16));
   plan.num_slots = NumMultiprocessors();
-  // Segments one after the other, in both cases; leaving one and merging it costs a fourth.
-  const auto rounds = [&](int64_t ctas) { return (ctas + plan.num_slots - 1) / plan.num_slots; };
-  const int64_t walk = 4 * rounds(plan.all_tiles) * plan.segments;
-  const int64_t split = 5 * rounds(plan.all_tiles * plan.segments);
-  plan.splits = split < walk ? plan.segments : 1;
+  // Tiles of keys one after the other; a CTA's start is worth two, the second kernel too.
+  int64_t least = 0;
+  for (int ctas = 1; ctas <= std::max(1, plan.segments); ++ctas) {
+    const int segments = (plan.segments + ctas - 1) / ctas;
+    const int64_t rounds = (plan.all_tiles * ctas + plan.num_slots - 1) / plan.num_slots;
+    const int64_t cost = rounds * (segments * kTilesPerSegment + 2) + (ctas > 1 ? 2 : 0);
+    if (ctas > 1 && cost >= least) continue;
+    least = cost;
+    plan.shares = {ctas, segments};
+  }
   return plan;
 }
 
@@ -417,7 +460,9 @@ int64_t AttentionLatentScratchBytes(const DeviceLatentAttentionArgs& args) {
   const Plan plan = PlanOf(args);
   const int64_t of_walk = int64_t{plan.num_slots} * 2 * kLatentWords * kGroupThreads * 16;
   const int64_t of_split = plan.all_tiles * plan.segments * plan.row_warps * kLatentPartial * 4;
-  return SlotBytes(plan) + (plan.splits > 1 ? of_split : plan.segments > 1 ? of_walk : int64_t{0});
+  return SlotBytes(plan) + (plan.shares.ctas > 1 ? of_split
+                            : plan.segments > 1  ? of_walk
+                                                 : int64_t{0});
 }
 
 void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaStream_t stream,
@@ -443,13 +488,13 @@ void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaS
       .num_slots = plan.num_slots,
       .max_segments = plan.segments,
       .row_warps = plan.row_warps};
-  CheckCuda(
-      cudaFuncSetAttribute(LatentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-      "attention over a latent, shared memory");
-  LaunchKernel({dim3(static_cast<unsigned>(plan.tiles * plan.splits), args.num_sequences),
+  const auto kernel = plan.shares.ctas > 1 ? LatentKernel<Ends::kLeft> : LatentKernel<Ends::kAdded>;
+  CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+            "attention over a latent, shared memory");
+  LaunchKernel({dim3(static_cast<unsigned>(plan.tiles * plan.shares.ctas), args.num_sequences),
                 dim3(kThreads), kSharedBytes, stream, order},
-               LatentKernel, args, copies, plan.splits, parts);
-  if (plan.splits > 1) MergeLatentSegments(args, plan.tiles, parts, stream);
+               kernel, args, copies, plan.shares, parts);
+  if (plan.shares.ctas > 1) MergeLatentSegments(args, plan.tiles, parts, stream);
 }
 
 }  // namespace quatrain::cuda

@@ -112,7 +112,7 @@ __device__ __forceinline__ float4 MergeWord(const float4& old, const float4& o,
 
 // ---- scratch ----
 
-// Slots first, then the sums: of CTAs that walk, a total each; of CTAs that each take a segment,
+// Slots first, then the sums: of CTAs that walk, a total each; of CTAs that share a row tile,
 // for each (row tile, segment, 16 rows), [2 halves][32 words][32 lanes] float4 in the accumulators'
 // layout, 16 maxima, 16 sums.
 struct LatentScratch {
@@ -131,7 +131,7 @@ __device__ __forceinline__ float* LatentPartial(const LatentScratch& scratch, in
          ((tile * scratch.max_segments + segment) * scratch.row_warps + warp) * kLatentPartial;
 }
 
-// The second kernel where each CTA took a segment (attention_latent_merge.cu); tiles: of a
+// The second kernel where CTAs share a row tile (attention_latent_merge.cu); tiles: of a
 // sequence.
 void MergeLatentSegments(const DeviceLatentAttentionArgs& args, int64_t tiles,
                          const LatentScratch& scratch, cudaStream_t stream);

@@ -41,10 +41,10 @@ struct DeviceLatentAttentionArgs {
 int64_t AttentionLatentSlots();
 int64_t AttentionLatentScratchBytes(const DeviceLatentAttentionArgs& args);
 
-// A CTA takes 64 (query, head) rows and walks their keys, or one segment of 512 keys of them where
-// there are few rows; a second kernel then merges the segments in order. With kOverlap
-// the kernel before must not write `sequences` or block tables (keys and queries it may).
-// Error(kShape) for shapes outside the contract.
+// A CTA takes 64 (query, head) rows and walks their keys, or some segments of 512 keys of them
+// where there are few rows; a second kernel then merges the segments in order. With kOverlap the
+// kernel before must not write `sequences` or block tables (keys and queries it may). Error(kShape)
+// for shapes outside the contract.
 void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

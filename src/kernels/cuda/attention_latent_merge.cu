@@ -1,4 +1,4 @@
-// The segments of a row tile, ascending, where each was a CTA's: a warp takes two words of 16 rows
+// The segments of a row tile, ascending, where CTAs share them: a warp takes two words of 16 rows
 // (sixteen columns), and reads eight segments at once. A kernel of its own spreads the sums over
 // all multiprocessors; the last CTA of a tile alone took longer over them than over its segment.
 #include "kernels/cuda/attention_latent.cuh"
@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(kThreads)
                           static_cast<int>(threadIdx.x) / 32) *
                          kWords;  // of both halves
   const LatentWork work = WorkOfTile(a, static_cast<int>(blockIdx.y), tile);
-  // One segment was written by its CTA.
-  if (work.num_segments < 2 || work.first_row + row_warp * 16 >= work.num_rows) return;
+  if (work.num_segments == 0 || work.first_row + row_warp * 16 >= work.num_rows) return;
   const int tiles = static_cast<int>(gridDim.x) / kCtasOfRows / scratch.row_warps;
   const int64_t tile_index = static_cast<int64_t>(blockIdx.y) * tiles + tile;
   const float c = MulRn(a.scale, kLog2E);
