@@ -25,7 +25,7 @@ inline constexpr int kMoeTileRows = 16;
 struct alignas(16) MoeTile {
   int32_t expert;
   int32_t row_begin;  // of R
-  int32_t num_rows;   // 1 .. kMoeTileRows; 0 where one token named an expert twice
+  int32_t num_rows;   // 1 .. kMoeTileRows
   int32_t is_there;   // 0 from the router's start until the tile is known
 };
 
@@ -52,10 +52,12 @@ struct MoeRouterArgs {
   const BFloat16* weight_ED = nullptr;  // row-major
   int64_t num_tokens = 0;
   int64_t hidden = 0;
-  const int32_t* replayed_ids = nullptr;  // [T, S] or null: take these, compute weights only
+  const int32_t* replayed_ids = nullptr;  // [T, S] or null: take these, each token's distinct,
+                                          // compute weights only
   float* logits_TE = nullptr;             // FP32, finite
   MoeRouting routing = {};
-  int32_t* counters = nullptr;  // [RouterCounters(T)], zero before the first call, and after each
+  int32_t* counters = nullptr;  // [RouterCounters(T)], 8-byte aligned; zero before the first call
+                                // and after each
 };
 int64_t RouterCounters(int64_t num_tokens);
 

@@ -21,7 +21,9 @@ namespace {
 enum class Part { kGateUp, kDown };
 
 // Tiles of one CTA that are kept in shared memory; those after them are read where they lie.
-constexpr int kKeptTiles = 32;
+constexpr int kKeptTiles = 8;
+constexpr int kStagesOfWholeRound = 4;
+constexpr unsigned kHeadStartNanoseconds = 2000;
 // Behind what StreamLayout lays out: those tiles, and their number.
 constexpr int kListBytes = sizeof(int4) * (kKeptTiles + 1);
 
@@ -53,11 +55,12 @@ __device__ __forceinline__ int WaitForNumTiles(const int32_t* num_tiles) {
   return count;
 }
 
-// A tile, once it is there: {expert, row_begin, num_rows, is_there}.
+// A tile, once it is there: {expert, row_begin, num_rows, whether it was there at the first look}.
 __device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
   uint64_t low = 0;
   uint64_t high = 0;
-  while (high >> 32 == 0) {
+  int looks = 0;
+  for (; high >> 32 == 0; ++looks) {
     asm volatile(
         "{\n"
         ".reg .b128 whole;\n"
@@ -68,7 +71,8 @@ __device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
         : "l"(tile)
         : "memory");
   }
-  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high), 1);
+  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high),
+                   looks == 1 ? 1 : 0);
 }
 
 template <class Format, int kTokenTiles, Part kPart>
@@ -96,7 +100,12 @@ struct ExpertsWork {
     first_tile = first_round / p.rounds_per_tile;
     const int last_tile = (first_round + num_rounds - 1) / p.rounds_per_tile;
     if (num_rounds > 0 && index < kKeptTiles && first_tile + index <= last_tile) {
-      tiles[index] = WaitForTile(p.tiles + first_tile + index);
+      const int4 tile = WaitForTile(p.tiles + first_tile + index);
+      tiles[index] = tile;
+      // gate_up has waited for the same tile, and its weights are needed first.
+      if (kPart == Part::kDown && p.tiles_of_one_token > 0 && tile.w == 0) {
+        __nanosleep(kHeadStartNanoseconds);
+      }
     }
   }
   __device__ __forceinline__ int4 Tile(int round) const {
@@ -168,7 +177,7 @@ bool HoldWholeRound(int chunk_bytes, StreamLayout* layout) {
   const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
   StreamLayout l = *layout;
   const int chunks = static_cast<int>((l.in_features + kChunkInputs - 1) / kChunkInputs);
-  l.stage_chunks = (chunks + 1) / 2;
+  l.stage_chunks = (chunks + kStagesOfWholeRound - 1) / kStagesOfWholeRound;
   l.num_stages = l.weight_slots = l.x_slots = (chunks + l.stage_chunks - 1) / l.stage_chunks;
   l.x_is_resident = 1;
   l.stream_pitch = l.stage_chunks * chunk_bytes;
@@ -188,8 +197,8 @@ void LaunchTokens(const MoeExpertsArgs& args, ExpertsParameters p, cudaStream_t 
   layout.num_warps = p.num_groups;
   layout.segment_inputs = layout.in_features = static_cast<int>(args.shape.in_features);
   layout.x_rows = static_cast<int>(std::min<int64_t>(kMoeTileRows, args.num_tokens));
-  const bool has_one_round =
-      p.tiles_of_one_token > 0 && p.tiles_of_one_token * p.rounds_per_tile <= p.num_ctas;
+  const int rounds_of_one_token = p.tiles_of_one_token * p.rounds_per_tile;
+  const bool has_one_round = 0 < rounds_of_one_token && rounds_of_one_token <= p.num_ctas;
   if (!has_one_round || !HoldWholeRound(Format::kChunkBytes, &layout)) {
     CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
                      .padding = Format::kPadding,

@@ -1,4 +1,4 @@
-// Router, top-k and the work list in one launch, and the combine.
+// Router, top-k and the work list in one launch.
 //
 // CTAs (b, t) compute the logits of 16 experts for 16 tokens with the decode engine. The last CTA
 // of a tile of tokens chooses their experts; the last CTA of all sorts the rows. "Last" is found by
@@ -7,6 +7,7 @@
 // The kernel after this one may read the work list while this one runs: one more CTA takes the old
 // list back before it lets that kernel start, and tiles are written as a whole.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/linear_decode_kernel.cuh"
@@ -20,12 +21,28 @@ constexpr int kRouterWarps = 2;  // chain warps of a CTA, 8 experts each
 constexpr int kRouterThreads = 32 * (kRouterWarps + 2);
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxSlots = 32;
+constexpr int kMessagesAt = 2;  // among the counters, of 8 bytes each
 constexpr int kStagedIds = 4096;
 constexpr int kSortWarps = kRouterThreads / 32;
-constexpr int kCombineThreads = 128;
 
 template <int kTokenTiles>
 using RouterLinear = DenseWork<BFloat16Format, 1, kTokenTiles, false>;
+
+__device__ void SendLogit(uint64_t* message, float logit);
+
+template <int kTokenTiles>
+struct RouterWork : RouterLinear<kTokenTiles> {
+  uint64_t* messages;
+
+  __device__ __forceinline__ void Store(int round, int group, int lane,
+                                        const float (&sums)[1][kTokenTiles][4]) const {
+    RouterLinear<kTokenTiles>::Store(round, group, lane, sums);
+    const int64_t expert = this->Group(round, group) * kUnitRows + lane / 4;
+    if (messages != nullptr && lane % 4 == 0 && expert < this->out_features) {
+      SendLogit(messages + expert, sums[0][0][0]);
+    }
+  }
+};
 
 struct RouterParameters {
   int num_experts;
@@ -35,7 +52,8 @@ struct RouterParameters {
   const int32_t* replayed_ids;
   float* logits;
   MoeRouting routing;
-  int32_t* counters;  // [0] tiles that are done, [1 + t] CTAs of tile t
+  int32_t* counters;   // [0] tiles that are done, [1 + t] CTAs of tile t
+  uint64_t* messages;  // [E] of a single token, in place of counters; otherwise null
 };
 
 // A float as an integer of the same order.
@@ -79,8 +97,8 @@ __device__ __forceinline__ void WriteNumTiles(const RouterParameters& p, int cou
                : "memory");
 }
 
-// The whole CTA: takes the list of the call before back, whose readers are done by then, and only
-// then lets the next kernel start.
+// The whole CTA: takes the list of the call before back, whose readers are done by then. The next
+// kernel may start after it.
 __device__ void TakeListBack(const RouterParameters& p) {
   WaitForPreviousKernel();
   const int64_t rows = static_cast<int64_t>(p.num_tokens) * p.num_slots;
@@ -91,49 +109,71 @@ __device__ void TakeListBack(const RouterParameters& p) {
   if (threadIdx.x == 0) WriteNumTiles(p, 0);
   __threadfence();
   __syncthreads();
-  LetNextKernelStart();
 }
 
-// One warp: the k largest of a row of logits, in order, and their weights. Lane l holds experts
-// l * P .. l * P + P - 1; ties go to the lower index. Lane k returns slot k.
+// What lane l of a warp has of a row of logits: experts l * P .. l * P + P - 1.
 template <int kPerLane>
-__device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
-  const float* logits = p.logits + token * p.num_experts;
-  const int first = lane * kPerLane;
-  float value[kPerLane];
+struct LaneLogits {
+  float value[kPerLane];  // -Inf where there is none
+};
+
+template <int kPerLane>
+__device__ __forceinline__ LaneLogits<kPerLane> LoadLogits(const RouterParameters& p,
+                                                           const float* logits, int lane) {
+  LaneLogits<kPerLane> out;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int expert = lane * kPerLane + i;
+    out.value[i] = expert < p.num_experts ? __ldcg(logits + expert) : -INFINITY;
+  }
+  return out;
+}
+
+// One warp: lane k returns slot k, the k-th largest logit or the replayed one; ties go to the lower
+// index.
+template <int kPerLane>
+__device__ __forceinline__ int ChooseExperts(const RouterParameters& p, int64_t token,
+                                             const LaneLogits<kPerLane>& logits, int lane) {
+  int my_id = 0;
+  if (p.replayed_ids != nullptr) {
+    if (lane < p.num_slots) my_id = p.replayed_ids[token * p.num_slots + lane];
+    return my_id;
+  }
   uint32_t key[kPerLane];  // 0: absent or taken
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
-    const bool is_there = first + i < p.num_experts;
-    value[i] = is_there ? __ldcg(logits + first + i) : -INFINITY;
-    key[i] = is_there ? OrderedBits(AddRn(value[i], 0.0f)) : 0u;  // -0 is 0
+    const bool is_there = lane * kPerLane + i < p.num_experts;
+    key[i] = is_there ? OrderedBits(AddRn(logits.value[i], 0.0f)) : 0u;  // -0 is 0
   }
-  int my_id = 0;  // lane k holds slot k
-  if (p.replayed_ids != nullptr) {
-    if (lane < p.num_slots) my_id = p.replayed_ids[token * p.num_slots + lane];
-  } else {
-    for (int slot = 0; slot < p.num_slots; ++slot) {
-      uint32_t largest = 0;
+  for (int slot = 0; slot < p.num_slots; ++slot) {
+    uint32_t largest = 0;
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) largest = max(largest, key[i]);
-      const uint32_t best = __reduce_max_sync(0xFFFFFFFFu, largest);
-      const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, largest == best)) - 1;
-      int at = kPerLane;
+    for (int i = 0; i < kPerLane; ++i) largest = max(largest, key[i]);
+    const uint32_t best = __reduce_max_sync(0xFFFFFFFFu, largest);
+    const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, largest == best)) - 1;
+    int at = kPerLane;
 #pragma unroll
-      for (int i = kPerLane - 1; i >= 0; --i) at = key[i] == best ? i : at;
-      at = __shfl_sync(0xFFFFFFFFu, at, owner);
-      if (lane == slot) my_id = owner * kPerLane + at;
+    for (int i = kPerLane - 1; i >= 0; --i) at = key[i] == best ? i : at;
+    at = __shfl_sync(0xFFFFFFFFu, at, owner);
+    if (lane == slot) my_id = owner * kPerLane + at;
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        if (lane == owner && i == at) key[i] = 0;
-      }
+    for (int i = 0; i < kPerLane; ++i) {
+      if (lane == owner && i == at) key[i] = 0;
     }
   }
-  const float z = lane < p.num_slots ? __ldcg(logits + my_id) : -INFINITY;
+  return my_id;
+}
+
+// The same warp: writes ids and weights. `z` is the logit of this lane's choice.
+template <int kPerLane>
+__device__ __forceinline__ void WeighExperts(const RouterParameters& p, int64_t token,
+                                             const LaneLogits<kPerLane>& logits, int my_id, float z,
+                                             int lane) {
+  if (lane >= p.num_slots) z = -INFINITY;
   float largest = z;
   if (p.norm_topk_prob == 0) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) largest = fmaxf(largest, value[i]);
+    for (int i = 0; i < kPerLane; ++i) largest = fmaxf(largest, logits.value[i]);
   }
 #pragma unroll
   for (int width = 16; width >= 1; width /= 2) {
@@ -150,7 +190,7 @@ __device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane)
     float part[kPerLane];
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      part[i] = first + i < p.num_experts ? RouterExp(value[i], largest) : 0.0f;
+      part[i] = lane * kPerLane + i < p.num_experts ? RouterExp(logits.value[i], largest) : 0.0f;
     }
     sum = NeighbourTree(part);
 #pragma unroll
@@ -162,18 +202,33 @@ __device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane)
     p.routing.ids[token * p.num_slots + lane] = my_id;
     p.routing.weights[token * p.num_slots + lane] = DivRn(e, sum);
   }
-  return my_id;
 }
 
-__device__ int ChooseExperts(const RouterParameters& p, int64_t token, int lane) {
-  if (p.num_experts <= 128) return ChooseExperts<4>(p, token, lane);
-  if (p.num_experts <= 512) return ChooseExperts<16>(p, token, lane);
-  return ChooseExperts<32>(p, token, lane);
+template <int kPerLane>
+__device__ void RouteToken(const RouterParameters& p, int64_t token, int lane) {
+  const float* row = p.logits + token * p.num_experts;
+  const LaneLogits<kPerLane> logits = LoadLogits<kPerLane>(p, row, lane);
+  const int my_id = ChooseExperts(p, token, logits, lane);
+  WeighExperts(p, token, logits, my_id, __ldcg(row + my_id), lane);
+}
+
+// Lanes that hold the experts of a row of logits, for the kernels' three widths.
+template <class Route>
+__device__ __forceinline__ void WithWidthOf(int num_experts, const Route& route) {
+  if (num_experts <= 128) {
+    route(std::integral_constant<int, 4>());
+  } else if (num_experts <= 512) {
+    route(std::integral_constant<int, 16>());
+  } else {
+    route(std::integral_constant<int, 32>());
+  }
 }
 
 // One warp, at most 32 rows: lane l has row l of [T, S] and its expert. The tiles come first:
-// others wait for them.
-__device__ void SortFewRows(const RouterParameters& p, int expert, int lane) {
+// others wait for them. is_there: 1, or 0 for a rehearsal, whose tiles nobody takes.
+template <int kPerLane>
+__device__ __forceinline__ void SortFewRows(const RouterParameters& p, int expert, int lane,
+                                            int is_there) {
   const int num_rows = p.num_tokens * p.num_slots;
   const bool is_row = lane < num_rows;
   if (!is_row) expert = kMaxExperts;
@@ -184,33 +239,100 @@ __device__ void SortFewRows(const RouterParameters& p, int expert, int lane) {
   int first_row = 0;
   int first_tile = 0;
   int all_tiles = 0;
+  int begin[kPerLane] = {};  // of experts lane, lane + 32, ...
   for (int i = 0; i < num_rows; ++i) {
-    const bool is_before = __shfl_sync(0xFFFFFFFFu, expert, i) < expert;
+    const int other = __shfl_sync(0xFFFFFFFFu, expert, i);
     const int its_tiles = __shfl_sync(0xFFFFFFFFu, tiles, i);
-    first_row += is_before ? 1 : 0;
-    first_tile += is_before ? its_tiles : 0;
+    first_row += other < expert ? 1 : 0;
+    first_tile += other < expert ? its_tiles : 0;
     all_tiles += its_tiles;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) begin[j] += other < 32 * j + lane ? 1 : 0;
   }
   for (int i = 0; i < tiles; ++i) {
-    WriteTile(p.routing.tiles + first_tile + i, {expert, first_row + i * kMoeTileRows,
-                                                 min(kMoeTileRows, rows - i * kMoeTileRows), 1});
+    WriteTile(p.routing.tiles + first_tile + i,
+              {expert, first_row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows),
+               is_there});
   }
   // The readers of a single token's list count on a tile for each slot.
   if (p.num_tokens == 1 && is_row && lane >= all_tiles) {
-    WriteTile(p.routing.tiles + lane, {0, 0, 0, 1});
+    WriteTile(p.routing.tiles + lane, {0, 0, 0, is_there});
   }
-  if (lane == 0) WriteNumTiles(p, all_tiles);
+  if (lane == 0) WriteNumTiles(p, is_there * all_tiles);
   if (is_row) {
     p.routing.slot_row[lane] = first_row + rank;
     p.routing.row_token[first_row + rank] = lane / p.num_slots;
   }
-  for (int first = 0; first <= p.num_experts; first += 32) {
-    int begin = 0;
-    for (int i = 0; i < num_rows; ++i) {
-      begin += __shfl_sync(0xFFFFFFFFu, expert, i) < first + lane ? 1 : 0;
-    }
-    if (first + lane <= p.num_experts) p.routing.expert_begin[first + lane] = begin;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    if (32 * j + lane < p.num_experts) p.routing.expert_begin[32 * j + lane] = begin[j];
   }
+  if (lane == 0) p.routing.expert_begin[p.num_experts] = num_rows;
+}
+
+// A single token's logits reach the warp that chooses as messages, without a counter: the logit and
+// a mark that it is there, in one word.
+__device__ __forceinline__ void SendLogit(uint64_t* message, float logit) {
+  const uint64_t word = uint64_t{1} << 32 | __float_as_uint(logit);
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(message), "l"(word) : "memory");
+}
+
+// 0 if it is not there yet.
+__device__ __forceinline__ uint64_t LoadMessage(const uint64_t* message) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(message) : "memory");
+  return word;
+}
+
+// Waits for the logits of this lane.
+template <int kPerLane>
+__device__ __forceinline__ LaneLogits<kPerLane> ReceiveLogits(const RouterParameters& p, int lane) {
+  const int mine = min(max(p.num_experts - lane * kPerLane, 0), kPerLane);
+  LaneLogits<kPerLane> logits;
+  for (bool is_whole = false; !is_whole;) {
+    is_whole = true;
+    uint64_t words[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      words[i] = i < mine ? LoadMessage(p.messages + lane * kPerLane + i) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      is_whole = is_whole && (i >= mine || words[i] != 0);
+      logits.value[i] = i < mine ? __uint_as_float(static_cast<uint32_t>(words[i])) : -INFINITY;
+    }
+  }
+  __syncwarp();
+  return logits;
+}
+
+// One warp; leaves the messages at zero. It rehearses once before the logits are there, which
+// brings the instructions near; what that writes is written over. The next kernel starts when the
+// CTAs that make the logits are done: its own, large ones then find a multiprocessor each.
+template <int kPerLane>
+__device__ void RouteOnlyToken(const RouterParameters& p, int lane) {
+  LaneLogits<kPerLane> logits = {};
+#pragma unroll 1
+  for (int is_there = 0; is_there < 2; ++is_there) {
+    asm volatile("" : "+r"(is_there));  // one loop, not two copies
+    if (is_there != 0) {
+      logits = ReceiveLogits<kPerLane>(p, lane);
+      LetNextKernelStart();
+    }
+    const int my_id = ChooseExperts(p, 0, logits, lane);
+    SortFewRows<kPerLane>(p, my_id, lane, is_there);
+    float z = 0.0f;
+    for (int slot = 0; slot < p.num_slots; ++slot) {
+      const int id = __shfl_sync(0xFFFFFFFFu, my_id, slot);
+      float of_owner = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) of_owner = id % kPerLane == i ? logits.value[i] : of_owner;
+      of_owner = __shfl_sync(0xFFFFFFFFu, of_owner, id / kPerLane);
+      if (lane == slot) z = of_owner;
+    }
+    WeighExperts(p, 0, logits, my_id, z, lane);
+  }
+  for (int i = lane; i < p.num_experts; i += 32) p.messages[i] = 0;
 }
 
 // Bytes that SortRows takes.
@@ -315,9 +437,15 @@ __global__ void __launch_bounds__(kRouterThreads)
   if (blockIdx.x == num_linear) {
     if (blockIdx.y > 0) return;
     TakeListBack(p);
+    if (p.messages == nullptr) LetNextKernelStart();
+    if (p.messages != nullptr && threadIdx.x < 32) {
+      WithWidthOf(p.num_experts, [&p](auto width) {
+        RouteOnlyToken<width.value>(p, static_cast<int>(threadIdx.x));
+      });
+    }
   } else {
     LetNextKernelStart();
-    RouterLinear<kTokenTiles> work = linear;
+    RouterWork<kTokenTiles> work = {linear, p.messages};
     work.x += first_token * work.x_stride;
     work.y_float += static_cast<int64_t>(first_token) * p.num_experts;
     work.num_tokens = num_tokens;
@@ -326,17 +454,15 @@ __global__ void __launch_bounds__(kRouterThreads)
     work.num_rounds = 1;
     RunStream<BFloat16Format, 1, kTokenTiles>(layout, work, shared);
   }
+  if (p.messages != nullptr) return;
   const int arrivals = blockIdx.y == 0 ? num_linear + 1 : num_linear;
   if (!IsLastOf(p.counters + 1 + blockIdx.y, arrivals, &flag)) return;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int num_rows = p.num_tokens * p.num_slots;
-  if (p.num_tokens == 1) {
-    if (warp == 0) SortFewRows(p, ChooseExperts(p, 0, lane), lane);
-    return;
-  }
   for (int i = warp; i < num_tokens; i += kRouterThreads / 32) {
-    ChooseExperts(p, first_token + i, lane);
+    WithWidthOf(p.num_experts,
+                [&](auto width) { RouteToken<width.value>(p, first_token + i, lane); });
   }
   if (gridDim.y > 1) {
     if (!IsLastOf(p.counters, gridDim.y, &flag)) return;
@@ -345,53 +471,10 @@ __global__ void __launch_bounds__(kRouterThreads)
     __syncthreads();
   }
   if (num_rows > 32) return SortRows(p, reinterpret_cast<int32_t*>(shared + layout.x_offset));
-  if (warp == 0) SortFewRows(p, lane < num_rows ? __ldcg(p.routing.ids + lane) : 0, lane);
-}
-
-struct CombineParameters {
-  const BFloat16* y;
-  const float* weights;
-  const int32_t* slot_row;
-  const BFloat16* residual;
-  BFloat16* out;
-  int num_slots;
-  int hidden;
-};
-
-// Eight outputs a thread.
-__global__ void __launch_bounds__(kCombineThreads) CombineKernel(CombineParameters p) {
-  LetNextKernelStart();
-  WaitForPreviousKernel();
-  const int64_t token = blockIdx.x;
-  const int d = 8 * static_cast<int>(blockIdx.y * kCombineThreads + threadIdx.x);
-  if (d >= p.hidden) return;
-  float sum[8] = {};
-  for (int slot = 0; slot < p.num_slots; ++slot) {
-    const int64_t at = token * p.num_slots + slot;
-    const float weight = p.weights[at];
-    const uint4 y =
-        *reinterpret_cast<const uint4*>(p.y + static_cast<int64_t>(p.slot_row[at]) * p.hidden + d);
-    const uint32_t pairs[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] = CombineStep(weight, LowOfPair(pairs[i]), sum[2 * i]);
-      sum[2 * i + 1] = CombineStep(weight, HighOfPair(pairs[i]), sum[2 * i + 1]);
-    }
+  if (warp == 0) {
+    const int expert = lane < num_rows ? __ldcg(p.routing.ids + lane) : 0;
+    WithWidthOf(p.num_experts, [&](auto width) { SortFewRows<width.value>(p, expert, lane, 1); });
   }
-  uint32_t out[4];
-  const int64_t at = token * p.hidden + d;
-  uint4 residual = {};
-  if (p.residual != nullptr) residual = *reinterpret_cast<const uint4*>(p.residual + at);
-  const uint32_t old[4] = {residual.x, residual.y, residual.z, residual.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    out[i] = RoundPair(sum[2 * i], sum[2 * i + 1]);
-    if (p.residual != nullptr) {
-      out[i] = RoundPair(ResidualSum(LowOfPair(old[i]), LowOfPair(out[i])),
-                         ResidualSum(HighOfPair(old[i]), HighOfPair(out[i])));
-    }
-  }
-  *reinterpret_cast<uint4*>(p.out + at) = make_uint4(out[0], out[1], out[2], out[3]);
 }
 
 [[noreturn]] void ThrowShape(const char* where, const std::string& expected,
@@ -427,14 +510,16 @@ void LaunchRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder or
   // barrier that has not been invalidated must not be used for anything else.
   layout.shared_bytes = std::max(
       layout.shared_bytes, layout.x_offset + static_cast<uint32_t>(SortBytes(config.num_experts)));
-  const RouterParameters p = {static_cast<int>(config.num_experts),
-                              static_cast<int>(config.num_experts_per_tok),
-                              config.norm_topk_prob ? 1 : 0,
-                              static_cast<int>(args.num_tokens),
-                              args.replayed_ids,
-                              args.logits_TE,
-                              args.routing,
-                              args.counters};
+  const RouterParameters p = {
+      static_cast<int>(config.num_experts),
+      static_cast<int>(config.num_experts_per_tok),
+      config.norm_topk_prob ? 1 : 0,
+      static_cast<int>(args.num_tokens),
+      args.replayed_ids,
+      args.logits_TE,
+      args.routing,
+      args.counters,
+      args.num_tokens == 1 ? reinterpret_cast<uint64_t*>(args.counters + kMessagesAt) : nullptr};
   const auto kernel = RouterKernel<kTokenTiles>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(layout.shared_bytes)),
@@ -451,7 +536,8 @@ void LaunchRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder or
 }  // namespace
 
 int64_t RouterCounters(int64_t num_tokens) {
-  return 1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile;
+  return std::max<int64_t>(1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile,
+                           kMessagesAt + 2 * kMaxExperts);
 }
 
 void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
@@ -467,28 +553,6 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
   if (args.num_tokens == 0) return;
   if (args.num_tokens <= 8) return LaunchRouter<1>(args, stream, order);
   LaunchRouter<2>(args, stream, order);
-}
-
-void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order) {
-  if (args.hidden <= 0 || args.hidden % 8 != 0) {
-    ThrowShape("combine of experts", "a hidden size that is a multiple of 8",
-               fmt::format("{}", args.hidden));
-  }
-  if (args.num_tokens == 0) return;
-  const CombineParameters p = {args.y,
-                               args.routing.weights,
-                               args.routing.slot_row,
-                               args.residual,
-                               args.out,
-                               static_cast<int>(args.num_slots),
-                               static_cast<int>(args.hidden)};
-  const int64_t per_cta = 8 * kCombineThreads;
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(args.num_tokens),
-                             static_cast<unsigned>((args.hidden + per_cta - 1) / per_cta)),
-                .block = dim3(kCombineThreads),
-                .stream = stream,
-                .order = order},
-               CombineKernel, p);
 }
 
 }  // namespace quatrain::cuda
