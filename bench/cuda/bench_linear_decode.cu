@@ -3,7 +3,7 @@
 //   nvcc -std=c++20 -O3 --fmad=false -gencode arch=compute_90a,code=sm_90a -DFMT_CONSTEVAL=
 //   -DFMT_USE_CONSTEXPR=1 -DFMT_HEADER_ONLY -Isrc -I. -o bench_linear_decode
 //   bench/cuda/bench_linear_decode.cu src/kernels/cuda/linear_*.cu
-//   src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
+//   src/kernels/cuda/moe_wide.cu src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
 //   src/base/error.cc -lcublas
 //   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide] > rows.jsonl
 //   ./bench_linear_decode int4|int8|bf16 N K G M[,M...]                       rows of one shape

@@ -4,7 +4,8 @@
 //   nvcc -std=c++20 -O3 --fmad=false -gencode arch=compute_90a,code=sm_90a -DFMT_CONSTEVAL=
 //   -DFMT_USE_CONSTEXPR=1 -DFMT_HEADER_ONLY -Isrc -I. -o bench_linear_swiglu
 //   bench/cuda/bench_linear_swiglu.cu src/kernels/cuda/linear_*.cu src/kernels/cuda/pack.cu
-//   src/kernels/cuda/tensor_map.cu src/kernels/cuda/elementwise.cu src/base/error.cc -lcublas
+//   src/kernels/cuda/moe_wide.cu src/kernels/cuda/tensor_map.cu src/kernels/cuda/elementwise.cu
+//   src/base/error.cc -lcublas
 //   ./bench_linear_swiglu > rows.jsonl
 //
 // A row: n, k, m, microseconds of one kernel and of two, outputs that differ. CUDA graphs of

@@ -104,9 +104,8 @@ inline void CutSharedMemory(const SharedMemoryCut& cut, StreamLayout* layout) {
 }
 
 // Where slots hold most of the weights but not all, the next kernel's first copies would come
-// before this one's last: it starts when the first slot has been filled again. (BF16 2048 x 4096 on
-// an H100: 7.3 us, 8.0 otherwise. Of slots that hold less much is left to fill, which the next
-// kernel's copies better overlap: 8192 x 8192, 8 tokens: 17.4 us against 16.1.)
+// before this one's last: it starts when the first slot has been filled again. For CTAs alone on
+// their multiprocessor with BF16 weights; INT4 gained nothing.
 inline int StagesBeforeNextKernel(const StreamLayout& l, int num_rounds) {
   const bool holds_most =
       num_rounds == 1 && l.weight_slots < l.num_stages && 2 * l.weight_slots >= l.num_stages;

@@ -374,6 +374,49 @@ TEST(LinearDecodeGpu, SwiGluInTheEpilogueIsThatOfTheKernel) {
   }
 }
 
+TEST(LinearWideGpu, ManyTokensAsOneExpertAreTheSame) {
+  QT_NEEDS_DEVICE();
+  for (const int64_t g : {32, 128}) {
+    const PackedShape shape{528, 384, g, 4};
+    DeviceWeight weight(shape, RandomCodes(shape, 13));
+    for (const int64_t tokens : {5, 130, 600}) {
+      DeviceVector<BFloat16> x(RandomRounded<BFloat16>(tokens * shape.in_features, 6));
+      for (const LinearEpilogue epilogue : {LinearEpilogue::kSums, LinearEpilogue::kSwiGlu}) {
+        LinearDecodeArgs args{.type = WeightType::kInt4,
+                              .shape = shape,
+                              .weight = weight.packed.data(),
+                              .x = x.data(),
+                              .num_tokens = tokens,
+                              .epilogue = epilogue};
+        DeviceVector<BFloat16> wide(tokens * args.NumOutputs()), expert(wide.size());
+        args.y = wide.data();
+        LinearWide(args, {.tokens = 128, .num_warpgroups = 2}, nullptr,
+                   LaunchOrder::kAfterPrevious);
+        args.y = expert.data();
+        LinearWide(args, {.is_expert = true}, nullptr, LaunchOrder::kAfterPrevious);
+        EXPECT_EQ(CountDifferences(wide.Download(), expert.Download()), 0)
+            << "g " << g << ", " << tokens << " tokens";
+      }
+    }
+  }
+}
+
+TEST(LinearWideGpu, PlansOneExpertForManyWholeWavesOfPlainSums) {
+  const auto is_expert = [](int64_t n, int64_t tokens, const BFloat16* bias) {
+    const LinearDecodeArgs args{
+        .type = WeightType::kInt4, .shape = {n, 8192, 128, 4}, .num_tokens = tokens, .bias = bias};
+    return PlanLinearWide(args, 132).is_expert;
+  };
+  const BFloat16 bias{0};
+  EXPECT_TRUE(is_expert(8192, 512, nullptr));
+  EXPECT_TRUE(is_expert(8192, 2048, nullptr));
+  EXPECT_FALSE(is_expert(8192, 512, &bias));
+  EXPECT_FALSE(is_expert(8192, 256, nullptr));
+  EXPECT_FALSE(is_expert(4096, 512, nullptr));
+  EXPECT_FALSE(is_expert(8192, 640, nullptr));
+  EXPECT_FALSE(is_expert(8200, 512, nullptr));
+}
+
 TEST(LinearDecodeGpu, SwiGluTakesCodesOfWholePairs) {
   BFloat16 y;
   LinearDecodeArgs args{.type = WeightType::kInt4,

@@ -183,7 +183,9 @@ void LaunchDecode(const DenseLaunch& launch) {
                    .num_rounds = num_rounds,
                    .is_tiled = work.kIsTiled},
                   &layout);
-  layout.start_next_after = StagesBeforeNextKernel(layout, num_rounds);
+  if (!Format::kIsCodes && launch.plan.num_ctas <= NumMultiprocessors()) {
+    layout.start_next_after = StagesBeforeNextKernel(layout, num_rounds);
+  }
   work.weight = static_cast<const uint8_t*>(args.weight);
   work.x = args.x;
   work.bias = args.bias;

@@ -12,6 +12,7 @@ struct WidePlan {
   int tokens = 64;         // of a CTA: 32, 64 or 128
   int num_warpgroups = 1;  // of a CTA, 64 rows each: 1 to 3
   int cluster = 1;         // CTAs that share what they read of x: 1, 2 or 4
+  bool is_expert = false;  // by the kernel for many rows of experts (moe.h)
 };
 WidePlan PlanLinearWide(const LinearDecodeArgs& args, int num_multiprocessors);
 

@@ -92,8 +92,8 @@ void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder orde
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 
 // The same for many rows an expert (prefill, training), by wgmma: x is [R, K], rows in their sorted
-// order already (for gate_up gathered by row_token); of the routing only expert_begin is read. Same
-// bits as above.
+// order already (for gate_up gathered by row_token); of the routing only expert_begin is read, and
+// nothing with one expert and null. Same bits as above.
 void MoeGateUpOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 void MoeDownOfRows(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 

@@ -38,8 +38,9 @@ constexpr int kMostTokens = 128;
 
 struct RowsParameters {
   BFloat16* y;
-  const int32_t* expert_begin;
+  const int32_t* expert_begin;  // null: one expert has all rows
   int num_experts;
+  int num_rows;
   int units_of_expert;
   int blocks;         // of 256 rows in a matrix
   int block_units;    // from the first box of a block to that of the next one
@@ -81,7 +82,7 @@ struct ExpertTiles {
   template <int kTokens>
   __device__ void Fill(const RowsParameters& p) const {
     for (int e = static_cast<int>(threadIdx.x); e <= p.num_experts; e += kThreads) {
-      row_begin[e] = __ldcg(p.expert_begin + e);
+      row_begin[e] = p.expert_begin != nullptr ? __ldcg(p.expert_begin + e) : e * p.num_rows;
     }
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -395,6 +396,8 @@ void LaunchExperts(const MoeExpertsArgs& args, bool is_gate_up, cudaStream_t str
   p.y = args.y;
   p.expert_begin = args.routing.expert_begin;
   p.num_experts = static_cast<int>(args.num_experts);
+  p.num_rows = static_cast<int>(work.num_rows);
+  QT_CHECK(p.expert_begin != nullptr || p.num_experts == 1, "{} experts", p.num_experts);
   p.units_of_expert = static_cast<int>(NumUnits(s));
   p.num_pairs = static_cast<int>(s.out_features / 16);
   p.blocks = (p.num_pairs + kChainWarps - 1) / kChainWarps;
