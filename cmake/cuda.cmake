@@ -25,6 +25,9 @@ if(NOT QT_CUDA STREQUAL "OFF" AND QT_CUDA_SOURCES)
     # strings in a way that nvcc cannot follow, so they are checked at run time in .cu files.
     set(QT_CUDA_OPTIONS --fmad=false -DFMT_CONSTEVAL= -DFMT_USE_CONSTEXPR=1 -Werror=all-warnings
       -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off,-fPIC)
+    if(QT_RACECHECK)
+      list(APPEND QT_CUDA_OPTIONS -DQT_RACECHECK)
+    endif()
   elseif(QT_CUDA STREQUAL "ON")
     message(FATAL_ERROR "QT_CUDA=ON, but nvcc was not found. Put it on PATH or set CUDA_HOME.")
   endif()

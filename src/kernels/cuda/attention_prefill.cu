@@ -13,6 +13,7 @@
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 namespace {
@@ -58,7 +59,7 @@ struct Ring {
     if (block >= kStages) BarrierWait(empty + block % kStages * 8, block / kStages % 2 ^ 1);
   }
   __device__ __forceinline__ void GiveBack(uint32_t block) const {
-    if (threadIdx.x % 32 == 0) BarrierArrive(empty + block % kStages * 8);
+    ArriveAsWarp(empty + block % kStages * 8, static_cast<int>(threadIdx.x) % 32);
   }
 };
 
@@ -79,7 +80,7 @@ __device__ __forceinline__ void CopyTileOf(const DeviceAttentionArgs& a, const C
   const KeyRows keys = {work.seq.block_table, work.seq.kv_begin, copies.block_shift, num_keys};
   const int first = block * kAttentionBlock;
   if (copies.box_rows > 0 && first + kAttentionBlock <= num_keys) {
-    if (lane == 0) BarrierExpect(full, kTileBytes<kHeadDim>);
+    ExpectAsWarp(full, kTileBytes<kHeadDim>, lane);
     __syncwarp();
     const int part = lane / kPanels * copies.box_rows;
     if (part < kAttentionBlock) {
@@ -105,7 +106,7 @@ __device__ __forceinline__ void CopyTileOf(const DeviceAttentionArgs& a, const C
   }
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncwarp();
-  if (lane == 0) BarrierArrive(full);
+  ArriveAsWarp(full, lane);
 }
 
 template <int kHeadDim>
@@ -242,8 +243,8 @@ __global__ void __launch_bounds__(kThreads + kGroupThreads, 1)
     for (const Tensor tensor : {Tensor::kKeys, Tensor::kValues}) {
       const Ring ring = Ring::Of<kHeadDim>(base, tensor);
       for (int i = 0; i < kStages; ++i) {
-        BarrierInit(ring.full + 8 * i, 1);
-        BarrierInit(ring.empty + 8 * i, kThreads / 32);
+        BarrierInit(ring.full + 8 * i, ArrivalsOf(1));
+        BarrierInit(ring.empty + 8 * i, ArrivalsOf(kThreads / 32));
       }
     }
     FenceForCopies();

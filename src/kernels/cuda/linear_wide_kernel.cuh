@@ -115,7 +115,7 @@ struct WideWalk {
     if (chunks_left == 0) {
       if (chunk > 0) {
         __syncwarp();
-        if (lane == 0) BarrierArrive(barriers.weight_empty + 8 * codes_slot.index);
+        ArriveAsWarp(barriers.weight_empty + 8 * codes_slot.index, lane);
         codes_slot.Advance(p.weight_slots);
       }
       BarrierWait(barriers.weight_full + 8 * codes_slot.index, codes_slot.parity);
@@ -141,7 +141,7 @@ struct WideWalk {
     // Everything of the slot before has been used.
     if (used != 0) {
       __syncwarp();
-      if (lane < p.cluster) ArriveAt(used, lane);
+      ArriveAtAll(used, p.cluster, lane);
     }
   }
 
@@ -196,8 +196,8 @@ struct WideWalk<BFloat16Format, kTokens> {
     WaitForProducts<1>();
     // Everything of the slots before has been used.
     __syncwarp();
-    if (used != 0 && lane < p.cluster) ArriveAt(used, lane);
-    if (kHalf == 0 && !is_first && lane == 0) BarrierArrive(used_weights);
+    if (used != 0) ArriveAtAll(used, p.cluster, lane);
+    if (kHalf == 0 && !is_first) ArriveAsWarp(used_weights, lane);
   }
 
   __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
@@ -340,11 +340,11 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
     const WideBarriers barriers(base, p);
     for (int i = 0; i < p.x_slots; ++i) {
       BarrierInit(barriers.x_full + 8 * i, 1);
-      BarrierInit(barriers.x_empty + 8 * i, num_warps * p.cluster);
+      BarrierInit(barriers.x_empty + 8 * i, ArrivalsOf(num_warps * p.cluster));
     }
     for (int i = 0; i < p.weight_slots; ++i) {
       BarrierInit(barriers.weight_full + 8 * i, 1);
-      BarrierInit(barriers.weight_empty + 8 * i, num_warps);
+      BarrierInit(barriers.weight_empty + 8 * i, ArrivalsOf(num_warps));
     }
     FenceForCopies();
   }

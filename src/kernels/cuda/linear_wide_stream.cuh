@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 
@@ -126,6 +127,15 @@ __device__ __forceinline__ void ArriveAt(uint32_t barrier, int cta) {
       "}\n" ::"r"(barrier),
       "r"(cta)
       : "memory");
+}
+
+// A warp at that barrier of all CTAs of the cluster, which counts ArrivalsOf(1) of it.
+__device__ __forceinline__ void ArriveAtAll(uint32_t barrier, int ctas, int lane) {
+#ifdef QT_RACECHECK
+  for (int cta = 0; cta < ctas; ++cta) ArriveAt(barrier, cta);
+#else
+  if (lane < ctas) ArriveAt(barrier, lane);
+#endif
 }
 
 // The warp that copies weights: of codes lane u has unit u of the CTA; of BF16 weights, lane 2 g +

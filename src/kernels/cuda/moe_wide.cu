@@ -18,6 +18,7 @@
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp_arrival.cuh"
 #include "kernels/cuda/wide_product.cuh"
 
 namespace quatrain::cuda {
@@ -217,7 +218,7 @@ __device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t bas
     }
     // Other warpgroups keep the tensor cores busy meanwhile.
     WaitForProducts<0>();
-    if (lane == 0) BarrierArrive(full + 8 * p.num_slots);
+    ArriveAsWarp(full + 8 * p.num_slots, lane);
     if (++place.slot == p.num_slots) {
       place.slot = 0;
       place.parity ^= 1;
@@ -302,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.num_slots; ++i) {
       BarrierInit(base + 8 * i, 1);
-      BarrierInit(base + 8 * (p.num_slots + i), kChainWarps);
+      BarrierInit(base + 8 * (p.num_slots + i), ArrivalsOf(kChainWarps));
     }
     FenceForCopies();
   }

@@ -264,13 +264,13 @@ __device__ __forceinline__ void SumRows(const GradTile& tile, const WarpRows& su
     }
     CommitProducts();
     WaitForProducts<1>();
-    if (before != 0 && lane < kCtas) ArriveAt(before, lane);
+    if (before != 0) ArriveAtAll(before, kCtas, lane);
     before = ring.Empty();
     ring.Advance();
     if (fetches_old && row == fetches_at) sums.FetchOld();
   }
   WaitForProducts<0>();
-  if (before != 0 && lane < kCtas) ArriveAt(before, lane);
+  if (before != 0) ArriveAtAll(before, kCtas, lane);
   FenceSums(d);
 }
 
@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
       BarrierInit(base + 8 * i, 1);
-      BarrierInit(base + 8 * (kSlots + i), kSumWarps * kCtas);
+      BarrierInit(base + 8 * (kSlots + i), ArrivalsOf(kSumWarps * kCtas));
     }
     for (int i = 0; i < kSumWarps; ++i) BarrierInit(base + 8 * (2 * kSlots + i), 1);
     FenceForCopies();
