@@ -127,7 +127,7 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// By the one lane of a warp for which `is_it` holds, after all its lanes.
+// By the lanes of a warp for which `is_it` holds, after all its lanes.
 __device__ __forceinline__ void BarrierArriveOnce(uint32_t barrier, bool is_it) {
   asm volatile(
       "{\n"

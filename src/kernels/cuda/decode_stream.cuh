@@ -30,6 +30,7 @@
 #include "kernels/cuda/chain.cuh"
 #include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 
@@ -445,8 +446,8 @@ struct ChainWarp {
     MakeOperands(*codes, 2, &o[0]);
     Step(o[1]);
     MakeOperands(*codes, 3, &o[1]);
-    BarrierArriveOnce(weight_done, lane == 0);
-    BarrierArriveOnce(x_done, lane == 0 && gives_x_back);
+    BarrierArriveOnce(weight_done, lane < kArrivingLanes);
+    BarrierArriveOnce(x_done, lane < kArrivingLanes && gives_x_back);
     if (has_next && !is_there) WaitForStage();
     PointToStage();
     LoadCodes(0, codes);
@@ -519,7 +520,7 @@ struct ChainWarp {
       if (gives_x_back) {
         BarrierWait(barriers.x_full + 8 * x.slot, (x.parity & x_parity_mask) ^ x_phase);
         __syncwarp();
-        if (lane == 0) BarrierArrive(barriers.x_empty + 8 * x.slot);
+        ArriveAsWarp(barriers.x_empty + 8 * x.slot, lane);
       }
       x.Advance(x_slots);
     }
@@ -566,7 +567,11 @@ __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work
     chain.Run();
   } else if (warp == layout.num_warps) {
     const int num_slots = layout.num_warps * layout.weight_slots;
-    for (int i = lane; i < 2 * num_slots; i += 32) BarrierInit(barriers.weight_full + 8 * i, 1);
+    // A warp's slots, full then empty, follow those of the warp before.
+    for (int i = lane; i < 2 * num_slots; i += 32) {
+      const bool is_full = i % (2 * layout.weight_slots) < layout.weight_slots;
+      BarrierInit(barriers.weight_full + 8 * i, is_full ? 1 : ArrivalsOf(1));
+    }
     // Past the end of a row of BF16 weights: zeros from the start, or old weights.
     const bool is_ragged = (layout.segment_inputs | layout.in_features) % kChunkInputs != 0;
     if (!Format::kIsCodes && is_ragged) {
@@ -579,7 +584,7 @@ __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work
   } else {
     for (int i = lane; i < layout.x_slots; i += 32) {
       BarrierInit(barriers.x_full + 8 * i, 1);
-      BarrierInit(barriers.x_empty + 8 * i, layout.num_warps);
+      BarrierInit(barriers.x_empty + 8 * i, ArrivalsOf(layout.num_warps));
     }
     FenceForCopies();
     if constexpr (Work::kIsTiled) {
