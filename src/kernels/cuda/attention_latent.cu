@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/attention_latent_tiles.cuh"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 namespace {
@@ -238,7 +239,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
   // all at once they do not fit.
   const auto base_again = [&] { return __shfl_sync(0xFFFFFFFFu, base, 0); };
   const auto give_back = [&](int block) {
-    if (thread % 32 == 0) BarrierArrive(base + kEmpty + 8 * (block % 2));
+    ArriveAsWarp(base + kEmpty + 8 * (block % 2), thread % 32);
   };
   const auto issue_scores = [&](int block) {
     const uint32_t here = base_again();
@@ -290,7 +291,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     WaitForThreads<1 + kGroup, kGroupThreads>();  // all have read the tile's last columns
     StoreProbabilities(p, tile_of(block) + kProbabilities);
     __syncwarp();
-    if (thread % 32 == 0) BarrierArrive(base + kReady + 8 * kGroup);
+    ArriveAsWarp(base + kReady + 8 * kGroup, thread % 32);
   };
   const auto finish_outputs = [&](int block) {
     WaitForProducts<0>();
@@ -373,8 +374,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int part = 0; part < kParts; ++part) {
         BarrierInit(base + kFull + 8 * (i * kParts + part), 1);
       }
-      BarrierInit(base + kEmpty + 8 * i, kMultiplying / 32);
-      BarrierInit(base + kReady + 8 * i, kGroupThreads / 32);
+      BarrierInit(base + kEmpty + 8 * i, ArrivalsOf(kMultiplying / 32));
+      BarrierInit(base + kReady + 8 * i, ArrivalsOf(kGroupThreads / 32));
     }
     FenceForCopies();
     if (copies.box_rows > 0) PrefetchMap(&copies.kv);
