@@ -135,7 +135,7 @@ __device__ __forceinline__ void ExpectStage(const StreamLayout& layout, int rows
     }
   }
   __syncwarp();
-  if (lane == 0) BarrierExpect(full, total);
+  ExpectAsWarp(full, total, lane);
   __syncwarp();
 }
 
@@ -583,7 +583,7 @@ __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work
     StreamWeights<Format, kRowUnits>(layout, work, base, lane);
   } else {
     for (int i = lane; i < layout.x_slots; i += 32) {
-      BarrierInit(barriers.x_full + 8 * i, 1);
+      BarrierInit(barriers.x_full + 8 * i, ArrivalsOf(1));
       BarrierInit(barriers.x_empty + 8 * i, ArrivalsOf(layout.num_warps));
     }
     FenceForCopies();

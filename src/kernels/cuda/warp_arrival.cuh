@@ -23,11 +23,10 @@ __device__ __forceinline__ void ArriveAsWarp(uint32_t barrier, int lane) {
 
 // The same at a barrier that also counts bytes of copies.
 __device__ __forceinline__ void ExpectAsWarp(uint32_t barrier, uint32_t bytes, int lane) {
-  if (lane == 0) {
-    BarrierExpect(barrier, bytes);
-  } else {
-    ArriveAsWarp(barrier, lane);
+  if constexpr (kArrivingLanes > 1) {
+    if (lane > 0) BarrierArrive(barrier);
   }
+  if (lane == 0) BarrierExpect(barrier, bytes);
 }
 
 }  // namespace quatrain::cuda
