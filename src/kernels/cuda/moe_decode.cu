@@ -22,8 +22,6 @@ enum class Part { kGateUp, kDown };
 
 // Tiles of one CTA that are kept in shared memory; those after them are read where they lie.
 constexpr int kKeptTiles = 8;
-constexpr int kStagesOfWholeRound = 4;
-constexpr unsigned kHeadStartNanoseconds = 2000;
 // Behind what StreamLayout lays out: those tiles, and their number.
 constexpr int kListBytes = sizeof(int4) * (kKeptTiles + 1);
 
@@ -55,12 +53,11 @@ __device__ __forceinline__ int WaitForNumTiles(const int32_t* num_tiles) {
   return count;
 }
 
-// A tile, once it is there: {expert, row_begin, num_rows, whether it was there at the first look}.
+// A tile, once it is there: {expert, row_begin, num_rows, 1}.
 __device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
   uint64_t low = 0;
   uint64_t high = 0;
-  int looks = 0;
-  for (; high >> 32 == 0; ++looks) {
+  while (high >> 32 == 0) {
     asm volatile(
         "{\n"
         ".reg .b128 whole;\n"
@@ -71,8 +68,7 @@ __device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
         : "l"(tile)
         : "memory");
   }
-  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high),
-                   looks == 1 ? 1 : 0);
+  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high), 1);
 }
 
 template <class Format, int kTokenTiles, Part kPart>
@@ -100,12 +96,7 @@ struct ExpertsWork {
     first_tile = first_round / p.rounds_per_tile;
     const int last_tile = (first_round + num_rounds - 1) / p.rounds_per_tile;
     if (num_rounds > 0 && index < kKeptTiles && first_tile + index <= last_tile) {
-      const int4 tile = WaitForTile(p.tiles + first_tile + index);
-      tiles[index] = tile;
-      // gate_up has waited for the same tile, and its weights are needed first.
-      if (kPart == Part::kDown && p.tiles_of_one_token > 0 && tile.w == 0) {
-        __nanosleep(kHeadStartNanoseconds);
-      }
+      tiles[index] = WaitForTile(p.tiles + first_tile + index);
     }
   }
   __device__ __forceinline__ int4 Tile(int round) const {
@@ -164,20 +155,23 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), 2)
                   const __grid_constant__ ExpertsParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto* const tiles = reinterpret_cast<int4*>(shared + layout.shared_bytes);
-  LetNextKernelStart();
+  const bool is_first = kPart == Part::kGateUp && p.tiles_of_one_token > 0;
+  if (!is_first) LetNextKernelStart();
   const ExpertsWork<Format, kTokenTiles, kPart> work(p, tiles);
   RunStream<Format, 2, kTokenTiles>(layout, work, shared);
+  // The first warp here is the one that copies weights: those of down come after them.
+  if (is_first) LetNextKernelStart();
 }
 
 // All weights of a CTA that has one round, and all of x, at once: then nothing waits for room. Two
 // CTAs, this kernel's and the next one's, share a multiprocessor. False where they do not fit.
-bool HoldWholeRound(int chunk_bytes, StreamLayout* layout) {
+bool HoldWholeRound(int chunk_bytes, int num_stages, StreamLayout* layout) {
   constexpr int kStreams = 2;
   constexpr uint32_t kOfHalf = (228 << 10) / 2 - 1024 - kListBytes;
   const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
   StreamLayout l = *layout;
   const int chunks = static_cast<int>((l.in_features + kChunkInputs - 1) / kChunkInputs);
-  l.stage_chunks = (chunks + kStagesOfWholeRound - 1) / kStagesOfWholeRound;
+  l.stage_chunks = (chunks + num_stages - 1) / num_stages;
   l.num_stages = l.weight_slots = l.x_slots = (chunks + l.stage_chunks - 1) / l.stage_chunks;
   l.x_is_resident = 1;
   l.stream_pitch = l.stage_chunks * chunk_bytes;
@@ -199,7 +193,10 @@ void LaunchTokens(const MoeExpertsArgs& args, ExpertsParameters p, cudaStream_t 
   layout.x_rows = static_cast<int>(std::min<int64_t>(kMoeTileRows, args.num_tokens));
   const int rounds_of_one_token = p.tiles_of_one_token * p.rounds_per_tile;
   const bool has_one_round = 0 < rounds_of_one_token && rounds_of_one_token <= p.num_ctas;
-  if (!has_one_round || !HoldWholeRound(Format::kChunkBytes, &layout)) {
+  // Measured: gate_up waits for its weights, part by part; down for x.
+  constexpr int kStages = kPart == Part::kGateUp ? 4 : 2;
+  if (has_one_round && kPart == Part::kGateUp) p.num_ctas = rounds_of_one_token;
+  if (!has_one_round || !HoldWholeRound(Format::kChunkBytes, kStages, &layout)) {
     CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
                      .padding = Format::kPadding,
                      .num_streams = 2,

@@ -254,7 +254,8 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
               {expert, first_row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows),
                is_there});
   }
-  // The readers of a single token's list count on a tile for each slot.
+  // The readers of a single token's list count on a tile for each slot; ids that are not distinct
+  // must not leave them waiting.
   if (p.num_tokens == 1 && is_row && lane >= all_tiles) {
     WriteTile(p.routing.tiles + lane, {0, 0, 0, is_there});
   }
