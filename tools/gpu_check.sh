@@ -27,10 +27,11 @@ large=(
   '*ManyRowsGiveTheSameBits*' '*ManyInAGraph*' '*WeightGradGpu*/'{5,6,7}
 )
 small="*Gpu*:-$(IFS=:; echo "${large[*]}")"
-# Router and experts of a decode step are left out: see docs/testing.md.
 raced=(
   'WeightGradGpu*' '*WeightGradGpu*/'{0,1,2,3,4} '*LinearDecodeGpuShapes*/'{1,2}
   '*BiasAndResidualRoundAsWritten*' 'AttentionGpu.LogSumExp*' 'MoeBackwardGpu*' 'ElementwiseGpu*'
+  'AttentionGpu.Short*' 'AttentionLatentGpu.Short*' 'MoeExpertsGpu.EveryPlan*'
+  '*MoeManyRowsGpu*/4' '*MoeRouterGpu*/1' 'MoeRouterGpu.BreaksTies*'
 )
 raced=$(IFS=:; echo "${raced[*]}")
 
