@@ -1,6 +1,7 @@
 #include "torch_library/operators.h"
 
 #if defined(QT_WITH_CUDA)
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -11,13 +12,6 @@
 
 namespace quatrain::torch_library {
 namespace {
-
-// From so many rows of x on, dequantising all weights first and the library's product are faster
-// than codes dequantised on the way. Measured on an H100: docs/results.md, "From codes to BF16
-// products".
-constexpr int64_t kFewestLibraryRows = 2048;
-// The same where K is cut into segments, which the kernels for many rows do not serve.
-constexpr int64_t kFewestLibraryRowsOfSegments = 128;
 
 // The library of one device and stream, which serves one product at a time.
 struct StreamLibrary {
@@ -47,6 +41,15 @@ struct Product {
   at::Tensor bias;  // or undefined
   MatrixShape shape;
 };
+
+// From so many rows of x on, dequantising all weights first and the library's product are faster
+// than codes dequantised on the way: where K is cut into segments, which the kernels for many rows
+// do not serve, soon; with a bias, late; else never. Measured on an H100: docs/results.md, "From
+// codes to BF16 products".
+int64_t FewestLibraryRows(const Product& call) {
+  if (cuda::NumSegments(call.shape.rows, call.shape.columns) > 1) return 128;
+  return call.bias.defined() ? 2048 : std::numeric_limits<int64_t>::max();
+}
 
 // False where the library is missing or does not take the shape.
 bool MultiplyByLibrary(const Product& call, const at::Tensor& y) {
@@ -107,8 +110,7 @@ at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::T
   }
   const int64_t m = call.rows.size(0);
   const at::Tensor y = Empty(x, {m, call.shape.rows}, at::kBFloat16);
-  const bool is_cut = cuda::NumSegments(call.shape.rows, call.shape.columns) > 1;
-  const bool is_long = m >= (is_cut ? kFewestLibraryRowsOfSegments : kFewestLibraryRows);
+  const bool is_long = m >= FewestLibraryRows(call);
   if (!is_long || !MultiplyByLibrary(call, y)) MultiplyCodes(call, y);
   return y.view(WithLast(x, call.shape.rows));
 }

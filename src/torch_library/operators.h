@@ -37,9 +37,9 @@ at::Tensor KernelLayoutCuda(const at::Tensor& packed, const at::Tensor& scale);
 at::Tensor UnpackLayoutCuda(const at::Tensor& layout, const at::Tensor& scale, int64_t in_features);
 
 // y [..., O] = x [..., I] w'^T (+ bias), BF16 (on the CPU also FP32). On CUDA the canonical chain
-// of docs/numerics.md for every number of rows: codes dequantised on the way, for many rows first.
-// A call with codes in place of the kernel layout packs them first (few rows), which reads and
-// writes all of them: more than a decode step's product itself.
+// of docs/numerics.md for every number of rows: codes dequantised on the way, or first (many rows
+// of x and a bias, or K in segments). A call with codes in place of the kernel layout packs them
+// first (few rows), which reads and writes all of them: more than a decode step's product itself.
 at::Tensor LinearCpu(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                      const std::optional<at::Tensor>& bias);
 at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
