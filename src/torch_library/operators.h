@@ -56,7 +56,9 @@ struct MoeCall {
   at::Tensor down_scale;     // [E, D, F / g]
   int64_t experts_per_token = 0;
   bool norm_topk_prob = true;
-  at::Tensor ids_TK;  // int32 [T, experts_per_token] to replay, or undefined
+  // int32 [T, experts_per_token] to replay, or undefined: experts 0 .. E - 1, each token's
+  // distinct. The caller answers for that on CUDA, where looking would stop the stream.
+  at::Tensor ids_TK;
 };
 // [T, D].
 at::Tensor MoeCpu(const MoeCall& call);
