@@ -10,6 +10,7 @@ sys.dont_write_bytecode = True
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import aims  # noqa: E402
+import bench  # noqa: E402
 
 ROWS = HERE.parent / "results" / "h100"
 
@@ -48,6 +49,14 @@ class AimsTest(unittest.TestCase):
         rows = aims.read_rows(paths)
         without = [aim.what for aim in aims.aims() if aim.measured(rows) is None]
         self.assertEqual(without, [])
+
+    def test_every_measurement_is_a_part_of_bench(self):
+        modules = {path.stem for path in HERE.glob("bench_*.py")}
+        programs = {path.stem for path in HERE.glob("*.cu")} - {"kernels_for_python"}
+        self.assertEqual(set(bench.MODULES.values()), modules)
+        self.assertEqual(set(bench.PROGRAMS.values()), programs)
+        for name in modules:
+            self.assertIn("\nSECTIONS = {", (HERE / f"{name}.py").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

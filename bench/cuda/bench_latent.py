@@ -1,9 +1,6 @@
-#!/usr/bin/env python3
 """Attention over a latent (MLA, absorbed) on a device, against torch in the same run.
 
-    python3 bench/cuda/bench_latent.py LIBRARY [section ...] > rows.jsonl
-
-As bench_kernels.py: CUDA graphs, caches rotated past the L2, medians.
+Part latent of bench.py. As bench_kernels.py: CUDA graphs, caches rotated past the L2, medians.
 """
 
 import ctypes
@@ -92,7 +89,4 @@ def bench_latent_prefill():
                  error_to_torch=error)
 
 
-SECTIONS = {"latent_decode": bench_latent_decode, "latent_prefill": bench_latent_prefill}
-
-if __name__ == "__main__":
-    kernels.run(SECTIONS)
+SECTIONS = {"decode": bench_latent_decode, "prefill": bench_latent_prefill}
