@@ -94,6 +94,27 @@ void RunExperts(const Layer& layer, const at::Tensor& x_TD, const RoutingBuffers
   }
 }
 
+// dy^T x in FP32: [E, N, K] of rows sorted by expert, or [N, K] of all rows without expert_begin.
+at::Tensor GradOfWeights(const at::Tensor& dy_RN, const at::Tensor& x_RK,
+                         const at::Tensor& expert_begin) {
+  at::DimVector sizes = {dy_RN.size(1), x_RK.size(1)};
+  cuda::WeightGradArgs args{.dy = DeviceData<BFloat16>(dy_RN, dy_RN),
+                            .x = DeviceData<BFloat16>(x_RK, dy_RN),
+                            .num_rows = dy_RN.size(0),
+                            .out_features = sizes[0],
+                            .in_features = sizes[1],
+                            .old = cuda::OldGradient::kReplaced};
+  if (expert_begin.defined()) {
+    args.num_experts = expert_begin.size(0) - 1;
+    args.expert_begin = DeviceData<int32_t>(expert_begin, dy_RN);
+    sizes.insert(sizes.begin(), args.num_experts);
+  }
+  at::Tensor dweight = Empty(dy_RN, sizes, at::kFloat);
+  args.dweight = DeviceData<float>(dweight, dy_RN);
+  cuda::WeightGrad(args, StreamOf(dy_RN), LaunchOrder::kAfterPrevious);
+  return dweight;
+}
+
 }  // namespace
 
 MoeSaved MoeForwardCuda(const MoeCall& call) {
@@ -137,28 +158,6 @@ MoeSaved MoeForwardCuda(const MoeCall& call) {
 }
 
 at::Tensor MoeCuda(const MoeCall& call) { return MoeForwardCuda(call).out_TD; }
-
-namespace {
-
-// FP32 [E, N, K] of rows sorted by expert.
-at::Tensor GradOfWeights(const at::Tensor& dy_RN, const at::Tensor& x_RK,
-                         const at::Tensor& expert_begin) {
-  const int64_t num_experts = expert_begin.size(0) - 1;
-  at::Tensor dweight = Empty(dy_RN, {num_experts, dy_RN.size(1), x_RK.size(1)}, at::kFloat);
-  cuda::WeightGrad({.dy = DeviceData<BFloat16>(dy_RN, dy_RN),
-                    .x = DeviceData<BFloat16>(x_RK, dy_RN),
-                    .num_rows = dy_RN.size(0),
-                    .out_features = dy_RN.size(1),
-                    .in_features = x_RK.size(1),
-                    .num_experts = num_experts,
-                    .expert_begin = DeviceData<int32_t>(expert_begin, dy_RN),
-                    .old = cuda::OldGradient::kReplaced,
-                    .dweight = DeviceData<float>(dweight, dy_RN)},
-                   StreamOf(dy_RN), LaunchOrder::kAfterPrevious);
-  return dweight;
-}
-
-}  // namespace
 
 MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
   const Layer layer(call);
@@ -216,18 +215,8 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x) {
   CheckBFloat16(x);
   const c10::DeviceGuard guard(x.device());
-  const at::Tensor dy_RN = dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}).contiguous();
-  const at::Tensor x_RK = x.reshape({-1, x.size(-1)}).contiguous();
-  at::Tensor dweight = Empty(x, {dy_RN.size(1), x_RK.size(1)}, at::kFloat);
-  cuda::WeightGrad({.dy = DeviceData<BFloat16>(dy_RN, x),
-                    .x = DeviceData<BFloat16>(x_RK, x),
-                    .num_rows = x_RK.size(0),
-                    .out_features = dy_RN.size(1),
-                    .in_features = x_RK.size(1),
-                    .old = cuda::OldGradient::kReplaced,
-                    .dweight = DeviceData<float>(dweight, x)},
-                   StreamOf(x), LaunchOrder::kAfterPrevious);
-  return dweight;
+  return GradOfWeights(dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}).contiguous(),
+                       x.reshape({-1, x.size(-1)}).contiguous(), {});
 }
 
 }  // namespace quatrain::torch_library
