@@ -271,8 +271,8 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
       if constexpr (kIsMine) {
         Product256(o, p + 4 * step, OperandAt(v + step * kRowsStepPlaces));
       } else {
-        Product256Shared(o, OperandAt(other + step * kStepPlaces),
-                         OperandAt(v + step * kRowsStepPlaces));
+        Product256Shared<0>(o, OperandAt(other + step * kStepPlaces),
+                            OperandAt(v + step * kRowsStepPlaces));
       }
     }
     CommitProducts();

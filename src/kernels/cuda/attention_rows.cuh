@@ -30,10 +30,6 @@ __device__ __forceinline__ uint64_t OperandAt(uint32_t place) {
   return uint64_t{kSwizzle128 | kEightRows} << 32 | place;
 }
 
-#define QT_EIGHT(d, i)                                                                        \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-
 // d (64 x 64) = a (64 x 16) b (16 x 64) + d, or without d if !accumulate. kTransposed: b's rows are
 // k.
 template <int kTransposed>
@@ -59,8 +55,6 @@ __device__ __forceinline__ void Product128(float* d, const uint32_t* a, uint64_t
         QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-
-#undef QT_EIGHT
 
 // Keeps what the compiler does with accumulators out of the pipeline of products.
 template <int kCount>

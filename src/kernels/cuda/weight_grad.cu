@@ -138,30 +138,6 @@ __device__ __forceinline__ uint64_t RowsOperand(uint32_t place) {
   return (uint64_t{high} << 32) | (place | kNextColumns << 16);
 }
 
-#define QT_SUM(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
-
-// One step of 64 x 256 chains: 16 rows of dy and x.
-__device__ __forceinline__ void RowsProduct(float (&d)[32][4], uint64_t dy, uint64_t x) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
-      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
-      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
-      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,"
-      "%122,%123,%124,%125,%126,%127}, "
-      "%128, %129, 1, 1, 1, 1, 1;\n"
-      : QT_SUM(0), QT_SUM(1), QT_SUM(2), QT_SUM(3), QT_SUM(4), QT_SUM(5), QT_SUM(6), QT_SUM(7),
-        QT_SUM(8), QT_SUM(9), QT_SUM(10), QT_SUM(11), QT_SUM(12), QT_SUM(13), QT_SUM(14),
-        QT_SUM(15), QT_SUM(16), QT_SUM(17), QT_SUM(18), QT_SUM(19), QT_SUM(20), QT_SUM(21),
-        QT_SUM(22), QT_SUM(23), QT_SUM(24), QT_SUM(25), QT_SUM(26), QT_SUM(27), QT_SUM(28),
-        QT_SUM(29), QT_SUM(30), QT_SUM(31)
-      : "l"(dy), "l"(x));
-}
-
-#undef QT_SUM
-
 // Keeps what the compiler does with the sums out of the pipeline of products.
 __device__ __forceinline__ void FenceSums(float (&d)[32][4]) {
 #pragma unroll
@@ -260,7 +236,7 @@ __device__ __forceinline__ void SumRows(const GradTile& tile, const WarpRows& su
 #pragma unroll
     for (int step = 0; step < kSlotRows / kStepRows; ++step) {
       const uint32_t at = step * (kStepRows * 128 >> 4);
-      RowsProduct(d, RowsOperand(dy + at), RowsOperand(x + at));
+      Product256Shared<1>(&d[0][0], RowsOperand(dy + at), RowsOperand(x + at));
     }
     CommitProducts();
     WaitForProducts<1>();
