@@ -3,6 +3,7 @@
 // element.
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/eight_values.cuh"
 #include "kernels/cuda/moe_backward.h"
 
 namespace quatrain::cuda {
@@ -12,18 +13,11 @@ constexpr int kThreads = 256;
 constexpr int kEach = 8;
 
 __device__ __forceinline__ void LoadEight(const BFloat16* from, float (&v)[kEach]) {
-  const uint4 words = *reinterpret_cast<const uint4*>(from);
-  const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    v[2 * i] = LowOfPair(pairs[i]);
-    v[2 * i + 1] = HighOfPair(pairs[i]);
-  }
+  UnpackEight(*reinterpret_cast<const uint4*>(from), v);
 }
 
 __device__ __forceinline__ void StoreEight(BFloat16* to, const float (&v)[kEach]) {
-  *reinterpret_cast<uint4*>(to) = make_uint4(RoundPair(v[0], v[1]), RoundPair(v[2], v[3]),
-                                             RoundPair(v[4], v[5]), RoundPair(v[6], v[7]));
+  *reinterpret_cast<uint4*>(to) = PackEight(v);
 }
 
 __device__ __forceinline__ int64_t ThreadIndex() {
