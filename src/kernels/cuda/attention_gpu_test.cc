@@ -224,6 +224,9 @@ TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
 TEST(AttentionGpu, ShortSequencesGiveTheSameBits) {
   QT_NEEDS_DEVICE();
   ExpectOneArithmetic({70, 4, 1, 128});
+  ExpectOneArithmetic({513, 2, 1, 128});  // two segments, more tiles than slots
+  for (const int head_dim : {64, 256}) ExpectOneArithmetic({130, 2, 1, head_dim});
+  for (const int block_size : {4, 8, 64}) ExpectOneArithmetic({70, 2, 1, 128, block_size});
 }
 
 TEST(AttentionGpu, LogSumExpIsTheNaturalOne) {

@@ -186,6 +186,8 @@ TEST(AttentionLatentGpu, PrefillChunksAndDecodeGiveTheBitsOfTheReference) {
 TEST(AttentionLatentGpu, ShortSequencesGiveTheBitsOfTheReference) {
   QT_NEEDS_DEVICE();
   ExpectOneArithmetic({600, 5, 16});
+  ExpectOneArithmetic({130, 3, 40});  // more than one tile of rows
+  for (const int block_size : {4, 32, 256}) ExpectOneArithmetic({150, 2, 16, block_size});
 }
 
 TEST(AttentionLatentGpu, IsTheSoftmaxOfScaledScores) {

@@ -118,6 +118,11 @@ __device__ __forceinline__ void FenceForCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Orders what threads did to shared memory before copies of the engine that follow.
+__device__ __forceinline__ void FenceBeforeCopies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 __device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -127,16 +132,20 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// By the lanes of a warp for which `is_it` holds, after all its lanes.
-__device__ __forceinline__ void BarrierArriveOnce(uint32_t barrier, bool is_it) {
+// At two barriers, by the lanes of a warp for which `at_first` and `at_second` hold, after all its
+// lanes.
+__device__ __forceinline__ void BarrierArriveAtTwo(uint32_t first, bool at_first, uint32_t second,
+                                                   bool at_second) {
   asm volatile(
       "{\n"
-      ".reg .pred it;\n"
-      "setp.ne.u32 it, %1, 0;\n"
+      ".reg .pred one, other;\n"
+      "setp.ne.u32 one, %1, 0;\n"
+      "setp.ne.u32 other, %3, 0;\n"
       "bar.warp.sync 0xFFFFFFFF;\n"
-      "@it mbarrier.arrive.shared::cta.b64 _, [%0];\n"
-      "}\n" ::"r"(barrier),
-      "r"(static_cast<uint32_t>(is_it))
+      "@one mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+      "@other mbarrier.arrive.shared::cta.b64 _, [%2];\n"
+      "}\n" ::"r"(first),
+      "r"(static_cast<uint32_t>(at_first)), "r"(second), "r"(static_cast<uint32_t>(at_second))
       : "memory");
 }
 

@@ -243,9 +243,8 @@ __device__ void StreamWeights(const StreamLayout& layout, const Work& work, uint
         const StreamBarriers barriers(base, layout, is_on ? warp : 0);
         const uint32_t full = barriers.weight_full + 8 * ring[pass].slot;
         const int bytes = min(stage_bytes, left[pass]);
-        if (is_on && filled[pass] >= layout.weight_slots) {
-          BarrierWait(barriers.weight_empty + 8 * ring[pass].slot, ring[pass].parity ^ 1);
-        }
+        WaitInLanes(is_on && filled[pass] >= layout.weight_slots,
+                    barriers.weight_empty + 8 * ring[pass].slot, ring[pass].parity ^ 1);
         if (is_on && index % kStreams == 0) BarrierExpect(full, bytes * kStreams);
         __syncwarp();
         if (is_on) {
@@ -434,10 +433,12 @@ struct ChainWarp {
 
   // The same for a stage's last chunk: gives the stage back and goes on to the next one. A branch
   // makes the compiler wait for the steps before it, so the one that is there is seldom taken, and
-  // where no stage follows, what nobody uses is read.
+  // where no stage follows, this chunk is read again, which nobody uses, before it is given back.
   __device__ __forceinline__ void WalkLastChunk(bool has_next, Codes* codes, Operands (&o)[2]) {
     const uint32_t weight_done = barriers.weight_empty + 8 * w.slot;
     const uint32_t x_done = barriers.x_empty + 8 * x.slot;
+    const bool arrives = lane < kArrivingLanes;
+    const bool gives_x = arrives && gives_x_back;
     w.Advance(weight_slots);
     x.Advance(x_slots);
     MakeOperands(*codes, 1, &o[1]);
@@ -446,13 +447,15 @@ struct ChainWarp {
     MakeOperands(*codes, 2, &o[0]);
     Step(o[1]);
     MakeOperands(*codes, 3, &o[1]);
-    BarrierArriveOnce(weight_done, lane < kArrivingLanes);
-    BarrierArriveOnce(x_done, lane < kArrivingLanes && gives_x_back);
+    EndReads();
+    BarrierArriveAtTwo(weight_done, arrives && has_next, x_done, gives_x && has_next);
     if (has_next && !is_there) WaitForStage();
-    PointToStage();
+    if (has_next) PointToStage();
     LoadCodes(0, codes);
     Step(o[0]);
     MakeOperands(*codes, 0, &o[0]);
+    EndReads();
+    BarrierArriveAtTwo(weight_done, arrives && !has_next, x_done, gives_x && !has_next);
     Step(o[1]);
   }
 
@@ -552,8 +555,7 @@ struct ChainWarp {
   }
 };
 
-// All warps of a CTA; the barriers lie at the start of shared memory, the rest as StreamLayout
-// says.
+// All warps of a CTA. Barriers lie at the start of shared memory, the rest as StreamLayout says.
 template <class Format, int kRowUnits, int kTokenTiles, class Work>
 __device__ __forceinline__ void RunStream(const StreamLayout& layout, const Work& work,
                                           uint8_t* shared) {
