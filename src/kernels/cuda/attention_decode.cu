@@ -20,13 +20,13 @@ constexpr int kDeep = kHeadDim == 256   ? 5
                       : kHeadDim == 128 ? 11
                                         : 16;
 
-// Rows that scores are kept of: all, or eight where no more are there; three CTAs share a
+// Rows that scores are kept of: all, or eight where no more are there; four CTAs share a
 // multiprocessor then, and what one does before its first keys come and after its last ones is
 // under the copies of the others.
 constexpr int kFewRows = 8;
 template <int kHeadDim>
 constexpr int kShallowFew = kHeadDim == 256   ? 2
-                            : kHeadDim == 128 ? 3
+                            : kHeadDim == 128 ? 2
                                               : 6;
 
 // Shared memory: the ring, and the segment's.
