@@ -96,8 +96,6 @@ def other_aims():
     for group in (32, 128):
         yield Aim(f"AdamW + requantise g{group}, flips counted, time of AdamW alone", f"adamw codes g{group}", {},
                   "to_plain", 1.03, is_most=True)
-        yield Aim(f"AdamW + requantise g{group}, time of AdamW alone", f"adamw codes g{group}, no counts", {}, "to_plain",
-                  1.03, is_most=True)
         yield Aim(f"AdamW + requantise g{group}, time of torch's and a pack", f"adamw codes g{group}", {},
                   "to_torch_fused_and_pack", 1.0, is_most=True)
     yield Aim("LM-head log-probability, time of the library", "logprob sliced 8192x8192", {}, "to_library", 0.95,

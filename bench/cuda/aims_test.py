@@ -28,8 +28,8 @@ class AimsTest(unittest.TestCase):
 
     def test_at_most_is_the_other_way_round(self):
         for value, verdict in ((1.02, "met"), (1.04, "missed")):
-            rows = [{"kernel": "adamw codes g32, no counts", "to_plain": value}]
-            self.assertTrue(line_of(rows, "AdamW + requantise g32, time of AdamW alone").endswith(verdict))
+            rows = [{"kernel": "adamw codes g32", "to_plain": value}]
+            self.assertTrue(line_of(rows, "AdamW + requantise g32, flips counted, time of AdamW alone").endswith(verdict))
 
     def test_an_aim_without_rows_has_no_verdict(self):
         self.assertTrue(line_of([], "fake-quant, of a copy").endswith("-"))

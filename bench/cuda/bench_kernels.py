@@ -30,7 +30,7 @@ def struct(name, pointers, longs=(), ints=()):
 
 
 AdamW = struct("AdamW", ["master", "exp_avg", "exp_avg_sq", "grad", "weight", "packed", "scale", "counters"],
-               ["rows", "columns", "group", "leaves_counts_out"])
+               ["rows", "columns", "group"])
 Quantize = struct("Quantize", ["weight", "fake", "packed", "scale"], ["rows", "columns", "group"])
 Rope = struct("Rope", ["qk", "q_weight", "k_weight", "cos", "sin", "positions"], ["tokens", "row_stride"],
               ["q_heads", "k_heads", "head_dim"])
@@ -132,9 +132,9 @@ def bench_adamw():
     counters = torch.zeros(3, dtype=torch.int64, device="cuda")
     step = torch.ones((), dtype=torch.float32, device="cuda")
 
-    def ours(group=32, uncounted=0, **outputs):
+    def ours(group=32, **outputs):
         args = AdamW(master=master, exp_avg=m, exp_avg_sq=v, grad=grad, counters=counters, rows=rows, columns=columns,
-                     group=group, leaves_counts_out=uncounted, **outputs)
+                     group=group, **outputs)
         return lambda: call("QtAdamWUpdate", args)
 
     def torchs():
@@ -152,13 +152,12 @@ def bench_adamw():
     variants = {"plain": [ours()], "bf16": [ours(weight=weight)], "torch": [torchs]}
     for g, scale in scales.items():
         variants[f"codes g{g}"] = [ours(g, packed=packed, scale=scale)]
-        variants[f"codes g{g}, no counts"] = [ours(g, 1, packed=packed, scale=scale)]
         variants[f"torch, pack g{g}"] = [lambda g=g: torchs_then_pack(g)]
     us = time_us(variants)
     for name, t in us.items():
         extra = {"to_plain": t / us["plain"], "to_torch_fused": t / us["torch"]}
         if name.startswith("codes"):
-            extra["to_torch_fused_and_pack"] = t / us["torch, pack" + name[5:].split(",")[0]]
+            extra["to_torch_fused_and_pack"] = t / us["torch, pack" + name[5:]]
         emit("adamw " + name, [rows, columns], t, bytes=28 * n, tb_per_s=28 * n / t / 1e6, **extra)
 
 

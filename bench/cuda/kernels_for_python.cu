@@ -88,7 +88,7 @@ void QtQuantizeMatrix(const QtQuantize* a, cudaStream_t stream) {
 
 struct QtAdamW {
   void *master, *exp_avg, *exp_avg_sq, *grad, *weight, *packed, *scale, *counters;
-  int64_t rows, columns, group, leaves_counts_out;
+  int64_t rows, columns, group;
 };
 void QtAdamWUpdate(const QtAdamW* a, cudaStream_t stream) {
   quatrain::AdamWTask task = {.master = Floats(a->master),
@@ -101,10 +101,8 @@ void QtAdamWUpdate(const QtAdamW* a, cudaStream_t stream) {
                               .packed = static_cast<int32_t*>(a->packed),
                               .scale = Weights(a->scale),
                               .spec = {.group_size = a->group}};
-  using quatrain::cuda::FlipCounts;
   quatrain::cuda::AdamWUpdate({}, task, static_cast<quatrain::cuda::AdamWCounters*>(a->counters),
-                              stream,
-                              a->leaves_counts_out ? FlipCounts::kLeftOut : FlipCounts::kCounted);
+                              stream);
 }
 
 void QtRmsNorm(void* x, void* branch, void* weight, int64_t rows, int64_t dim, void* y,

@@ -37,6 +37,8 @@ struct AdamWTask {
   // spec.
   float* weight_float = nullptr;
   BFloat16* weight_bf16 = nullptr;
+  // An update finds there what the last one or WriteWeightFromMaster wrote, the codes of `master`,
+  // and counts those that it changes.
   int32_t* packed = nullptr;  // [O, P]
   BFloat16* scale = nullptr;  // [O, G]
   QuantizeSpec spec = {};

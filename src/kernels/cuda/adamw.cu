@@ -55,63 +55,39 @@ struct Counts {
   int changed_scales = 0;
 };
 
-// What stands in the task before the step.
+// Codes and the scale of their group.
 template <int kBits>
-struct OldCodes {
+struct CodesOfChunk {
   uint32_t words[kBits / 4];
   BFloat16 scale;
 };
 
-// How codes are written: whether the group's maximum gives their scale, as ScaleRule::kAbsmax7 has
-// it, and whether those that change are counted.
-template <bool kBounded_, bool kCounts_>
-struct CodeRule {
-  static constexpr bool kBounded = kBounded_;
-  static constexpr bool kCounts = kCounts_;
-};
-
-template <int kBits, int kLanes, class Rule>
-__device__ __forceinline__ OldCodes<kBits> LoadCodes(const AdamWTask& a, uint32_t chunk) {
-  OldCodes<kBits> old = {};
-  if constexpr (kLanes > 0 && (Rule::kCounts || !Rule::kBounded)) {
-    old.scale = a.scale[chunk / kLanes];
+// Of eight BF16 weights of a group on kLanes lanes. kBounded: the group's maximum gives the scale,
+// as ScaleRule::kAbsmax7 has it. `kept`: the scale, where the rule keeps it.
+template <int kBits, int kLanes, bool kBounded>
+__device__ __forceinline__ CodesOfChunk<kBits> QuantizeChunk(const QuantizeSpec& spec,
+                                                             const uint32_t (&pairs)[4],
+                                                             BFloat16 kept) {
+  CodesOfChunk<kBits> out;
+  out.scale = kept;
+  if (kBounded || spec.rule == ScaleRule::kAbsmax7_5) {
+    const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
+    out.scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), spec.rule, spec.grid);
   }
-  if constexpr (kLanes > 0 && Rule::kCounts) {
-    const auto* words = reinterpret_cast<const uint32_t*>(a.packed) + chunk * (kBits / 4);
+  const EightCodes codes = CodesOfEight<kBounded>(pairs, out.scale, spec.grid);
 #pragma unroll
-    for (int i = 0; i < kBits / 4; ++i) old.words[i] = words[i];
-  }
-  return old;
+  for (int i = 0; i < kBits / 4; ++i) out.words[i] = WordOf<kBits>(codes, i);
+  return out;
 }
 
-// Returns the scale; the caller writes it.
-template <int kBits, int kLanes, class Rule>
-__device__ __forceinline__ BFloat16 WriteCodes(const AdamWTask& a, uint32_t chunk, bool writes,
-                                               const uint32_t (&pairs)[4],
-                                               const OldCodes<kBits>& old, Counts* counts) {
-  BFloat16 scale = old.scale;
-  if (Rule::kBounded || a.spec.rule == ScaleRule::kAbsmax7_5) {
-    const uint32_t absmax = AbsmaxOfLanes<kLanes>(AbsmaxOfEight(pairs));
-    scale = ScaleFromAbsmax(FloatFromBits(absmax << 16), a.spec.rule, a.spec.grid);
-    if (Rule::kCounts && writes && chunk % kLanes == 0) {
-      counts->changed_scales += scale.bits != old.scale.bits;
-    }
-  }
-  const EightCodes codes = CodesOfEight<Rule::kBounded>(pairs, scale, a.spec.grid);
-  if (!writes) return scale;
-  auto* words = reinterpret_cast<uint32_t*>(a.packed) + chunk * (kBits / 4);
+__device__ __forceinline__ void RoundEight(const EightFloats& values, uint32_t (&pairs)[4]) {
 #pragma unroll
-  for (int i = 0; i < kBits / 4; ++i) {
-    const uint32_t word = WordOf<kBits>(codes, i);
-    if (Rule::kCounts) counts->flipped_codes += FlipsOf<kBits>(old.words[i], word);
-    words[i] = word;
-  }
-  return scale;
+  for (int j = 0; j < 4; ++j) pairs[j] = RoundPair(values.v[2 * j], values.v[2 * j + 1]);
 }
 
 // Eight neighbours on each lane of a warp; `chunk` counts such eights. A lane without one works on
 // the last chunk and writes nothing. Returns the scale of its group, if there are codes.
-template <int kBits, int kLanes, class Rule>
+template <int kBits, int kLanes, bool kBounded>
 __device__ __forceinline__ BFloat16 UpdateChunk(const AdamWTask& a, const AdamWConstants& c,
                                                 uint32_t chunk, bool has_chunk,
                                                 AdamWCounters* counters, Counts* counts) {
@@ -119,12 +95,18 @@ __device__ __forceinline__ BFloat16 UpdateChunk(const AdamWTask& a, const AdamWC
   EightFloats w = LoadEight(a.master, chunk);
   EightFloats m = LoadEight(a.exp_avg, chunk);
   EightFloats v = LoadEight(a.exp_avg_sq, chunk);
-  const OldCodes<kBits> old = LoadCodes<kBits, kLanes, Rule>(a, chunk);
+  BFloat16 kept = {};
+  if constexpr (kLanes > 0 && !kBounded) kept = a.scale[chunk / kLanes];
+  uint32_t pairs[4];
+  // The codes that stand there are those of the old masters: made again, they cost no bytes.
+  CodesOfChunk<kBits> old = {};
+  if constexpr (kLanes > 0) {
+    RoundEight(w, pairs);
+    old = QuantizeChunk<kBits, kLanes, kBounded>(a.spec, pairs, kept);
+  }
 #pragma unroll
   for (int j = 0; j < 8; ++j) UpdateElement(c, g.v[j], &w.v[j], &m.v[j], &v.v[j]);
-  uint32_t pairs[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) pairs[j] = RoundPair(w.v[2 * j], w.v[2 * j + 1]);
+  RoundEight(w, pairs);
   if (has_chunk) {
     if (AbsmaxOfEight(pairs) >= kFirstBadWeight) {
       int first = 0;
@@ -145,14 +127,23 @@ __device__ __forceinline__ BFloat16 UpdateChunk(const AdamWTask& a, const AdamWC
   __syncwarp();
   // All lanes take part in the shuffles; lanes past the end make up whole groups of their own.
   if constexpr (kLanes > 0) {
-    return WriteCodes<kBits, kLanes, Rule>(a, chunk, has_chunk, pairs, old, counts);
+    const auto now = QuantizeChunk<kBits, kLanes, kBounded>(a.spec, pairs, kept);
+    if (!has_chunk) return now.scale;
+    auto* words = reinterpret_cast<uint32_t*>(a.packed) + chunk * (kBits / 4);
+#pragma unroll
+    for (int i = 0; i < kBits / 4; ++i) {
+      counts->flipped_codes += FlipsOf<kBits>(old.words[i], now.words[i]);
+      words[i] = now.words[i];
+    }
+    if (chunk % kLanes == 0) counts->changed_scales += now.scale.bits != old.scale.bits;
+    return now.scale;
   }
   return {};
 }
 
 // kLanes 0: no codes. Whole warps walk together, kRun times 32 chunks that follow each other; lane
 // l keeps the scale of group l of the run.
-template <int kBits, int kLanes, class Rule>
+template <int kBits, int kLanes, bool kBounded>
 __global__ void __launch_bounds__(kBlockThreads, 4)
     AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
   constexpr int kRun = kLanes > 0 ? 4 : 1;
@@ -161,15 +152,15 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t stride = gridDim.x * kBlockThreads * kRun;
   const uint32_t warp = (blockIdx.x * kBlockThreads + threadIdx.x) / 32;
-  const bool writes_scales = kLanes > 0 && (Rule::kBounded || a.spec.rule == ScaleRule::kAbsmax7_5);
+  const bool writes_scales = kLanes > 0 && (kBounded || a.spec.rule == ScaleRule::kAbsmax7_5);
   Counts counts;
   for (uint32_t first = warp * 32 * kRun; first < chunks; first += stride) {
     uint32_t kept = 0;
 #pragma unroll 1
     for (int run = 0; run < kRun && first + 32 * run < chunks; ++run) {
       const uint32_t i = first + 32 * run + lane;
-      const BFloat16 scale =
-          UpdateChunk<kBits, kLanes, Rule>(a, c, min(i, chunks - 1), i < chunks, counters, &counts);
+      const BFloat16 scale = UpdateChunk<kBits, kLanes, kBounded>(a, c, min(i, chunks - 1),
+                                                                  i < chunks, counters, &counts);
       if (writes_scales) {
         const uint32_t bits =
             __shfl_sync(0xFFFFFFFFu, static_cast<uint32_t>(scale.bits), lane % kGroups * kLanes);
@@ -181,7 +172,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
       a.scale[group] = BFloat16{static_cast<uint16_t>(kept)};
     }
   }
-  if constexpr (kLanes > 0 && Rule::kCounts) {
+  if constexpr (kLanes > 0) {
     const int flips = __reduce_add_sync(0xFFFFFFFFu, counts.flipped_codes);
     const int scales = __reduce_add_sync(0xFFFFFFFFu, counts.changed_scales);
     if (threadIdx.x % 32 == 0 && (flips | scales) != 0) {
@@ -197,29 +188,25 @@ struct Launcher {
   const AdamWConstants& constants;
   AdamWCounters* counters;
   cudaStream_t stream;
-  FlipCounts flips;
 
-  template <int kBits, int kLanes, class Rule>
+  template <int kBits, int kLanes, bool kBounded>
   void Run() const {
     const int64_t chunks = task.out_features * task.in_features / 8;
     const int64_t most = static_cast<int64_t>(NumMultiprocessors()) * kBlocksPerMultiprocessor;
     const int64_t blocks = (chunks + kBlockThreads - 1) / kBlockThreads;
     LaunchKernel({dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kBlockThreads),
                   0, stream},
-                 AdamWKernel<kBits, kLanes, Rule>, task, constants, counters);
+                 AdamWKernel<kBits, kLanes, kBounded>, task, constants, counters);
   }
 
-  void RunWithoutCodes() const { Run<4, 0, CodeRule<false, false>>(); }
+  void RunWithoutCodes() const { Run<4, 0, false>(); }
 
   template <int kBits, int kLanes>
   bool RunWithRule() const {
-    const bool counts = flips == FlipCounts::kCounted;
     if (task.spec.rule == ScaleRule::kAbsmax7) {
-      counts ? Run<kBits, kLanes, CodeRule<true, true>>()
-             : Run<kBits, kLanes, CodeRule<true, false>>();
+      Run<kBits, kLanes, true>();
     } else {
-      counts ? Run<kBits, kLanes, CodeRule<false, true>>()
-             : Run<kBits, kLanes, CodeRule<false, false>>();
+      Run<kBits, kLanes, false>();
     }
     return true;
   }
@@ -245,7 +232,7 @@ struct Launcher {
 }  // namespace
 
 void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* counters,
-                 cudaStream_t stream, FlipCounts flips) {
+                 cudaStream_t stream) {
   const int64_t size = task.out_features * task.in_features;
   const bool has_codes = task.packed != nullptr;
   if (size % 8 != 0 || (has_codes && (task.spec.group_size <= 0 || task.spec.group_size % 8 != 0 ||
@@ -262,7 +249,7 @@ void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* co
   QT_CHECK(size <= kMostElements, "a matrix of {} elements", size);
   if (size == 0) return;
   const AdamWConstants constants = ConstantsOf(step, task.weight_decay);
-  const Launcher launcher = {task, constants, counters, stream, flips};
+  const Launcher launcher = {task, constants, counters, stream};
   if (!has_codes) return launcher.RunWithoutCodes();
   if (task.spec.grid.num_bits == 4 ? launcher.RunWithCodes<4>() : launcher.RunWithCodes<8>())
     return;

@@ -26,13 +26,11 @@ inline std::optional<int64_t> FirstBadElement(const AdamWCounters& counters) {
   return static_cast<int64_t>(~counters.bad);
 }
 
-// Whether codes and scales that change are counted, for which the old ones are read.
-enum class FlipCounts { kCounted, kLeftOut };
-
 // Pointers of the task are device memory, 16-byte aligned; out_features * in_features is a multiple
 // of 8, and so is the group size. Error(kShape) otherwise. Flips and changed scales are counted for
-// groups of 32, 64, 128 and 256 only.
+// groups of 32, 64, 128 and 256 only, against the codes of the old master, which are those that
+// stand there (AdamWTask): they are made again in registers and not read.
 void AdamWUpdate(const AdamWStep& step, const AdamWTask& task, AdamWCounters* counters,
-                 cudaStream_t stream, FlipCounts flips = FlipCounts::kCounted);
+                 cudaStream_t stream);
 
 }  // namespace quatrain::cuda
