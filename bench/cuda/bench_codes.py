@@ -13,6 +13,7 @@ from bench_kernels import call, emit, normal, struct, time_us
 from bench_moe import EXPERTS, HIDDEN, INTER, Tokens, Weight, bf16, every_expert, ints, quantized, read_rate
 
 Linear = struct("Linear", ["packed", "x", "y"], ["rows", "columns", "group", "tokens"])
+CodesGrad = struct("CodesGrad", ["dy", "packed", "expert_begin", "dx"], ["rows", "n", "k", "group", "experts"])
 Grad = struct("Grad", ["dy", "x", "expert_begin", "dweight"], ["rows", "n", "k", "experts", "replaces"])
 
 
@@ -44,10 +45,18 @@ def weight_grad(dy, x, dweight, expert_begin=None, replaces=0):
     return lambda: call("QtWeightGrad", args, 1)
 
 
+def input_grad(dy, packed, dx, shape, expert_begin=None):
+    n, k, group = shape
+    experts = 1 if expert_begin is None else expert_begin.numel() - 1
+    args = CodesGrad(dy=dy, packed=packed, expert_begin=expert_begin, dx=dx, rows=dy.shape[0], n=n, k=k, group=group,
+                     experts=experts)
+    return lambda: call("QtInputGrad", args, 1)
+
+
 def bench_gradients():
-    """dx = dy W' (dequantised into scratch, then the library) and dW = dy^T x."""
-    for n, k, group in ((8192, 8192, 128), (24576, 4096, 128)):
-        _, plain, codes, scale = quantized(n, k, group, keep_codes=True)
+    """dx = dy W' (from codes on the way; dequantised into scratch, then the library) and dW = dy^T x."""
+    for n, k, group in ((8192, 8192, 128), (24576, 4096, 128), (8192, 8192, 32)):
+        packed, plain, codes, scale = quantized(n, k, group, keep_codes=True)
         scratch = torch.empty_like(plain)
         args = Weight(codes=codes, scale=scale, packed=None, plain=scratch, rows=n, columns=k, group=group)
         for m in (512, 2048, 8192):
@@ -59,15 +68,17 @@ def bench_gradients():
                 torch.mm(dy, scratch, out=dx)
 
             us = time_us({
-                "dgrad": [both] * 3, "mm": [lambda: torch.mm(dy, plain, out=dx)] * 3,
+                "dgrad": [both] * 3, "direct": [input_grad(dy, packed, dx, (n, k, group))] * 3,
+                "mm": [lambda: torch.mm(dy, plain, out=dx)] * 3,
                 "wgrad": [lambda: torch.mm(dy.t(), x, out=dw)] * 3,
                 "wgrad float": [lambda: torch.addmm(dw_float, dy.t(), x, out_dtype=torch.float32)] * 3,
                 "ours": [weight_grad(dy, x, dw_float)] * 3,
                 "ours replaced": [weight_grad(dy, x, dw_float, replaces=1)] * 3,
             })
             flops = 2 * m * n * k / 1e6
-            emit("dgrad from codes", [m, n, k], us["dgrad"], group=group, ratio_to_mm=us["mm"] / us["dgrad"],
-                 tflops=flops / us["dgrad"], mm_tflops=flops / us["mm"])
+            for kind, kernel in (("dgrad", "dgrad from codes"), ("direct", "dgrad from codes on the way")):
+                emit(kernel, [m, n, k], us[kind], group=group, ratio_to_mm=us["mm"] / us[kind],
+                     tflops=flops / us[kind], mm_tflops=flops / us["mm"])
             for name, kernel in (("ours", "weight grad added in FP32"), ("ours replaced", "weight grad in FP32")):
                 emit(kernel, [m, n, k], us[name], ratio_to_mm=us["wgrad"] / us[name],
                      ratio_to_addmm=us["wgrad float"] / us[name], tflops=flops / us[name], mm_tflops=flops / us["wgrad"])
@@ -81,10 +92,10 @@ def bench_expert_gradients():
         step = Tokens(every_expert(rows_each)[0])
         begin, ends, rows = step.b["expert_begin"], step.offsets, EXPERTS * rows_each
         for name, n, k in (("gate_up", 2 * INTER, HIDDEN), ("down", HIDDEN, INTER)):
-            _, plain, codes, scale = quantized(EXPERTS * n, k, 32, keep_codes=True)
+            packed, plain, codes, scale = quantized(EXPERTS * n, k, 32, keep_codes=True)
             dequantise = Weight(codes=codes, scale=scale, packed=None, plain=plain, rows=EXPERTS * n, columns=k, group=32)
             weight = plain.view(EXPERTS, n, k)
-            dy, x = normal(rows, n), normal(rows, k)
+            dy, x, dx = normal(rows, n), normal(rows, k), bf16(rows, k)
             dweight = torch.zeros(EXPERTS, n, k, device="cuda")
 
             def dgrad():
@@ -92,7 +103,8 @@ def bench_expert_gradients():
                 return torch._grouped_mm(dy, weight, offs=ends)
 
             us = time_us({
-                "dgrad": [dgrad] * 3, "grouped": [lambda: torch._grouped_mm(dy, weight, offs=ends)] * 3,
+                "dgrad": [dgrad] * 3, "direct": [input_grad(dy, packed, dx, (n, k, 32), begin)] * 3,
+                "grouped": [lambda: torch._grouped_mm(dy, weight, offs=ends)] * 3,
                 "wgrad": [lambda: torch._grouped_mm(dy.t(), x, offs=ends)] * 3,
                 "wgrad and add": [lambda: dweight.add_(torch._grouped_mm(dy.t(), x, offs=ends))] * 3,
                 "add": [lambda: dweight.add_(1.0)] * 3,
@@ -101,8 +113,9 @@ def bench_expert_gradients():
             })
             flops = 2 * rows * n * k / 1e6
             extra = {"group": 32, "rows_each": rows_each, "part": name}
-            emit("moe dgrad from codes", [rows_each, n, k], us["dgrad"], **extra, tflops=flops / us["dgrad"],
-                 grouped_us=us["grouped"], ratio_to_grouped=us["grouped"] / us["dgrad"])
+            for kind, kernel in (("dgrad", "moe dgrad from codes"), ("direct", "moe dgrad from codes on the way")):
+                emit(kernel, [rows_each, n, k], us[kind], **extra, tflops=flops / us[kind], grouped_us=us["grouped"],
+                     ratio_to_grouped=us["grouped"] / us[kind])
             for kind, kernel in (("ours", "moe weight grad added in FP32"), ("ours replaced", "moe weight grad in FP32")):
                 emit(kernel, [rows_each, n, k], us[kind], **extra, tflops=flops / us[kind], grouped_us=us["wgrad"],
                      ratio_to_grouped=us["wgrad"] / us[kind], grouped_and_add_us=us["wgrad and add"],

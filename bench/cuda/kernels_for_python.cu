@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_latent.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/input_grad.h"
 #include "kernels/cuda/int4_quantize.h"
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_library.h"
@@ -348,6 +349,22 @@ void QtWeightGrad(const QtGrad* a, int64_t overlap, cudaStream_t stream) {
                               .old = a->replaces ? OldGradient::kReplaced : OldGradient::kAdded,
                               .dweight = Floats(a->dweight)},
                              stream, OrderOf(overlap));
+}
+
+struct QtCodesGrad {
+  const void *dy, *packed, *expert_begin;
+  void* dx;
+  int64_t rows, out_features, in_features, group, experts;
+};
+void QtInputGrad(const QtCodesGrad* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::InputGrad({.dy = static_cast<const BFloat16*>(a->dy),
+                             .weight = a->packed,
+                             .shape = {a->out_features, a->in_features, a->group, 4},
+                             .num_rows = a->rows,
+                             .num_experts = a->experts,
+                             .expert_begin = static_cast<const int32_t*>(a->expert_begin),
+                             .dx = Weights(a->dx)},
+                            stream, OrderOf(overlap));
 }
 
 // From the kernel layout.

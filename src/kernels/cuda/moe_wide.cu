@@ -15,6 +15,7 @@
 
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/decode_format.cuh"
+#include "kernels/cuda/expert_rows.cuh"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tensor_map.h"
@@ -39,11 +40,8 @@ constexpr int kMostTokens = 128;
 
 struct RowsParameters {
   BFloat16* y;
-  const int32_t* expert_begin;  // null: one expert has all rows
-  int num_experts;
-  int num_rows;
+  ExpertRows rows;  // blocks: of 256 rows in a matrix
   int units_of_expert;
-  int blocks;         // of 256 rows in a matrix
   int block_units;    // from the first box of a block to that of the next one
   int second_box;     // units from a block's first box to its second
   int warp_units;     // in a slot, from a warp's first unit to that of the next warp
@@ -62,81 +60,21 @@ struct RowsMaps {
   CUtensorMap x, codes;
 };
 
-// What a CTA multiplies at a time.
-struct RowsTile {
-  int expert;
-  int row_begin;
-  int num_rows;
-  int block;
-};
-
-// Where every expert's rows and tiles begin, [E + 1] each, in shared memory.
-struct ExpertTiles {
-  int* row_begin;
-  int* tile_begin;
-
-  __device__ ExpertTiles(uint8_t* shared, int num_experts)
-      : row_begin(reinterpret_cast<int*>(shared + kBarrierBytes)),
-        tile_begin(row_begin + num_experts + 1) {}
-
-  // By all threads; ends with a barrier.
-  template <int kTokens>
-  __device__ void Fill(const RowsParameters& p) const {
-    for (int e = static_cast<int>(threadIdx.x); e <= p.num_experts; e += kThreads) {
-      row_begin[e] = p.expert_begin != nullptr ? __ldcg(p.expert_begin + e) : e * p.num_rows;
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-      const int lane = static_cast<int>(threadIdx.x);
-      const int each = (p.num_experts + 31) / 32;
-      const int first = min(lane * each, p.num_experts);
-      const int last = min(first + each, p.num_experts);
-      const auto tiles_of = [&](int e) {
-        return (row_begin[e + 1] - row_begin[e] + kTokens - 1) / kTokens;
-      };
-      int tiles = 0;
-      for (int e = first; e < last; ++e) tiles += tiles_of(e);
-      int up_to = tiles;
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int before = __shfl_up_sync(0xFFFFFFFFu, up_to, distance);
-        if (lane >= distance) up_to += before;
-      }
-      if (lane == 0) tile_begin[0] = 0;
-      int at = up_to - tiles;
-      for (int e = first; e < last; ++e) tile_begin[e + 1] = at += tiles_of(e);
-    }
-    __syncthreads();
-  }
-
-  // By a whole warp.
-  template <int kTokens>
-  __device__ __forceinline__ RowsTile Tile(const RowsParameters& p, int index) const {
-    const int of_rows = index / p.blocks;
-    unsigned before = 0;
-    for (int e = static_cast<int>(threadIdx.x) % 32; e < p.num_experts; e += 32) {
-      before += tile_begin[e + 1] <= of_rows;
-    }
-    const int expert = static_cast<int>(__reduce_add_sync(0xFFFFFFFFu, before));
-    const int begin = row_begin[expert] + (of_rows - tile_begin[expert]) * kTokens;
-    return {expert, begin, min(kTokens, row_begin[expert + 1] - begin), index % p.blocks};
-  }
-};
-
 template <int kTokens>
 constexpr int kXBytes = kTokens* kChunkXBytes;
 
 // The copying warp: lanes 0 and 1 bring x, 2 and 3 codes.
 template <class Format, int kTokens>
 __device__ __forceinline__ void CopyChunks(const RowsParameters& p, const RowsMaps& maps,
-                                           const ExpertTiles& tiles, uint32_t base, int num_tiles) {
+                                           const ExpertTiles<kTokens>& tiles, uint32_t base,
+                                           int num_tiles) {
   constexpr uint32_t kBoxBytes = kUnitsOfBox * Format::kChunkBytes;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int side = lane % 2;
   int slot = 0;
   uint32_t parity = 1;
   for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
-    const RowsTile tile = tiles.Tile<kTokens>(p, index);
+    const RowsTile tile = tiles.Tile(p.rows, index);
     const int unit =
         tile.expert * p.units_of_expert + tile.block * p.block_units + side * p.second_box;
 #pragma unroll 1
@@ -227,13 +165,6 @@ __device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t bas
   FenceSums(d);
 }
 
-// Four 8x8 matrices of BF16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-}
-
 __device__ __forceinline__ float Rounded(float sum) {
   return RoundedToBFloat16(sum * kCodeUnscale);
 }
@@ -308,9 +239,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     FenceForCopies();
   }
   WaitForPreviousKernel();
-  const ExpertTiles tiles(shared, p.num_experts);
-  tiles.Fill<kTokens>(p);
-  const int num_tiles = __shfl_sync(0xFFFFFFFFu, tiles.tile_begin[p.num_experts] * p.blocks, 0);
+  const ExpertTiles<kTokens> tiles(shared + kBarrierBytes, p.rows.num_experts);
+  tiles.Fill(p.rows);
+  const int num_tiles = tiles.NumTiles(p.rows);
   if (warp >= kChainWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
     if (warp == kChainWarps) CopyChunks<Format, kTokens>(p, maps, tiles, base, num_tiles);
@@ -321,8 +252,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
       float d[kTokens / 8][4] = {};
       WalkChunks<Format, kTokens>(p, base, place, d);
-      StorePair<kTokens>(p, tiles.Tile<kTokens>(p, index),
-                         base + p.staging_at + warp * kStagingOfWarp, d);
+      StorePair<kTokens>(p, tiles.Tile(p.rows, index), base + p.staging_at + warp * kStagingOfWarp,
+                         d);
     }
   }
 }
@@ -342,15 +273,15 @@ template <class Format, int kTokens>
 void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
   RowsParameters p = work.parameters;
   p.slot_bytes = AlignedTo1024(kXBytes<kTokens> + kUnitsOfTile * Format::kChunkBytes);
-  p.staging_at = AlignedTo1024(kBarrierBytes + 8 * (p.num_experts + 1));
+  p.staging_at = AlignedTo1024(kBarrierBytes + 8 * (p.rows.num_experts + 1));
   p.slots_at = p.staging_at + kChainWarps * kStagingOfWarp;
   p.num_slots = (kSharedBudget - static_cast<int>(p.slots_at)) / static_cast<int>(p.slot_bytes);
-  QT_CHECK(p.num_slots >= 2, "no room for {} experts", p.num_experts);
+  QT_CHECK(p.num_slots >= 2, "no room for {} experts", p.rows.num_experts);
   RowsMaps maps;
   maps.x =
       BoxesOf({work.x, work.num_rows, work.shape.in_features, work.shape.in_features}, kTokens);
   maps.codes = BoxesOfUnits({.data = work.weight,
-                             .num_units = p.num_experts * NumUnits(work.shape),
+                             .num_units = p.rows.num_experts * NumUnits(work.shape),
                              .unit_bytes = UnitBytes(work.shape)},
                             kUnitsOfBox, Format::kChunkBytes);
   const auto kernel = ExpertRowsKernel<Format, kTokens>;
@@ -359,7 +290,8 @@ void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
                                  static_cast<int>(shared_bytes)),
             "shared memory of the experts");
   const int64_t most =
-      (std::min<int64_t>(work.num_rows, p.num_experts) + work.num_rows / kTokens) * p.blocks;
+      (std::min<int64_t>(work.num_rows, p.rows.num_experts) + work.num_rows / kTokens) *
+      p.rows.blocks;
   LaunchKernel({.grid = dim3(static_cast<unsigned>(std::min<int64_t>(most, NumMultiprocessors()))),
                 .block = dim3(kThreads),
                 .shared_bytes = shared_bytes,
@@ -370,8 +302,8 @@ void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
 
 template <class Format>
 void LaunchTokens(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
-  const int64_t each =
-      (work.num_rows + work.parameters.num_experts - 1) / work.parameters.num_experts;
+  const int64_t experts = work.parameters.rows.num_experts;
+  const int64_t each = (work.num_rows + experts - 1) / experts;
   if (each <= 32) return Launch<Format, 32>(work, stream, order);
   if (each <= 64) return Launch<Format, 64>(work, stream, order);
   Launch<Format, kMostTokens>(work, stream, order);
@@ -395,13 +327,13 @@ void LaunchExperts(const MoeExpertsArgs& args, bool is_gate_up, cudaStream_t str
   if (work.num_rows == 0) return;
   RowsParameters& p = work.parameters;
   p.y = args.y;
-  p.expert_begin = args.routing.expert_begin;
-  p.num_experts = static_cast<int>(args.num_experts);
-  p.num_rows = static_cast<int>(work.num_rows);
-  QT_CHECK(p.expert_begin != nullptr || p.num_experts == 1, "{} experts", p.num_experts);
-  p.units_of_expert = static_cast<int>(NumUnits(s));
   p.num_pairs = static_cast<int>(s.out_features / 16);
-  p.blocks = (p.num_pairs + kChainWarps - 1) / kChainWarps;
+  p.rows = {.begin = args.routing.expert_begin,
+            .num_experts = static_cast<int>(args.num_experts),
+            .num_rows = static_cast<int>(work.num_rows),
+            .blocks = (p.num_pairs + kChainWarps - 1) / kChainWarps};
+  QT_CHECK(p.rows.begin != nullptr || p.rows.num_experts == 1, "{} experts", p.rows.num_experts);
+  p.units_of_expert = static_cast<int>(NumUnits(s));
   p.num_chunks = static_cast<int>(NumChunks(s));
   p.is_gate_up = is_gate_up ? 1 : 0;
   // A warp's two units: 8 rows of gate and the same 8 of up, or 16 rows.

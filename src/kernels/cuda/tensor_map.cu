@@ -1,4 +1,5 @@
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/packed_layout.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
@@ -23,22 +24,24 @@ EncodeFunction FindEncode() {
   return reinterpret_cast<EncodeFunction>(function);
 }
 
-// Up to three dimensions, the innermost first; row_bytes are those of the outer ones.
+// Two to four dimensions, the innermost first, up to the first size of 0; row_bytes are those of
+// the outer ones.
 struct MapShape {
   CUtensorMapDataType type;
-  cuuint64_t sizes[3];
-  cuuint64_t row_bytes[2];
-  cuuint32_t box[3];
+  cuuint64_t sizes[4];
+  cuuint64_t row_bytes[3];
+  cuuint32_t box[4];
   CUtensorMapSwizzle swizzle;
 };
 
 CUtensorMap Encode(const void* data, const MapShape& shape) {
   static const EncodeFunction encode = FindEncode();
   CUtensorMap map;
-  const cuuint32_t steps[3] = {1, 1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  const cuuint32_t rank = shape.sizes[2] == 0 ? 2 : shape.sizes[3] == 0 ? 3 : 4;
   const CUresult status =
-      encode(&map, shape.type, shape.sizes[2] == 0 ? 2 : 3, const_cast<void*>(data), shape.sizes,
-             shape.row_bytes, shape.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
+      encode(&map, shape.type, rank, const_cast<void*>(data), shape.sizes, shape.row_bytes,
+             shape.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kResource,
@@ -91,6 +94,34 @@ CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_byte
                              .box = {static_cast<cuuint32_t>(chunk_bytes / 8),
                                      static_cast<cuuint32_t>(box_units)},
                              .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
+}
+
+CUtensorMap CodeBoxesOf(const DeviceUnits& units, const UnitBox& box) {
+  constexpr cuuint64_t kRowBytes = 64;
+  const auto chunk_bytes = static_cast<cuuint64_t>(units.chunk_bytes);
+  const auto unit_bytes = static_cast<cuuint64_t>(units.unit_bytes);
+  return Encode(units.data, {.type = CU_TENSOR_MAP_DATA_TYPE_INT64,
+                             .sizes = {kRowBytes / 8, kUnitRows, unit_bytes / chunk_bytes,
+                                       static_cast<cuuint64_t>(units.num_units)},
+                             .row_bytes = {kRowBytes, chunk_bytes, unit_bytes},
+                             .box = {kRowBytes / 8, kUnitRows, static_cast<cuuint32_t>(box.chunks),
+                                     static_cast<cuuint32_t>(box.units)},
+                             .swizzle = CU_TENSOR_MAP_SWIZZLE_64B});
+}
+
+CUtensorMap ScaleBoxesOf(const DeviceUnits& units, const UnitBox& box) {
+  constexpr int64_t kCodeBytes = 512;
+  const auto chunk_bytes = static_cast<cuuint64_t>(units.chunk_bytes);
+  const auto unit_bytes = static_cast<cuuint64_t>(units.unit_bytes);
+  const cuuint64_t scale_words = (chunk_bytes - kCodeBytes) / 8;
+  return Encode(
+      static_cast<const uint8_t*>(units.data) + kCodeBytes,
+      {.type = CU_TENSOR_MAP_DATA_TYPE_INT64,
+       .sizes = {scale_words, unit_bytes / chunk_bytes, static_cast<cuuint64_t>(units.num_units)},
+       .row_bytes = {chunk_bytes, unit_bytes},
+       .box = {static_cast<cuuint32_t>(scale_words), static_cast<cuuint32_t>(box.chunks),
+               static_cast<cuuint32_t>(box.units)},
+       .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
 }
 
 }  // namespace quatrain::cuda

@@ -35,10 +35,24 @@ struct DeviceUnits {
   const void* data = nullptr;  // 16-byte aligned
   int64_t num_units = 0;
   int64_t unit_bytes = 0;
+  int64_t chunk_bytes = 0;  // of a unit's chunk; CodeBoxesOf and ScaleBoxesOf only
 };
 
 // Boxes of `box_units` units by `chunk_bytes`, one unit's after the other's; column x of a box
 // begins at byte 8 x of its units. Zero past the last unit. Throws as BoxesOf does.
 CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_bytes);
+
+// Boxes of codes (INT4) without their scales, and of scales: `chunks` chunks of `units` units, a
+// unit's chunks beside one another. Zero past the last chunk and the last unit. Throw as BoxesOf
+// does.
+struct UnitBox {
+  int units = 0;
+  int chunks = 0;
+};
+// Place of a copy: (0, 0, chunk, unit). A chunk's 8 rows are 64 bytes each, in which 16-byte part t
+// of row r stands at t ^ r / 2.
+CUtensorMap CodeBoxesOf(const DeviceUnits& units, const UnitBox& box);
+// Place: (0, chunk, unit).
+CUtensorMap ScaleBoxesOf(const DeviceUnits& units, const UnitBox& box);
 
 }  // namespace quatrain::cuda

@@ -1,0 +1,88 @@
+// What kernels over the rows of experts share (moe_wide.cu, input_grad.cu): which rows of which
+// expert a CTA takes, and how 8x8 sums leave the registers.
+#pragma once
+
+#include <cstdint>
+
+namespace quatrain::cuda {
+
+// Rows sorted by expert, in device memory.
+struct ExpertRows {
+  const int32_t* begin;  // [num_experts + 1]; null: one expert has all rows
+  int num_experts;
+  int num_rows;
+  int blocks;  // of a matrix, each of which meets all rows
+};
+
+// What a CTA multiplies at a time.
+struct RowsTile {
+  int expert;
+  int row_begin;
+  int num_rows;
+  int block;
+};
+
+// Where every expert's rows and tiles of kTokens rows begin, [E + 1] each, in shared memory.
+template <int kTokens>
+struct ExpertTiles {
+  int* row_begin;
+  int* tile_begin;
+
+  __device__ ExpertTiles(uint8_t* shared, int num_experts)
+      : row_begin(reinterpret_cast<int*>(shared)), tile_begin(row_begin + num_experts + 1) {}
+
+  // By all threads; ends with a barrier.
+  __device__ void Fill(const ExpertRows& rows) const {
+    for (int e = static_cast<int>(threadIdx.x); e <= rows.num_experts;
+         e += static_cast<int>(blockDim.x)) {
+      row_begin[e] = rows.begin != nullptr ? __ldcg(rows.begin + e) : e * rows.num_rows;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      const int lane = static_cast<int>(threadIdx.x);
+      const int each = (rows.num_experts + 31) / 32;
+      const int first = min(lane * each, rows.num_experts);
+      const int last = min(first + each, rows.num_experts);
+      const auto tiles_of = [&](int e) {
+        return (row_begin[e + 1] - row_begin[e] + kTokens - 1) / kTokens;
+      };
+      int tiles = 0;
+      for (int e = first; e < last; ++e) tiles += tiles_of(e);
+      int up_to = tiles;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(0xFFFFFFFFu, up_to, distance);
+        if (lane >= distance) up_to += before;
+      }
+      if (lane == 0) tile_begin[0] = 0;
+      int at = up_to - tiles;
+      for (int e = first; e < last; ++e) tile_begin[e + 1] = at += tiles_of(e);
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ int NumTiles(const ExpertRows& rows) const {
+    return __shfl_sync(0xFFFFFFFFu, tile_begin[rows.num_experts] * rows.blocks, 0);
+  }
+
+  // By a whole warp.
+  __device__ __forceinline__ RowsTile Tile(const ExpertRows& rows, int index) const {
+    const int of_rows = index / rows.blocks;
+    unsigned before = 0;
+    for (int e = static_cast<int>(threadIdx.x) % 32; e < rows.num_experts; e += 32) {
+      before += tile_begin[e + 1] <= of_rows;
+    }
+    const int expert = static_cast<int>(__reduce_add_sync(0xFFFFFFFFu, before));
+    const int begin = row_begin[expert] + (of_rows - tile_begin[expert]) * kTokens;
+    return {expert, begin, min(kTokens, row_begin[expert + 1] - begin), index % rows.blocks};
+  }
+};
+
+// Four 8x8 matrices of BF16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+}  // namespace quatrain::cuda
