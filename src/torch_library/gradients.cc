@@ -45,17 +45,22 @@ at::Tensor Multiply(const at::Tensor& x, const at::Tensor& packed, const at::Ten
       .call(x, packed, scale, bias);
 }
 
+// The same as the device's kernels multiply by it: made once for the forward and the backward.
+Pair PackForKernels(const at::Tensor& weight, int64_t group_size) {
+  auto [packed, scale] = Pack(weight, group_size);
+  if (packed.is_cuda()) {
+    packed = Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::kernel_layout_int4")
+                 .call(packed, scale);
+  }
+  return {packed, scale};
+}
+
 // dy w'.
 at::Tensor InputGrad(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
                      int64_t in_features) {
-  const at::Tensor weight =
-      packed.scalar_type() == at::kInt
-          ? Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::unpack_int4")
-                .call(packed, scale)
-          : Below<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>(
-                "quatrain::unpack_layout_int4")
-                .call(packed, scale, in_features);
-  return at::matmul(dy, weight.to(dy.scalar_type()));
+  return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(
+             "quatrain::_linear_input_grad")
+      .call(dy, packed, scale, in_features);
 }
 
 at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy) {
@@ -85,7 +90,7 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             int64_t group_size, const OptionalTensor& bias) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [packed, scale] = Pack(weight, group_size);
+    const auto [packed, scale] = PackForKernels(weight, group_size);
     context->save_for_backward({x, packed, scale});
     context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
@@ -119,8 +124,8 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
                             int64_t experts_per_token, bool norm_topk_prob,
                             const OptionalTensor& ids) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [up_codes, up_scale] = Pack(gate_up, group_size);
-    const auto [down_codes, down_scale] = Pack(down, group_size);
+    const auto [up_codes, up_scale] = PackForKernels(gate_up, group_size);
+    const auto [down_codes, down_scale] = PackForKernels(down, group_size);
     variable_list saved = {x, router, up_codes, up_scale, down_codes, down_scale};
     const variable_list left = Below<MoeForwardSignature>("quatrain::_moe_forward")
                                    .call(x, router, {up_codes, up_scale}, {down_codes, down_scale},

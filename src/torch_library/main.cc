@@ -75,6 +75,8 @@ TORCH_LIBRARY(quatrain, library) {
       "w4a16_moe_train(Tensor x, Tensor router, Tensor gate_up, Tensor down, int group_size, "
       "int experts_per_token, bool norm_topk_prob=True, Tensor? ids=None) -> Tensor");
   // Parts of the training forms.
+  library.def(
+      "_linear_input_grad(Tensor dy, Tensor packed, Tensor scale, int in_features) -> Tensor");
   library.def("_linear_weight_grad(Tensor dy, Tensor x) -> Tensor");
   library.def(
       "_moe_forward(Tensor x, Tensor router, Tensor[] gate_up, Tensor[] down, "
@@ -92,6 +94,7 @@ TORCH_LIBRARY_IMPL(quatrain, CPU, library) {
   library.impl("w4a16_moe", Moe<MoeCpu>);
   library.impl("w4a16_linear_train", LinearTrain);
   library.impl("w4a16_moe_train", MoeTrain);
+  library.impl("_linear_input_grad", InputGradCpu);
   library.impl("_linear_weight_grad", WeightGradCpu);
   library.impl("_moe_forward", MoeForward<MoeForwardCpu>);
   library.impl("_moe_backward", MoeBackward<MoeBackwardCpu>);
@@ -108,6 +111,7 @@ TORCH_LIBRARY_IMPL(quatrain, CUDA, library) {
   library.impl("unpack_layout_int4", UnpackLayoutCuda);
   library.impl("w4a16_linear_train", LinearTrain);
   library.impl("w4a16_moe_train", MoeTrain);
+  library.impl("_linear_input_grad", InputGradCuda);
   library.impl("_linear_weight_grad", WeightGradCuda);
   library.impl("_moe_forward", MoeForward<MoeForwardCuda>);
   library.impl("_moe_backward", MoeBackward<MoeBackwardCuda>);

@@ -50,6 +50,15 @@ inline at::Tensor GradOfLogits(const MoeCall& call, const MoeSaved& saved,
   return dlogits.sub_(at::softmax(saved.logits_TE, -1) * dot);
 }
 
+// dX = dy w' in the type of dy, [..., I]; packed: codes or, on CUDA, kernel layout. On CUDA one
+// chain over O (docs/numerics.md, "GPU order", rule 9) from codes on the way, which was measured
+// faster than dequantising first for every number of rows (docs/results.md, "Gradients of inputs");
+// the library's product over the weights where O is no multiple of 8.
+at::Tensor InputGradCpu(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
+                        int64_t in_features);
+at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
+                         int64_t in_features);
+
 // dW = dy^T x, FP32 [O, I], of leading dimensions as rows.
 at::Tensor WeightGradCpu(const at::Tensor& dy, const at::Tensor& x);
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x);

@@ -166,6 +166,12 @@ MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Te
   return grads;
 }
 
+at::Tensor InputGradCpu(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
+                        int64_t in_features) {
+  CheckCodes(packed, ShapeOfScale(scale, in_features));
+  return at::matmul(dy, UnpackCpu(packed, scale).to(dy.scalar_type()));
+}
+
 at::Tensor WeightGradCpu(const at::Tensor& dy, const at::Tensor& x) {
   CheckActivation(x);
   const at::Tensor dy_RN = dy.to(at::kFloat).reshape({-1, dy.size(-1)}).contiguous();

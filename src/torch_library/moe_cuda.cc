@@ -1,6 +1,7 @@
 #include "torch_library/moe.h"
 
 #if defined(QT_WITH_CUDA)
+#include "kernels/cuda/input_grad.h"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/moe_backward.h"
 #include "kernels/cuda/weight_grad.h"
@@ -115,6 +116,41 @@ at::Tensor GradOfWeights(const at::Tensor& dy_RN, const at::Tensor& x_RK,
   return dweight;
 }
 
+// dy w' [R, K] of rows sorted by expert, or of all rows of one matrix without expert_begin; `shape`
+// is that of an expert.
+at::Tensor GradOfInputs(const at::Tensor& dy_RN, const at::Tensor& layout,
+                        const cuda::PackedShape& shape, const at::Tensor& expert_begin) {
+  cuda::InputGradArgs args{.dy = DeviceData<BFloat16>(dy_RN, dy_RN),
+                           .weight = DeviceData<uint8_t>(layout, dy_RN),
+                           .shape = shape,
+                           .num_rows = dy_RN.size(0)};
+  if (expert_begin.defined()) {
+    args.num_experts = expert_begin.size(0) - 1;
+    args.expert_begin = DeviceData<int32_t>(expert_begin, dy_RN);
+  }
+  const at::Tensor dx = Empty(dy_RN, {dy_RN.size(0), shape.in_features}, at::kBFloat16);
+  args.dx = DeviceData<BFloat16>(dx, dy_RN);
+  // The layout may have been written by the kernel before.
+  cuda::InputGrad(args, StreamOf(dy_RN), LaunchOrder::kAfterPrevious);
+  return dx;
+}
+
+// Rows of gate and up, which the forward did not keep: the same chain again (docs/numerics.md).
+at::Tensor GateUpOfRows(const Layer& layer, const at::Tensor& rows_RD, const at::Tensor& layout,
+                        const at::Tensor& expert_begin) {
+  const at::Tensor gate_up_RF = Empty(rows_RD, {layer.Rows(), 2 * layer.inner}, at::kBFloat16);
+  cuda::MoeDownOfRows({.shape = PackedShapeOf(layer.up_shape, layer.num_experts),
+                       .weight = DeviceData<uint8_t>(layout, rows_RD),
+                       .num_experts = layer.num_experts,
+                       .num_tokens = layer.tokens,
+                       .num_slots = layer.slots,
+                       .routing = {.expert_begin = DeviceData<int32_t>(expert_begin, rows_RD)},
+                       .x = DeviceData<BFloat16>(rows_RD, rows_RD),
+                       .y = DeviceData<BFloat16>(gate_up_RF, rows_RD)},
+                      StreamOf(rows_RD), LaunchOrder::kAfterPrevious);
+  return gate_up_RF;
+}
+
 }  // namespace
 
 MoeSaved MoeForwardCuda(const MoeCall& call) {
@@ -165,8 +201,8 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
   const cudaStream_t stream = StreamOf(call.x_TD);
   const at::Tensor x_TD = call.x_TD.contiguous();
   const at::Tensor dout_TD = dout.to(at::kBFloat16).contiguous();
-  // Where each expert's rows end: the offsets of the library's grouped product.
-  const at::Tensor ends = saved.expert_begin.narrow(0, 1, layer.num_experts).contiguous();
+  const at::Tensor up_layout = LayoutOf(call.gate_up, call.gate_up_scale, layer.up_shape);
+  const at::Tensor down_layout = LayoutOf(call.down, call.down_scale, layer.down_shape);
   const at::Tensor dy_RD = Empty(x_TD, {layer.Rows(), layer.hidden}, at::kBFloat16);
   const at::Tensor dweights_TK = at::empty_like(saved.weights_TK);
   cuda::MoeCombineGrad({.dout = DeviceData<BFloat16>(dout_TD, x_TD),
@@ -181,13 +217,10 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
                        stream, LaunchOrder::kAfterPrevious);
   MoeGrads grads;
   grads.ddown = GradOfWeights(dy_RD, saved.h_RF, saved.expert_begin);
-  const at::Tensor dh_RF =
-      at::_grouped_mm(dy_RD, UnpackCuda(call.down, call.down_scale), ends).contiguous();
-  // Gate and up again, which the forward did not keep: the same chain (docs/numerics.md).
+  const at::Tensor dh_RF = GradOfInputs(
+      dy_RD, down_layout, PackedShapeOf(layer.down_shape, layer.num_experts), saved.expert_begin);
   const at::Tensor rows_RD = x_TD.index_select(0, saved.row_token);
-  const at::Tensor up_weight = UnpackCuda(call.gate_up, call.gate_up_scale);
-  const at::Tensor gate_up_RF =
-      at::_grouped_mm(rows_RD, up_weight.transpose(-2, -1), ends).contiguous();
+  const at::Tensor gate_up_RF = GateUpOfRows(layer, rows_RD, up_layout, saved.expert_begin);
   const at::Tensor dgate_up_RF = at::empty_like(gate_up_RF);
   cuda::SwiGluGrad({.gate_up = DeviceData<BFloat16>(gate_up_RF, x_TD),
                     .dh = DeviceData<BFloat16>(dh_RF, x_TD),
@@ -196,7 +229,8 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
                     .dgate_up = DeviceData<BFloat16>(dgate_up_RF, x_TD)},
                    stream, LaunchOrder::kAfterPrevious);
   grads.dgate_up = GradOfWeights(dgate_up_RF, rows_RD, saved.expert_begin);
-  const at::Tensor drows_RD = at::_grouped_mm(dgate_up_RF, up_weight, ends).contiguous();
+  const at::Tensor drows_RD = GradOfInputs(
+      dgate_up_RF, up_layout, PackedShapeOf(layer.up_shape, layer.num_experts), saved.expert_begin);
   const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
   grads.drouter = dlogits_TE.t().matmul(x_TD.to(at::kFloat));
   const at::Tensor by_router = dlogits_TE.matmul(call.router_ED.to(at::kFloat)).contiguous();
@@ -210,6 +244,28 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
                        .dx = DeviceData<BFloat16>(grads.dx, x_TD)},
                       stream, LaunchOrder::kAfterPrevious);
   return grads;
+}
+
+at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
+                         int64_t in_features) {
+  const MatrixShape shape = ShapeOfScale(scale, in_features);
+  if (dy.dim() < 1 || dy.size(-1) != shape.rows) {
+    ThrowShape("dy", fmt::format("[..., {}]", shape.rows), ShapeOf(dy));
+  }
+  const c10::DeviceGuard guard(dy.device());
+  const at::Tensor dy_RN = dy.to(at::kBFloat16).reshape({-1, shape.rows}).contiguous();
+  // Leading dimensions of the weight follow each other in units of 8 rows then.
+  const bool has_whole_units = shape.rows / ExpertsOf(scale) % 8 == 0;
+  at::Tensor dx;
+  if (has_whole_units) {
+    dx = GradOfInputs(dy_RN, LayoutOf(packed, scale, shape), PackedShapeOf(shape, 1), {});
+  } else {
+    dx = dy_RN.matmul((packed.scalar_type() == at::kByte
+                           ? UnpackLayoutCuda(packed, scale, in_features)
+                           : UnpackCuda(packed, scale))
+                          .view({shape.rows, in_features}));
+  }
+  return dx.view(WithLast(dy, in_features)).to(dy.scalar_type());
 }
 
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x) {

@@ -164,6 +164,27 @@ def check_linear_gradients(ops, device):
             assert torch.equal(torch.autograd.grad(ops.w4a16_linear(x, layout, scale, bias), x, dy)[0], grads[0])
 
 
+def check_rows_of_input_gradient(ops, device):
+    """A row's gradient has the same bits beside any number of rows, from codes and from the kernel layout."""
+    if device != "cuda":
+        return
+    for n, k, group in ((1024, 768, 32), (2048, 4096, 128), (8448, 512, 128), (100, 256, 64)):
+        packed, scale = ops.pack_int4(torch.randn(n, k, device=device) * 0.05, group)
+        plain, layout = ops.unpack_int4(packed, scale), ops.kernel_layout_int4(packed, scale)
+        x = torch.randn(2048, k, device=device).to(torch.bfloat16).requires_grad_()
+        dy = torch.randn(2048, n, device=device).to(torch.bfloat16)
+
+        def grad(rows, weight):
+            return torch.autograd.grad(ops.w4a16_linear(x[:rows], weight, scale), x, dy[:rows])[0][:rows]
+
+        whole = grad(2048, layout)
+        assert torch.equal(whole, grad(2048, packed)), (n, k)
+        expected = dy.double() @ plain.double()
+        assert (whole.double() - expected).norm() / expected.norm() < 1e-2, (n, k)
+        for rows in (1, 7, 33, 64, 127, 128, 513) if n % 8 == 0 else ():
+            assert torch.equal(grad(rows, layout), whole[:rows]), (n, k, rows)
+
+
 def check_gradients(ops, device):
     weight = torch.randn(64, 128, device=device, requires_grad=True)
     dy = torch.randn(64, 128, device=device)
@@ -193,7 +214,7 @@ def main():
     torch.manual_seed(0)
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
         for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
-                      check_linear_gradients, check_moe_gradients, check_refusals):
+                      check_linear_gradients, check_rows_of_input_gradient, check_moe_gradients, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 
