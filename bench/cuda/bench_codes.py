@@ -67,18 +67,22 @@ def bench_gradients():
                 call("QtDequantizeWeights", args)
                 torch.mm(dy, scratch, out=dx)
 
+            flops = 2 * m * n * k / 1e6
             us = time_us({
                 "dgrad": [both] * 3, "direct": [input_grad(dy, packed, dx, (n, k, group))] * 3,
                 "mm": [lambda: torch.mm(dy, plain, out=dx)] * 3,
+            })
+            for kind, kernel in (("dgrad", "dgrad from codes"), ("direct", "dgrad from codes on the way")):
+                emit(kernel, [m, n, k], us[kind], group=group, ratio_to_mm=us["mm"] / us[kind],
+                     tflops=flops / us[kind], mm_tflops=flops / us["mm"])
+            if group != 128:
+                continue
+            us = time_us({
                 "wgrad": [lambda: torch.mm(dy.t(), x, out=dw)] * 3,
                 "wgrad float": [lambda: torch.addmm(dw_float, dy.t(), x, out_dtype=torch.float32)] * 3,
                 "ours": [weight_grad(dy, x, dw_float)] * 3,
                 "ours replaced": [weight_grad(dy, x, dw_float, replaces=1)] * 3,
             })
-            flops = 2 * m * n * k / 1e6
-            for kind, kernel in (("dgrad", "dgrad from codes"), ("direct", "dgrad from codes on the way")):
-                emit(kernel, [m, n, k], us[kind], group=group, ratio_to_mm=us["mm"] / us[kind],
-                     tflops=flops / us[kind], mm_tflops=flops / us["mm"])
             for name, kernel in (("ours", "weight grad added in FP32"), ("ours replaced", "weight grad in FP32")):
                 emit(kernel, [m, n, k], us[name], ratio_to_mm=us["wgrad"] / us[name],
                      ratio_to_addmm=us["wgrad float"] / us[name], tflops=flops / us[name], mm_tflops=flops / us["wgrad"])

@@ -141,12 +141,15 @@ __device__ __forceinline__ BFloat16 UpdateChunk(const AdamWTask& a, const AdamWC
   return {};
 }
 
-// kLanes 0: no codes. Whole warps walk together, kRun times 32 chunks that follow each other; lane
-// l keeps the scale of group l of the run.
+// Times 32 chunks that follow each other. Measured on an H100: one run of a warp for plain weights
+// takes 1 % longer.
+constexpr int kRun = 4;
+
+// kLanes 0: no codes. Whole warps walk together, kRun times 32 chunks; lane l keeps the scale of
+// group l of the run.
 template <int kBits, int kLanes, bool kBounded>
 __global__ void __launch_bounds__(kBlockThreads, 4)
     AdamWKernel(AdamWTask a, AdamWConstants c, AdamWCounters* counters) {
-  constexpr int kRun = kLanes > 0 ? 4 : 1;
   constexpr int kGroups = kLanes > 0 ? 32 / kLanes : 1;  // of 32 chunks
   const auto chunks = static_cast<uint32_t>(a.out_features * a.in_features / 8);
   const uint32_t lane = threadIdx.x % 32;
