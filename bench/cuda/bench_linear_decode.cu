@@ -5,7 +5,7 @@
 //   bench/cuda/bench_linear_decode.cu src/kernels/cuda/linear_*.cu
 //   src/kernels/cuda/moe_wide.cu src/kernels/cuda/pack.cu src/kernels/cuda/tensor_map.cu
 //   src/base/error.cc -lcublas
-//   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide] > rows.jsonl
+//   ./bench_linear_decode [all|int4|int8|bf16|prefill|sweep|wide|plain] > rows.jsonl
 //   ./bench_linear_decode int4|int8|bf16 N K G M[,M...]                       rows of one shape
 //   ./bench_linear_decode int4|int8|bf16 N K G M TOKENS WARPGROUPS CLUSTER    one plan
 //   ./bench_linear_decode int4|int8|bf16 N K G M UNITS GROUPS CTAS KB CHUNKS  one of decode
@@ -22,6 +22,7 @@
 
 #include "bench/cuda/bench_support.cuh"
 #include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/linear_plain.h"
 #include "kernels/cuda/linear_reference.h"
 #include "kernels/cuda/linear_wide.h"
 #include "kernels/cuda/pack.h"
@@ -35,7 +36,9 @@ using cuda::LaunchOrder;
 using cuda::LinearDecodeArgs;
 using cuda::PackedShape;
 
-constexpr int kFewestRows = 128;  // of the library's product that bits are compared with
+constexpr int kFewestRows = 128;    // of the library's product that bits are compared with
+constexpr int kSweepLaunches = 30;  // of a graph
+constexpr int kMultiprocessors = 132;
 
 // Absmax / 7 round to nearest, one thread a group; speed does not matter here.
 __global__ void QuantizeKernel(const BFloat16* weight, PackedShape shape, int32_t* codes,
@@ -120,6 +123,37 @@ class LinearBench {
     SweepOne(c, m, plan);
   }
 
+  // The same of plans for rows of BF16, beside what the other kernels and the library take.
+  void SweepPlain(const Case& c, const std::vector<int>& tokens) {
+    max_tokens_ = std::max(kFewestRows, *std::max_element(tokens.begin(), tokens.end()));
+    Prepare(c, static_cast<int>(max_tokens_));
+    for (const int m : tokens) {
+      const LinearDecodeArgs args = ArgsOf(c, m, 0);
+      Graph library(stream_, kSweepLaunches, [&](int i) {
+        Library(c, m, bf16_->as<void>((i % bf16_copies_) * bf16_bytes_), y_->as<BFloat16>());
+      });
+      std::printf("cublas %lldx%lld m %d us %.2f\n", static_cast<long long>(c.n),
+                  static_cast<long long>(c.k), m, MeasureInterleaved({&library}, 5)[0]);
+      if (m <= 16) SweepOne(c, m, cuda::PlanLinearDecode(args, kMultiprocessors));
+      if (m > 8) SweepOneWide(c, m, cuda::PlanLinearWide(args, kMultiprocessors));
+      SweepOnePlain(c, m, cuda::PlanLinearPlain(args, kMultiprocessors));
+      for (const int rows : cuda::kPlainRows) {
+        const int64_t blocks = c.n / rows;
+        if (blocks < 48 || blocks > 20 * kMultiprocessors) continue;
+        for (const int groups : {1, 2}) {
+          if (groups == 2 && m <= 64) continue;
+          for (const int boxes : {1, 2, 4}) {
+            SweepOnePlain(c, m, {rows, groups, boxes});
+            for (const int slots : {2, 3, 4, 5, 6, 8}) {
+              SweepOnePlain(c, m, {rows, groups, boxes, 112 << 10, slots});
+            }
+          }
+        }
+      }
+    }
+    std::fflush(stdout);
+  }
+
   // The same of plans for more tokens.
   void SweepWide(const Case& c, const std::vector<int>& tokens) {
     max_tokens_ = *std::max_element(tokens.begin(), tokens.end());
@@ -144,6 +178,24 @@ class LinearBench {
     std::printf("wide %s %lldx%lld m %d tokens %d groups %d cluster %d us %.2f\n", Name(c.type),
                 static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.tokens,
                 plan.num_warpgroups, plan.cluster, us[0]);
+  }
+
+  void SweepOnePlain(const Case& c, int m, const cuda::PlainPlan& plan) {
+    try {
+      cuda::LinearPlain(ArgsOf(c, m, 0), plan, stream_, LaunchOrder::kAfterPrevious);
+      CUDA_CHECK(cudaStreamSynchronize(stream_));
+      const int bits = CountDifferent(m * c.n, exact_y_->as<float>());
+      Graph graph(stream_, kSweepLaunches, [&](int i) {
+        cuda::LinearPlain(ArgsOf(c, m, i), plan, stream_, LaunchOrder::kOverlap);
+      });
+      std::printf(
+          "plain %lldx%lld m %d rows %d groups %d boxes %d kb %d slots %d us %.2f differ %d\n",
+          static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.rows,
+          plan.num_warpgroups, plan.boxes, plan.shared_budget >> 10, plan.x_slots,
+          MeasureInterleaved({&graph}, 5)[0], bits);
+    } catch (const Error&) {
+      // No room for this plan.
+    }
   }
 
   void SweepOne(const Case& c, int m, const cuda::DecodePlan& plan) {
@@ -266,11 +318,12 @@ class LinearBench {
     CUDA_CHECK(cudaDeviceSynchronize());
     const int bits = CountDifferent(m * c.n, exact_y_->as<float>());
     const int library_bits = CountDifferent(m * c.n, nullptr);
-    const int ours_count = std::max(2 * std::max(packed_copies_, 1), 20);
-    Graph ours(stream_, ours_count, [&](int i) { Ours(c, m, i, nullptr, LaunchOrder::kOverlap); });
-    Graph plain(stream_, ours_count,
+    // The same number of launches for all: a graph's own start is shared by them.
+    const int launches = std::max({2 * packed_copies_, 2 * bf16_copies_, m > 256 ? 20 : 60});
+    Graph ours(stream_, launches, [&](int i) { Ours(c, m, i, nullptr, LaunchOrder::kOverlap); });
+    Graph plain(stream_, launches,
                 [&](int i) { Ours(c, m, i, nullptr, LaunchOrder::kAfterPrevious); });
-    Graph library(stream_, std::max(2 * bf16_copies_, 20), [&](int i) {
+    Graph library(stream_, launches, [&](int i) {
       Library(c, m, bf16_->as<void>((i % bf16_copies_) * bf16_bytes_), y_->as<BFloat16>());
     });
     const std::vector<double> us = MeasureInterleaved({&ours, &library, &plain}, 7);
@@ -325,10 +378,13 @@ void RunAll(const std::string& which, LinearBench* bench) {
     bench->SweepWide({WeightType::kInt4, 24576, 4096, 128}, {32, 64, 128, 512});
     bench->SweepWide({WeightType::kInt4, 8192, 8192, 32}, {64, 128, 512});
     bench->SweepWide({WeightType::kInt4, 4096, 4096, 128}, {32, 64, 128, 512});
-    for (const auto& [n, k] :
-         std::vector<std::pair<int64_t, int64_t>>{{5120, 2048}, {2048, 4096}, {151936, 2048}}) {
-      bench->SweepWide({WeightType::kBFloat16, n, k, 0}, {16, 64, 128});
-    }
+  }
+  if (which == "plain") {
+    bench->SweepPlain({WeightType::kBFloat16, 5120, 2048, 0}, {1, 16, 64, 128});
+    bench->SweepPlain({WeightType::kBFloat16, 2048, 4096, 0}, {1, 16, 64, 128});
+    bench->SweepPlain({WeightType::kBFloat16, 4096, 4096, 0}, {1, 64, 128, 256});
+    bench->SweepPlain({WeightType::kBFloat16, 8192, 8192, 0}, {1, 64, 128, 512});
+    bench->SweepPlain({WeightType::kBFloat16, 151936, 2048, 0}, {1, 64, 128});
   }
   if (which == "sweep") {
     for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{4096, 4096},

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/linear_decode.h"
 #include "kernels/cuda/linear_decode_kernel.cuh"
+#include "kernels/cuda/linear_plain.h"
 #include "kernels/cuda/linear_wide.h"
 
 namespace quatrain::cuda {
@@ -84,6 +85,8 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
   const int64_t most = (all + plan.num_ctas - 1) / plan.num_ctas;
   const int64_t rounds = (most + max_groups - 1) / max_groups;
   plan.num_groups = static_cast<int>((most + rounds - 1) / rounds);
+  // Seven or eight warps' rings are short where two CTAs share the memory: two rounds of fewer.
+  if (!is_plain && is_double && rounds == 1 && most > 6) plan.num_groups = 4;
   // Few warps keep up with BF16 weights, and leave longer copies.
   if (is_plain && rounds > 1) plan.num_groups = std::min(max_groups, 4);
   return plan;
@@ -92,6 +95,9 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order) {
   CheckArgs(args);
   const int num_multiprocessors = NumMultiprocessors();
+  if (IsFasterPlain(args, num_multiprocessors)) {
+    return LinearPlain(args, PlanLinearPlain(args, num_multiprocessors), stream, order);
+  }
   if (IsFasterWide(args, num_multiprocessors)) {
     return LinearWide(args, PlanLinearWide(args, num_multiprocessors), stream, order);
   }

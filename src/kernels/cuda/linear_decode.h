@@ -59,7 +59,7 @@ struct DecodePlan {
 };
 DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessors);
 
-// Goes to LinearWide where that is faster (linear_wide.h).
+// Goes to LinearPlain or LinearWide where that is faster (linear_plain.h, linear_wide.h).
 // Error(kShape) for shapes outside the contract.
 void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder order);
 // By this plan; tokens beyond 64 go in several launches.

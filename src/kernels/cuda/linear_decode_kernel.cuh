@@ -224,8 +224,11 @@ void LaunchDecode(const DenseLaunch& launch) {
 template <class Format, int kRowUnits>
 void LaunchDecodeUnits(const DenseLaunch& launch) {
   const int64_t m = launch.args.num_tokens;
-  // Boxes always have the rows of whole tiles, so one or two rows come one by one.
-  if (m <= 2) return LaunchDecode<Format, kRowUnits, 1, false>(launch);
+  // Boxes always have the rows of whole tiles, so one or two rows come one by one; beside rows of
+  // BF16 that is slower.
+  if constexpr (Format::kIsCodes) {
+    if (m <= 2) return LaunchDecode<Format, kRowUnits, 1, false>(launch);
+  }
   if (m <= 8) return LaunchDecode<Format, kRowUnits, 1, true>(launch);
   if (m <= 16) return LaunchDecode<Format, kRowUnits, 2, true>(launch);
   if (m <= 32) return LaunchDecode<Format, kRowUnits, 4, true>(launch);

@@ -1,0 +1,33 @@
+// y = x W^T (+ bias) (+ residual) over BF16 weights by wgmma with few rows of the matrix a CTA: the
+// contract and the bits of LinearDecode (linear_decode.h). docs/numerics.md, "GPU order", rules 1
+// to 3.
+#pragma once
+
+#include "kernels/cuda/linear_decode.h"
+
+namespace quatrain::cuda {
+
+// Rows of the matrix that a tile may have.
+inline constexpr int kPlainRows[] = {16, 24, 32, 40, 48, 64, 96, 128};
+
+// How a launch cuts the work; any plan gives the same bits.
+struct PlainPlan {
+  int rows = 64;                  // of a tile, of kPlainRows
+  int num_warpgroups = 1;         // of a CTA, 64 tokens each: 1 or 2
+  int boxes = 0;                  // of 64 columns in a copy: 1, 2 or, up to 64 rows, 4; 0: by room
+  int shared_budget = 224 << 10;  // bytes of shared memory a CTA may take
+  int x_slots = 0;                // copies of x under way; 0: as many as of weights
+  int ctas = 0;                   // 0: as many as find room at a time
+};
+PlainPlan PlanLinearPlain(const LinearDecodeArgs& args, int num_multiprocessors);
+
+// Whether LinearPlain takes such a weight: BF16 whose K is one chain.
+bool IsPlain(const LinearDecodeArgs& args);
+// Whether it also serves that many tokens faster than the kernel for few.
+bool IsFasterPlain(const LinearDecodeArgs& args, int num_multiprocessors);
+
+// Any number of tokens. The arguments have passed LinearDecode's checks.
+void LinearPlain(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_t stream,
+                 LaunchOrder order);
+
+}  // namespace quatrain::cuda
