@@ -146,28 +146,39 @@ def bench_rows_of_linear():
                  mm_us=us["mm"], ratio_to_mm=us["mm"] / min(us["direct"], us["dequantised"]))
 
 
+def routings(tokens):
+    """Ids of [tokens, 8] by name: all experts alike, at random, and with experts that are liked more than others."""
+    random = torch.rand(tokens, EXPERTS)
+    liked = -torch.log(-torch.log(random)) + torch.randn(EXPERTS)
+    return {"even": torch.arange(8 * tokens).view(-1, 8) % EXPERTS, "random": random.topk(8).indices,
+            "skewed": liked.topk(8).indices}
+
+
 def bench_rows_of_experts():
     """Experts by the kernels for few rows beside those for many with their gathering."""
     weights = quantized(EXPERTS * 2 * INTER, HIDDEN, 32)[0], quantized(EXPERTS * HIDDEN, INTER, 32)[0]
-    for rows_each in (4, 8, 12, 16, 20, 24, 32, 48):
+    for rows_each in (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48):
         rows = EXPERTS * rows_each
-        step = Tokens(torch.arange(rows).view(-1, 8) % EXPERTS)
-        few, many = step.args(*weights), step.args(*weights)
-        h, y = bf16(rows, INTER), bf16(rows, HIDDEN)
+        for routing, ids in routings(rows // 8).items():
+            step = Tokens(ids)
+            few, many = step.args(*weights), step.args(*weights)
+            h, y = bf16(rows, INTER), bf16(rows, HIDDEN)
 
-        def for_few():
-            call("QtMoeGateUp", few, 0)
-            call("QtMoeDown", few, 1)
+            def for_few(few=few):
+                call("QtMoeGateUp", few, 0)
+                call("QtMoeDown", few, 1)
 
-        def for_many():
-            gathered = step.b["x"].index_select(0, step.b["row_token"])
-            many.x = gathered.data_ptr()
-            call("QtMoeGateUpOfRows", many, h, 0)
-            call("QtMoeDownOfRows", many, y, 1)
+            def for_many(step=step, many=many, h=h, y=y):
+                gathered = step.b["x"].index_select(0, step.b["row_token"])
+                many.x = gathered.data_ptr()
+                call("QtMoeGateUpOfRows", many, h, 0)
+                many.h = h.data_ptr()
+                call("QtMoeDownOfRows", many, y, 1)
 
-        us = time_us({"few": [for_few] * 4, "many": [for_many] * 4})
-        emit("moe experts for few rows", [rows_each, 2 * INTER, HIDDEN], us["few"], rows_each=rows_each,
-             for_many_us=us["many"])
+            us = time_us({"few": [for_few] * 4, "many": [for_many] * 4})
+            most = int(torch.bincount(ids.flatten(), minlength=EXPERTS).max())
+            emit("moe experts for few rows", [rows_each, 2 * INTER, HIDDEN], us["few"], routing=routing,
+                 rows_each=rows_each, most_rows=most, for_many_us=us["many"])
 
 
 def bench_int4pack():

@@ -87,19 +87,23 @@ def differing(a, b):
 
 
 def check(tokens, layer):
-    """Bits of one layer that differ from at::_grouped_mm's: (h, y)."""
+    """Bits of one layer that differ from at::_grouped_mm's, and of the combine in one call from that alone."""
     (gate_up, gate_up_plain), (down, down_plain) = layer
     for name in ("h", "y", "out"):
         tokens.b[name].fill_(float("nan"))
     args = tokens.args(gate_up, down)
     for name in ("QtMoeGateUp", "QtMoeDown", "QtMoeCombine"):
         call(name, args, 0)
+    out = tokens.b["out"].clone()
+    for name in ("y", "out"):
+        tokens.b[name].fill_(float("nan"))
+    call("QtMoeDownAndCombine", args, 0)
     both = grouped(tokens.sorted_x, gate_up_plain, tokens)
     h = torch.empty_like(tokens.b["h"])
     call("QtSwiGlu", both, h.shape[0], INTER, h)
     y = grouped(h, down_plain, tokens)
     torch.cuda.synchronize()
-    return differing(h, tokens.b["h"]), differing(y, tokens.b["y"])
+    return differing(h, tokens.b["h"]), differing(y, tokens.b["y"]), differing(out, tokens.b["out"])
 
 
 def random_layers():
@@ -141,7 +145,7 @@ def bench_decode():
         args = [s.args(layer[0][0], layer[1][0]) for s, layer in pairs]
 
         def whole(a):
-            for kernel in ("QtMoeRouter", "QtMoeGateUp", "QtMoeDown", "QtMoeCombine"):
+            for kernel in ("QtMoeRouter", "QtMoeGateUp", "QtMoeDownAndCombine"):
                 call(kernel, a, 1)
 
         us = time_us({
@@ -149,7 +153,8 @@ def bench_decode():
             "grouped gate_up": [lambda s=s, l=l: grouped(s.sorted_x, l[0][1], s) for s, l in pairs],
             "down": [lambda a=a: call("QtMoeDown", a, 1) for a in args],
             "grouped down": [lambda s=s, l=l: grouped(s.b["h"], l[1][1], s) for s, l in pairs],
-            "gate_up, down, combine": [lambda a=a: [call(k, a, 1) for k in ("QtMoeGateUp", "QtMoeDown", "QtMoeCombine")]
+            "down and combine": [lambda a=a: call("QtMoeDownAndCombine", a, 1) for a in args],
+            "gate_up, down, combine": [lambda a=a: [call(k, a, 1) for k in ("QtMoeGateUp", "QtMoeDownAndCombine")]
                                        for a in args],
             "router": [lambda a=a: call("QtMoeRouter", a, 1) for a in args],
             "combine": [lambda a=a: call("QtMoeCombine", a, 1) for a in args],
@@ -167,7 +172,7 @@ def bench_decode():
                 extra.update(grouped_us=us["grouped " + kernel], ratio_to_grouped=us["grouped " + kernel] / t,
                              differ_from_grouped=bits[0 if kernel == "gate_up" else 1])
             if kernel in ("gate_up, down, combine", "layer"):
-                extra.update(grouped_us=library, ratio_to_grouped=library / t)
+                extra.update(grouped_us=library, ratio_to_grouped=library / t, differ_from_combine=bits[2])
             emit("moe " + kernel, name, t, **extra)
 
 

@@ -305,6 +305,22 @@ void QtMoeDown(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
   args.y = Weights(a->y);
   quatrain::cuda::MoeDown(args, stream, OrderOf(overlap));
 }
+static quatrain::cuda::MoeCombineArgs CombineOf(const QtMoe& a) {
+  return {.y = Weights(a.y),
+          .routing = RoutingOf(a),
+          .num_tokens = a.tokens,
+          .num_slots = a.slots,
+          .hidden = a.hidden,
+          .out = Weights(a.out)};
+}
+void QtMoeDownAndCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
+  args.shape = {a->hidden, a->inter, a->group, 4};
+  args.weight = a->down;
+  args.x = Weights(a->h);
+  args.y = Weights(a->y);
+  quatrain::cuda::MoeDownAndCombine(args, CombineOf(*a), stream, OrderOf(overlap));
+}
 // Rows of x (gate_up) or h (down) in sorted order.
 void QtMoeGateUpOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {
   quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
@@ -323,13 +339,7 @@ void QtMoeDownOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t st
   quatrain::cuda::MoeDownOfRows(args, stream, OrderOf(overlap));
 }
 void QtMoeCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeCombine({.y = Weights(a->y),
-                              .routing = RoutingOf(*a),
-                              .num_tokens = a->tokens,
-                              .num_slots = a->slots,
-                              .hidden = a->hidden,
-                              .out = Weights(a->out)},
-                             stream, OrderOf(overlap));
+  quatrain::cuda::MoeCombine(CombineOf(*a), stream, OrderOf(overlap));
 }
 
 struct QtGrad {

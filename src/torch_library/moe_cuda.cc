@@ -61,8 +61,13 @@ struct Layer {
   int64_t Rows() const { return tokens * slots; }
 };
 
+// What RunExperts leaves.
+struct Outputs {
+  const at::Tensor &h_RF, &y_RD, &out_TD;
+};
+
 void RunExperts(const Layer& layer, const at::Tensor& x_TD, const RoutingBuffers& buffers,
-                const at::Tensor& h_RF, const at::Tensor& y_RD) {
+                const Outputs& to) {
   const cudaStream_t stream = StreamOf(x_TD);
   const at::Tensor gate_up = LayoutOf(layer.call.gate_up, layer.call.gate_up_scale, layer.up_shape);
   const at::Tensor down = LayoutOf(layer.call.down, layer.call.down_scale, layer.down_shape);
@@ -73,7 +78,7 @@ void RunExperts(const Layer& layer, const at::Tensor& x_TD, const RoutingBuffers
                             .num_slots = layer.slots,
                             .routing = buffers.Get(),
                             .x = DeviceData<BFloat16>(x_TD, x_TD),
-                            .y = DeviceData<BFloat16>(h_RF, x_TD)};
+                            .y = DeviceData<BFloat16>(to.h_RF, x_TD)};
   const bool is_many = layer.Rows() >= kFewestRowsOfMany * layer.num_experts;
   at::Tensor rows_RD;
   if (is_many) {
@@ -86,12 +91,19 @@ void RunExperts(const Layer& layer, const at::Tensor& x_TD, const RoutingBuffers
   }
   args.shape = PackedShapeOf(layer.down_shape, layer.num_experts);
   args.weight = DeviceData<uint8_t>(down, x_TD);
-  args.x = DeviceData<BFloat16>(h_RF, x_TD);
-  args.y = DeviceData<BFloat16>(y_RD, x_TD);
+  args.x = DeviceData<BFloat16>(to.h_RF, x_TD);
+  args.y = DeviceData<BFloat16>(to.y_RD, x_TD);
+  const cuda::MoeCombineArgs combine{.y = args.y,
+                                     .routing = args.routing,
+                                     .num_tokens = layer.tokens,
+                                     .num_slots = layer.slots,
+                                     .hidden = layer.hidden,
+                                     .out = DeviceData<BFloat16>(to.out_TD, x_TD)};
   if (is_many) {
     cuda::MoeDownOfRows(args, stream, LaunchOrder::kOverlap);
+    cuda::MoeCombine(combine, stream, LaunchOrder::kOverlap);
   } else {
-    cuda::MoeDown(args, stream, LaunchOrder::kOverlap);
+    cuda::MoeDownAndCombine(args, combine, stream, LaunchOrder::kOverlap);
   }
 }
 
@@ -174,14 +186,7 @@ MoeSaved MoeForwardCuda(const MoeCall& call) {
   const at::Tensor h_RF = Empty(x_TD, {layer.Rows(), layer.inner}, at::kBFloat16);
   const at::Tensor y_RD = Empty(x_TD, {layer.Rows(), layer.hidden}, at::kBFloat16);
   const at::Tensor out_TD = Empty(x_TD, {layer.tokens, layer.hidden}, at::kBFloat16);
-  RunExperts(layer, x_TD, buffers, h_RF, y_RD);
-  cuda::MoeCombine({.y = DeviceData<BFloat16>(y_RD, x_TD),
-                    .routing = buffers.Get(),
-                    .num_tokens = layer.tokens,
-                    .num_slots = layer.slots,
-                    .hidden = layer.hidden,
-                    .out = DeviceData<BFloat16>(out_TD, x_TD)},
-                   stream, LaunchOrder::kOverlap);
+  RunExperts(layer, x_TD, buffers, {h_RF, y_RD, out_TD});
   return {.out_TD = out_TD,
           .logits_TE = buffers.logits,
           .ids_TK = buffers.ids,

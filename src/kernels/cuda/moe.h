@@ -86,7 +86,9 @@ struct MoeExpertsArgs {
 };
 // h_RI = round(silu(gate) * up), gate and up = rounded sums over x_TD[row_token]. Rows of a weight:
 // I of gate, then I of up; I a multiple of 8. With kOverlap weights are on their way as soon as the
-// router, which may still be running, has written the list; activations after griddepcontrol.wait.
+// router, which may still be running, has written the list; activations after griddepcontrol.wait,
+// but a single token's at once: with kOverlap the kernel before must not write them (a router does
+// not, and by the time it lets this one start those before it have ended).
 void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 // y_RD = rounded sums over x_RI; D a multiple of 16. Likewise.
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
@@ -106,5 +108,10 @@ struct MoeCombineArgs {
   BFloat16* out = nullptr;             // [T, D]
 };
 void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order);
+
+// MoeDown, then MoeCombine of its y (combine.y is args.y); a single token's in one kernel where it
+// fits.
+void MoeDownAndCombine(const MoeExpertsArgs& args, const MoeCombineArgs& combine,
+                       cudaStream_t stream, LaunchOrder order);
 
 }  // namespace quatrain::cuda

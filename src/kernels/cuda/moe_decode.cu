@@ -13,7 +13,8 @@
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/decode_layout.h"
 #include "kernels/cuda/decode_stream.cuh"
-#include "kernels/cuda/moe.h"
+#include "kernels/cuda/moe_experts.h"
+#include "kernels/cuda/moe_tile.cuh"
 
 namespace quatrain::cuda {
 namespace {
@@ -38,7 +39,6 @@ struct ExpertsParameters {
   int num_groups;
   int rounds_per_tile;
   int num_ctas;
-  int tiles_of_one_token;  // the number of tiles of a single token; 0: more, read the number
   const MoeTile* tiles;
   const int32_t* num_tiles;
   const int32_t* row_token;
@@ -51,24 +51,6 @@ __device__ __forceinline__ int WaitForNumTiles(const int32_t* num_tiles) {
     asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(num_tiles) : "memory");
   }
   return count;
-}
-
-// A tile, once it is there: {expert, row_begin, num_rows, 1}.
-__device__ __forceinline__ int4 WaitForTile(const MoeTile* tile) {
-  uint64_t low = 0;
-  uint64_t high = 0;
-  while (high >> 32 == 0) {
-    asm volatile(
-        "{\n"
-        ".reg .b128 whole;\n"
-        "ld.relaxed.gpu.global.b128 whole, [%2];\n"
-        "mov.b128 {%0, %1}, whole;\n"
-        "}\n"
-        : "=l"(low), "=l"(high)
-        : "l"(tile)
-        : "memory");
-  }
-  return make_int4(static_cast<int>(low), static_cast<int>(low >> 32), static_cast<int>(high), 1);
 }
 
 template <class Format, int kTokenTiles, Part kPart>
@@ -84,12 +66,9 @@ struct ExpertsWork {
   __device__ ExpertsWork(const ExpertsParameters& parameters, int4* tiles)
       : p(parameters), kept(tiles) {
     const int index = static_cast<int>(threadIdx.x);
-    int count = p.tiles_of_one_token;
-    if (count == 0) {
-      if (index < 32) tiles[kKeptTiles].x = WaitForNumTiles(p.num_tiles);
-      __syncthreads();
-      count = tiles[kKeptTiles].x;
-    }
+    if (index < 32) tiles[kKeptTiles].x = WaitForNumTiles(p.num_tiles);
+    __syncthreads();
+    const int count = tiles[kKeptTiles].x;
     const int64_t all = static_cast<int64_t>(count) * p.rounds_per_tile;
     first_round = static_cast<int>(blockIdx.x * all / gridDim.x);
     num_rounds = static_cast<int>((blockIdx.x + 1) * all / gridDim.x) - first_round;
@@ -121,7 +100,7 @@ struct ExpertsWork {
   __device__ __forceinline__ const BFloat16* Row(int round, int row) const {
     int64_t at = Tile(round).y + row;
     if constexpr (kPart == Part::kGateUp) {
-      at = p.tiles_of_one_token > 0 ? 0 : __ldcg(p.row_token + at);
+      at = __ldcg(p.row_token + at);
     }
     return p.x + at * p.x_stride;
   }
@@ -155,54 +134,23 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 2), 2)
                   const __grid_constant__ ExpertsParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto* const tiles = reinterpret_cast<int4*>(shared + layout.shared_bytes);
-  const bool is_first = kPart == Part::kGateUp && p.tiles_of_one_token > 0;
-  if (!is_first) LetNextKernelStart();
+  LetNextKernelStart();
   const ExpertsWork<Format, kTokenTiles, kPart> work(p, tiles);
   RunStream<Format, 2, kTokenTiles>(layout, work, shared);
-  // The first warp here is the one that copies weights: those of down come after them.
-  if (is_first) LetNextKernelStart();
-}
-
-// All weights of a CTA that has one round, and all of x, at once: then nothing waits for room. Two
-// CTAs, this kernel's and the next one's, share a multiprocessor. False where they do not fit.
-bool HoldWholeRound(int chunk_bytes, int num_stages, StreamLayout* layout) {
-  constexpr int kStreams = 2;
-  constexpr uint32_t kOfHalf = (228 << 10) / 2 - 1024 - kListBytes;
-  const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
-  StreamLayout l = *layout;
-  const int chunks = static_cast<int>((l.in_features + kChunkInputs - 1) / kChunkInputs);
-  l.stage_chunks = (chunks + num_stages - 1) / num_stages;
-  l.num_stages = l.weight_slots = l.x_slots = (chunks + l.stage_chunks - 1) / l.stage_chunks;
-  l.x_is_resident = 1;
-  l.stream_pitch = l.stage_chunks * chunk_bytes;
-  l.x_pitch = l.stage_chunks * kChunkXBytes + kRowPadding;
-  l.x_offset = align(16 * (l.x_slots + l.num_warps * l.weight_slots));
-  l.weight_offset = align(l.x_offset + l.x_slots * l.XSlotBytes());
-  l.shared_bytes = l.weight_offset + l.num_warps * l.weight_slots * kStreams * l.stream_pitch;
-  if (l.shared_bytes > kOfHalf) return false;
-  *layout = l;
-  return true;
 }
 
 template <class Format, int kTokenTiles, Part kPart>
-void LaunchTokens(const MoeExpertsArgs& args, ExpertsParameters p, cudaStream_t stream,
+void LaunchTokens(const MoeExpertsArgs& args, const ExpertsParameters& p, cudaStream_t stream,
                   LaunchOrder order) {
   StreamLayout layout;
   layout.num_warps = p.num_groups;
   layout.segment_inputs = layout.in_features = static_cast<int>(args.shape.in_features);
   layout.x_rows = static_cast<int>(std::min<int64_t>(kMoeTileRows, args.num_tokens));
-  const int rounds_of_one_token = p.tiles_of_one_token * p.rounds_per_tile;
-  const bool has_one_round = 0 < rounds_of_one_token && rounds_of_one_token <= p.num_ctas;
-  // Measured: gate_up waits for its weights, part by part; down for x.
-  constexpr int kStages = kPart == Part::kGateUp ? 4 : 2;
-  if (has_one_round && kPart == Part::kGateUp) p.num_ctas = rounds_of_one_token;
-  if (!has_one_round || !HoldWholeRound(Format::kChunkBytes, kStages, &layout)) {
-    CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
-                     .padding = Format::kPadding,
-                     .num_streams = 2,
-                     .budget = kHalfMultiprocessor - kListBytes},
-                    &layout);
-  }
+  CutSharedMemory({.chunk_bytes = Format::kChunkBytes,
+                   .padding = Format::kPadding,
+                   .num_streams = 2,
+                   .budget = kHalfMultiprocessor - kListBytes},
+                  &layout);
   const auto kernel = ExpertsKernel<Format, kTokenTiles, kPart>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(layout.shared_bytes + kListBytes)),
@@ -244,24 +192,26 @@ MoePlan PlanExperts(const MoeExpertsArgs& args, int num_pairs) {
   return plan;
 }
 
-template <Part kPart>
-void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
-  const PackedShape& s = args.shape;
-  const int64_t unit_bytes = UnitBytes(s);
-  const bool is_gate_up = kPart == Part::kGateUp;
+void CheckShape(const PackedShape& s, const char* where) {
   const int64_t g = s.group_size;
   if (s.num_bits != 4 || s.out_features <= 0 || s.out_features % 16 != 0 || s.in_features <= 0 ||
       s.in_features % 8 != 0 ||
       !(g == 32 || g == 64 || (g > 0 && g % 128 == 0) || g == s.in_features)) {
     throw Error(
         ErrorCode::kShape,
-        ErrorParts{.where = is_gate_up ? "gate_up of the experts" : "down of the experts",
+        ErrorParts{.where = where,
                    .expected = "INT4 codes, N a multiple of 16, K of 8, group size 32, 64, a "
                                "multiple of 128, or K",
                    .found = fmt::format("{} bits, N {}, K {}, group size {}", s.num_bits,
                                         s.out_features, s.in_features, g)});
   }
-  if (args.num_tokens == 0) return;
+}
+
+template <Part kPart>
+void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
+  const PackedShape& s = args.shape;
+  const int64_t unit_bytes = UnitBytes(s);
+  const bool is_gate_up = kPart == Part::kGateUp;
   ExpertsParameters p = {};
   p.num_pairs = static_cast<int>(s.out_features / 16);
   p.weight = static_cast<const uint8_t*>(args.weight);
@@ -278,7 +228,6 @@ void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder 
   p.num_groups = plan.num_groups;
   p.num_ctas = plan.ctas_per_multiprocessor * NumMultiprocessors();
   p.rounds_per_tile = (p.num_pairs + p.num_groups - 1) / p.num_groups;
-  p.tiles_of_one_token = args.num_tokens == 1 ? static_cast<int>(args.num_slots) : 0;
   p.tiles = args.routing.tiles;
   p.num_tiles = args.routing.num_tiles;
   p.row_token = args.routing.row_token;
@@ -292,14 +241,34 @@ void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder 
   }
 }
 
+// Whether the kernels for a single token may be asked.
+bool IsOneToken(const MoeExpertsArgs& args) {
+  return args.num_tokens == 1 && args.plan.num_groups == 0;
+}
+
 }  // namespace
 
 void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
+  CheckShape(args.shape, "gate_up of the experts");
+  if (args.num_tokens == 0) return;
+  if (IsOneToken(args) && GateUpOfOneToken(args, stream, order)) return;
   LaunchExperts<Part::kGateUp>(args, stream, order);
 }
 
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
+  CheckShape(args.shape, "down of the experts");
+  if (args.num_tokens == 0) return;
+  if (IsOneToken(args) && DownOfOneToken(args, {}, stream, order)) return;
   LaunchExperts<Part::kDown>(args, stream, order);
+}
+
+void MoeDownAndCombine(const MoeExpertsArgs& args, const MoeCombineArgs& combine,
+                       cudaStream_t stream, LaunchOrder order) {
+  CheckShape(args.shape, "down of the experts");
+  if (args.num_tokens == 0) return;
+  if (IsOneToken(args) && DownOfOneToken(args, combine, stream, order)) return;
+  LaunchExperts<Part::kDown>(args, stream, order);
+  MoeCombine(combine, stream, order);
 }
 
 }  // namespace quatrain::cuda

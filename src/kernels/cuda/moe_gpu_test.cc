@@ -127,7 +127,8 @@ TEST_P(MoeRouterGpu, ChoosesWeighsAndSortsAsTheCpu) {
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, MoeRouterGpu,
-    testing::Values(RouterCase{1, 128, 8, 2048, true}, RouterCase{17, 128, 8, 256, true},
+    testing::Values(RouterCase{1, 128, 8, 2048, true}, RouterCase{1, 20, 3, 264, false},
+                    RouterCase{1, 384, 8, 512, true}, RouterCase{17, 128, 8, 256, true},
                     RouterCase{40, 60, 4, 264, false}, RouterCase{5, 8, 2, 64, true},
                     RouterCase{33, 384, 8, 512, true}, RouterCase{100, 1000, 6, 128, false},
                     RouterCase{256, 128, 8, 2048, true}, RouterCase{300, 128, 8, 7168, true}));
@@ -235,6 +236,22 @@ class Layer {
                stream, order);
   }
 
+  // Both in one call.
+  void DownAndCombine(int64_t tokens, Routing* routing, const BFloat16* h, MoeCombineArgs combine,
+                      BFloat16* y, cudaStream_t stream, LaunchOrder order) {
+    MoeExpertsArgs args = ArgsOf(tokens, routing);
+    args.shape = {c.hidden, c.inter, c.group, 4};
+    args.weight = down.packed.data();
+    args.x = h;
+    args.y = y;
+    combine.y = y;
+    combine.routing = routing->Get();
+    combine.num_tokens = tokens;
+    combine.num_slots = c.slots;
+    combine.hidden = c.hidden;
+    MoeDownAndCombine(args, combine, stream, order);
+  }
+
   // Rounded sums of rows_RK with each expert's [N, K] of `weight`.
   std::vector<BFloat16> Reference(DeviceWeight* weight, int64_t n, int64_t k,
                                   const std::vector<BFloat16>& rows,
@@ -260,6 +277,13 @@ class Layer {
   DeviceWeight gate_up, down;
   DeviceVector<BFloat16> router, x;
 };
+
+// each += its residual, rounded.
+void AddResidual(const std::vector<BFloat16>& residual, std::vector<BFloat16>* each) {
+  for (size_t i = 0; i < each->size(); ++i) {
+    (*each)[i] = ToBFloat16(ToFloat(residual[i]) + ToFloat((*each)[i]));
+  }
+}
 
 class MoeExpertsGpu : public testing::TestWithParam<LayerCase> {};
 
@@ -295,14 +319,22 @@ TEST_P(MoeExpertsGpu, AreTheReferenceChainsForEveryNumberOfTokens) {
     CombineForward<BFloat16>(pool, expected_y.data(), routing.weights.Download().data(),
                              permutation, c.hidden, expected_out.data());
     EXPECT_EQ(CountDifferences(out.Download(), expected_out), 0) << tokens << " tokens";
+    DeviceVector<BFloat16> residual(RandomRounded<BFloat16>(tokens * c.hidden, 25));
+    y.Zero();
+    layer.DownAndCombine(tokens, &routing, h.data(),
+                         {.residual = residual.data(), .out = out.data()}, y.data(), nullptr,
+                         kAfter);
+    EXPECT_EQ(CountDifferences(y.Download(), expected_y), 0) << tokens << " tokens";
+    AddResidual(residual.Download(), &expected_out);
+    EXPECT_EQ(CountDifferences(out.Download(), expected_out), 0) << tokens << " tokens";
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layers, MoeExpertsGpu,
-                         testing::Values(LayerCase{8, 2, 320, 96, 32},
-                                         LayerCase{4, 4, 256, 128, 128},
-                                         LayerCase{40, 6, 512, 192, 64},
-                                         LayerCase{16, 8, 2048, 768, 32}));
+INSTANTIATE_TEST_SUITE_P(
+    Layers, MoeExpertsGpu,
+    testing::Values(LayerCase{8, 2, 320, 96, 32}, LayerCase{4, 4, 256, 128, 128},
+                    LayerCase{40, 6, 512, 192, 64}, LayerCase{16, 8, 2048, 768, 32},
+                    LayerCase{12, 8, 128, 1280, 128}, LayerCase{40, 10, 256, 128, 32}));
 
 class MoeManyRowsGpu : public testing::TestWithParam<std::tuple<int64_t, LayerCase>> {};
 
@@ -384,8 +416,8 @@ TEST_P(MoeGraphGpu, ServesEveryRouting) {
   const auto run = [&](LaunchOrder order) {
     layer.Route(tokens, &routing, stream, order);
     layer.GateUp(tokens, &routing, h.data(), stream, order);
-    layer.Down(tokens, &routing, h.data(), y.data(), stream, order);
-    layer.Combine(tokens, &routing, y.data(), out.data(), stream, order);
+    layer.DownAndCombine(tokens, &routing, h.data(),
+                         {.residual = layer.x.data(), .out = out.data()}, y.data(), stream, order);
   };
   cudaGraph_t graph;
   cudaGraphExec_t exec;

@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/linear_decode_kernel.cuh"
-#include "kernels/cuda/moe.h"
+#include "kernels/cuda/moe_route.cuh"
+#include "kernels/cuda/moe_router_token.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -19,8 +19,6 @@ namespace {
 constexpr int kTokensPerTile = 16;
 constexpr int kRouterWarps = 2;  // chain warps of a CTA, 8 experts each
 constexpr int kRouterThreads = 32 * (kRouterWarps + 2);
-constexpr int kMaxExperts = 1024;
-constexpr int kMaxSlots = 32;
 constexpr int kMessagesAt = 2;  // among the counters, of 8 bytes each
 constexpr int kStagedIds = 4096;
 constexpr int kSortWarps = kRouterThreads / 32;
@@ -44,24 +42,6 @@ struct RouterWork : RouterLinear<kTokenTiles> {
   }
 };
 
-struct RouterParameters {
-  int num_experts;
-  int num_slots;
-  int norm_topk_prob;
-  int num_tokens;
-  const int32_t* replayed_ids;
-  float* logits;
-  MoeRouting routing;
-  int32_t* counters;   // [0] tiles that are done, [1 + t] CTAs of tile t
-  uint64_t* messages;  // [E] of a single token, in place of counters; otherwise null
-};
-
-// A float as an integer of the same order.
-__device__ __forceinline__ uint32_t OrderedBits(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 // True in every thread of the CTA that arrives last of `count`; all writes of the others are
 // visible to it. Leaves *counter at zero.
 __device__ bool IsLastOf(int32_t* counter, int count, int32_t* shared_flag) {
@@ -75,26 +55,6 @@ __device__ bool IsLastOf(int32_t* counter, int count, int32_t* shared_flag) {
   }
   __syncthreads();
   return *shared_flag != 0;
-}
-
-__device__ __forceinline__ void WriteTile(MoeTile* place, const MoeTile& tile) {
-  const uint64_t low = static_cast<uint32_t>(tile.expert) | static_cast<uint64_t>(tile.row_begin)
-                                                                << 32;
-  const uint64_t high = static_cast<uint32_t>(tile.num_rows) | static_cast<uint64_t>(tile.is_there)
-                                                                   << 32;
-  asm volatile(
-      "{\n"
-      ".reg .b128 whole;\n"
-      "mov.b128 whole, {%1, %2};\n"
-      "st.relaxed.gpu.global.b128 [%0], whole;\n"
-      "}\n" ::"l"(place),
-      "l"(low), "l"(high)
-      : "memory");
-}
-
-__device__ __forceinline__ void WriteNumTiles(const RouterParameters& p, int count) {
-  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(p.routing.num_tiles), "r"(count)
-               : "memory");
 }
 
 // The whole CTA: takes the list of the call before back, whose readers are done by then. The next
@@ -111,12 +71,6 @@ __device__ void TakeListBack(const RouterParameters& p) {
   __syncthreads();
 }
 
-// What lane l of a warp has of a row of logits: experts l * P .. l * P + P - 1.
-template <int kPerLane>
-struct LaneLogits {
-  float value[kPerLane];  // -Inf where there is none
-};
-
 template <int kPerLane>
 __device__ __forceinline__ LaneLogits<kPerLane> LoadLogits(const RouterParameters& p,
                                                            const float* logits, int lane) {
@@ -127,81 +81,6 @@ __device__ __forceinline__ LaneLogits<kPerLane> LoadLogits(const RouterParameter
     out.value[i] = expert < p.num_experts ? __ldcg(logits + expert) : -INFINITY;
   }
   return out;
-}
-
-// One warp: lane k returns slot k, the k-th largest logit or the replayed one; ties go to the lower
-// index.
-template <int kPerLane>
-__device__ __forceinline__ int ChooseExperts(const RouterParameters& p, int64_t token,
-                                             const LaneLogits<kPerLane>& logits, int lane) {
-  int my_id = 0;
-  if (p.replayed_ids != nullptr) {
-    if (lane < p.num_slots) my_id = p.replayed_ids[token * p.num_slots + lane];
-    return my_id;
-  }
-  uint32_t key[kPerLane];  // 0: absent or taken
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const bool is_there = lane * kPerLane + i < p.num_experts;
-    key[i] = is_there ? OrderedBits(AddRn(logits.value[i], 0.0f)) : 0u;  // -0 is 0
-  }
-  for (int slot = 0; slot < p.num_slots; ++slot) {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) largest = max(largest, key[i]);
-    const uint32_t best = __reduce_max_sync(0xFFFFFFFFu, largest);
-    const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, largest == best)) - 1;
-    int at = kPerLane;
-#pragma unroll
-    for (int i = kPerLane - 1; i >= 0; --i) at = key[i] == best ? i : at;
-    at = __shfl_sync(0xFFFFFFFFu, at, owner);
-    if (lane == slot) my_id = owner * kPerLane + at;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (lane == owner && i == at) key[i] = 0;
-    }
-  }
-  return my_id;
-}
-
-// The same warp: writes ids and weights. `z` is the logit of this lane's choice.
-template <int kPerLane>
-__device__ __forceinline__ void WeighExperts(const RouterParameters& p, int64_t token,
-                                             const LaneLogits<kPerLane>& logits, int my_id, float z,
-                                             int lane) {
-  if (lane >= p.num_slots) z = -INFINITY;
-  float largest = z;
-  if (p.norm_topk_prob == 0) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) largest = fmaxf(largest, logits.value[i]);
-  }
-#pragma unroll
-  for (int width = 16; width >= 1; width /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, width));
-  }
-  const float e = lane < p.num_slots ? RouterExp(z, largest) : 0.0f;
-  float sum = 0.0f;
-  if (p.norm_topk_prob != 0) {
-    for (int slot = 0; slot < p.num_slots; ++slot) {
-      sum = AddRn(sum, __shfl_sync(0xFFFFFFFFu, e, slot));
-    }
-  } else {
-    // Neighbour pairs over all experts, absent ones are zero.
-    float part[kPerLane];
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      part[i] = lane * kPerLane + i < p.num_experts ? RouterExp(logits.value[i], largest) : 0.0f;
-    }
-    sum = NeighbourTree(part);
-#pragma unroll
-    for (int width = 1; width <= 16; width *= 2) {
-      sum = AddRn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, width));
-    }
-  }
-  if (lane < p.num_slots) {
-    p.routing.ids[token * p.num_slots + lane] = my_id;
-    p.routing.weights[token * p.num_slots + lane] = DivRn(e, sum);
-  }
 }
 
 template <int kPerLane>
@@ -231,7 +110,7 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
                                             int is_there) {
   const int num_rows = p.num_tokens * p.num_slots;
   const bool is_row = lane < num_rows;
-  if (!is_row) expert = kMaxExperts;
+  if (!is_row) expert = kMaxRouterExperts;
   const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
   const int rank = __popc(peers & ((1u << lane) - 1u));
   const int rows = __popc(peers);
@@ -308,8 +187,7 @@ __device__ __forceinline__ LaneLogits<kPerLane> ReceiveLogits(const RouterParame
 }
 
 // One warp; leaves the messages at zero. It rehearses once before the logits are there, which
-// brings the instructions near; what that writes is written over. The next kernel starts when the
-// CTAs that make the logits are done: its own, large ones then find a multiprocessor each.
+// brings the instructions near; what that writes is written over.
 template <int kPerLane>
 __device__ void RouteOnlyToken(const RouterParameters& p, int lane) {
   LaneLogits<kPerLane> logits = {};
@@ -318,7 +196,6 @@ __device__ void RouteOnlyToken(const RouterParameters& p, int lane) {
     asm volatile("" : "+r"(is_there));  // one loop, not two copies
     if (is_there != 0) {
       logits = ReceiveLogits<kPerLane>(p, lane);
-      LetNextKernelStart();
     }
     const int my_id = ChooseExperts(p, 0, logits, lane);
     SortFewRows<kPerLane>(p, my_id, lane, is_there);
@@ -438,7 +315,7 @@ __global__ void __launch_bounds__(kRouterThreads)
   if (blockIdx.x == num_linear) {
     if (blockIdx.y > 0) return;
     TakeListBack(p);
-    if (p.messages == nullptr) LetNextKernelStart();
+    LetNextKernelStart();
     if (p.messages != nullptr && threadIdx.x < 32) {
       WithWidthOf(p.num_experts, [&p](auto width) {
         RouteOnlyToken<width.value>(p, static_cast<int>(threadIdx.x));
@@ -538,13 +415,13 @@ void LaunchRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder or
 
 int64_t RouterCounters(int64_t num_tokens) {
   return std::max<int64_t>(1 + (num_tokens + kTokensPerTile - 1) / kTokensPerTile,
-                           kMessagesAt + 2 * kMaxExperts);
+                           kMessagesAt + 2 * kMaxRouterExperts);
 }
 
 void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order) {
   const RouterConfig& config = args.config;
-  if (config.num_experts < 1 || config.num_experts > kMaxExperts ||
-      config.num_experts_per_tok < 1 || config.num_experts_per_tok > kMaxSlots ||
+  if (config.num_experts < 1 || config.num_experts > kMaxRouterExperts ||
+      config.num_experts_per_tok < 1 || config.num_experts_per_tok > kMaxRouterSlots ||
       config.num_experts_per_tok > config.num_experts || args.hidden <= 0 || args.hidden % 8 != 0) {
     ThrowShape("router",
                "1 to 1024 experts, 1 to 32 a token, a hidden size that is a multiple of 8",
@@ -552,6 +429,7 @@ void MoeRouter(const MoeRouterArgs& args, cudaStream_t stream, LaunchOrder order
                            config.num_experts_per_tok, args.hidden));
   }
   if (args.num_tokens == 0) return;
+  if (args.num_tokens == 1 && RouteOneToken(args, stream, order)) return;
   if (args.num_tokens <= 8) return LaunchRouter<1>(args, stream, order);
   LaunchRouter<2>(args, stream, order);
 }
