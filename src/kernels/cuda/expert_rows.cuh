@@ -78,6 +78,9 @@ struct ExpertTiles {
   }
 };
 
+// Places in shared memory that boxes are copied to.
+inline uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
+
 // Four 8x8 matrices of BF16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),

@@ -7,8 +7,7 @@
 //
 //   copying warp --boxes: N128 of 256 columns of codes, their scales, dY of the tile--> [slot] x 4
 //                                                                                          |
-//   warpgroup: codes (ldmatrix.trans) -> BF16 A fragments of N32 (fma) ---- B in place -- 4
-//   products
+//   warpgroup: codes (ldmatrix.trans) -> BF16 A fragments of N32 (fma) -- B in place -- 4 products
 //
 // A warp's columns are those of one 16-byte part t of a unit's rows: 32 p + 8 j + 2 t + h for word
 // p of the part, nibble j and half h. Lane 4 g + i has p = g / 2 and h = g % 2 of them, for rows 2
@@ -21,9 +20,9 @@
 #include <algorithm>
 
 #include "kernels/cuda/canonical.cuh"
-#include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/expert_rows.cuh"
 #include "kernels/cuda/input_grad.h"
+#include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp_arrival.cuh"
@@ -40,15 +39,9 @@ constexpr int kUnitsOfSlot = 16;                          // N128
 constexpr int kUnitsAtOnce = 4;                           // N32
 constexpr int kPieceBytes = 512;                          // codes of a unit in a chunk
 constexpr int kCodeBytes = kUnitsOfSlot * kChunksOfTile * kPieceBytes;
-constexpr int kBoxColumns = 64;
-constexpr int kBoxRowBytes = 128;
-constexpr int kStepBytes = 32;       // of a row in a box
-constexpr int kBarrierBytes = 1024;  // at the start of shared memory
-constexpr int kStagedRows = 16;      // of dX, that pass through shared memory at once
+constexpr int kStagedRows = 16;  // of dX, that pass through shared memory at once
 constexpr int kStagedRowBytes = 2 * kChunkInputs;
 constexpr int kStagingBytes = kStagedRows * kStagedRowBytes;  // of a warpgroup; it has two
-constexpr int kSharedBudget = 226 << 10;
-constexpr int kMostTokens = 128;
 
 struct GradParameters {
   BFloat16* dx;
@@ -86,19 +79,18 @@ __device__ __forceinline__ void CopySlots(const GradParameters& p, const GradMap
                                           const ExpertTiles<kTokens>& tiles, uint32_t base) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int num_tiles = tiles.NumTiles(p.rows);
-  int slot = 0;
-  uint32_t parity = 1;
+  WideSlot slot = {0, 1};
   for (int index = static_cast<int>(blockIdx.x); index < num_tiles;
        index += static_cast<int>(gridDim.x)) {
     const RowsTile tile = tiles.Tile(p.rows, index);
     const int chunk = tile.block * kChunksOfTile;
 #pragma unroll 1
     for (int step = 0; step < p.num_steps; ++step) {
-      const uint32_t full = base + 8 * slot;
-      BarrierWait(full + 8 * p.num_slots, parity);
+      const uint32_t full = base + 8 * slot.index;
+      BarrierWait(full + 8 * p.num_slots, slot.parity);
       if (lane == 0) BarrierExpect(full, kDyBytes<kTokens> + kCodeBytes + kScaleBytes<kScales>);
       __syncwarp();
-      const uint32_t at = base + p.slots_at + slot * p.slot_bytes;
+      const uint32_t at = base + p.slots_at + slot.index * p.slot_bytes;
       const int unit = tile.expert * p.units_of_expert + step * kUnitsOfSlot;
       if (lane < 2) {
         CopyBox(at + lane * kTokens * kBoxRowBytes, &maps.dy, (2 * step + lane) * kBoxColumns,
@@ -108,10 +100,7 @@ __device__ __forceinline__ void CopySlots(const GradParameters& p, const GradMap
       } else if (lane == 3) {
         CopyBoxes(at + kDyBytes<kTokens> + kCodeBytes, &maps.scales, {0, chunk, unit}, full);
       }
-      if (++slot == p.num_slots) {
-        slot = 0;
-        parity ^= 1;
-      }
+      slot.Advance(p.num_slots);
     }
   }
 }
@@ -178,15 +167,10 @@ __device__ __forceinline__ void FenceSums(Sums<kTokens>& d) {
   }
 }
 
-struct SlotPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-};
-
-// A warpgroup's chains over the whole of N; place is left at the slot after the last.
+// A warpgroup's chains over the whole of N; slot is left at the one after the last.
 template <int kScales, int kTokens>
-__device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t base,
-                                            SlotPlace& place, Sums<kTokens>& d) {
+__device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t base, WideSlot& slot,
+                                            Sums<kTokens>& d) {
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads;
   const int part = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -201,9 +185,9 @@ __device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t ba
   FenceSums<kTokens>(d);
 #pragma unroll 1
   for (int step = 0; step < p.num_steps; ++step) {
-    const uint32_t full = base + 8 * place.slot;
-    const uint32_t at = base + p.slots_at + place.slot * p.slot_bytes;
-    BarrierWait(full, place.parity);
+    const uint32_t full = base + 8 * slot.index;
+    const uint32_t at = base + p.slots_at + slot.index * p.slot_bytes;
+    BarrierWait(full, slot.parity);
 #pragma unroll
     for (int i = 0; i < kUnitsOfSlot / kUnitsAtOnce; ++i) {
       uint32_t words[4], scales[4];
@@ -228,10 +212,7 @@ __device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t ba
       if (i == 0 && step > 0) ArriveAsWarp(before, lane);
     }
     before = full + 8 * p.num_slots;
-    if (++place.slot == p.num_slots) {
-      place.slot = 0;
-      place.parity ^= 1;
-    }
+    slot.Advance(p.num_slots);
   }
   WaitForProducts<0>();
   ArriveAsWarp(before, lane);
@@ -315,19 +296,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int num_tiles = tiles.NumTiles(p.rows);
     const uint32_t corner = base + p.staging_at + warp / 4 * (2 * kStagingBytes);
-    SlotPlace place;
+    WideSlot slot = {0, 0};
     int buffer = 0;
 #pragma unroll 1
     for (int index = static_cast<int>(blockIdx.x); index < num_tiles;
          index += static_cast<int>(gridDim.x)) {
       Sums<kTokens> d = {};
-      SumOverRows<kScales, kTokens>(p, base, place, d);
+      SumOverRows<kScales, kTokens>(p, base, slot, d);
       StoreSums<kTokens>(p, tiles.Tile(p.rows, index), corner, buffer, d);
     }
   }
 }
-
-uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
 template <int kScales, int kTokens>
 void Launch(const InputGradArgs& args, GradParameters p, cudaStream_t stream, LaunchOrder order) {

@@ -14,8 +14,8 @@
 #include <algorithm>
 
 #include "kernels/cuda/canonical.cuh"
-#include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/expert_rows.cuh"
+#include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tensor_map.h"
@@ -29,14 +29,8 @@ constexpr int kChainWarps = 16;
 constexpr int kThreads = 32 * (kChainWarps + 4);  // the last warpgroup copies
 constexpr int kUnitsOfBox = 16;
 constexpr int kUnitsOfTile = 2 * kUnitsOfBox;
-constexpr int kBoxColumns = 64;
-constexpr int kBoxRowBytes = 128;
-constexpr int kStepBytes = 32;        // of a row in a box
 constexpr int kPairsOfChunk = 4;      // of k16 steps
-constexpr int kBarrierBytes = 1024;   // at the start of shared memory
 constexpr int kStagingOfWarp = 1024;  // two buffers
-constexpr int kSharedBudget = 226 << 10;
-constexpr int kMostTokens = 128;
 
 struct RowsParameters {
   BFloat16* y;
@@ -71,19 +65,18 @@ __device__ __forceinline__ void CopyChunks(const RowsParameters& p, const RowsMa
   constexpr uint32_t kBoxBytes = kUnitsOfBox * Format::kChunkBytes;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int side = lane % 2;
-  int slot = 0;
-  uint32_t parity = 1;
+  WideSlot slot = {0, 1};
   for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
     const RowsTile tile = tiles.Tile(p.rows, index);
     const int unit =
         tile.expert * p.units_of_expert + tile.block * p.block_units + side * p.second_box;
 #pragma unroll 1
     for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
-      const uint32_t full = base + 8 * slot;
-      BarrierWait(full + 8 * p.num_slots, parity);
+      const uint32_t full = base + 8 * slot.index;
+      BarrierWait(full + 8 * p.num_slots, slot.parity);
       if (lane == 0) BarrierExpect(full, kXBytes<kTokens> + 2 * kBoxBytes);
       __syncwarp();
-      const uint32_t at = base + p.slots_at + slot * p.slot_bytes;
+      const uint32_t at = base + p.slots_at + slot.index * p.slot_bytes;
       if (lane < 2) {
         CopyBox(at + side * kTokens * kBoxRowBytes, &maps.x, (2 * chunk + side) * kBoxColumns,
                 tile.row_begin, full);
@@ -91,10 +84,7 @@ __device__ __forceinline__ void CopyChunks(const RowsParameters& p, const RowsMa
         CopyBox(at + kXBytes<kTokens> + side * kBoxBytes, &maps.codes,
                 chunk * (Format::kChunkBytes / 8), unit, full);
       }
-      if (++slot == p.num_slots) {
-        slot = 0;
-        parity ^= 1;
-      }
+      slot.Advance(p.num_slots);
     }
   }
 }
@@ -106,15 +96,9 @@ __device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
   for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
 }
 
-// A warpgroup's place in the ring of slots.
-struct SlotPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-};
-
-// A warpgroup's chains over the whole of K; place is left at the slot after the last.
+// A warpgroup's chains over the whole of K; slot is left at the one after the last.
 template <class Format, int kTokens>
-__device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t base, SlotPlace& place,
+__device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t base, WideSlot& slot,
                                            float (&d)[kTokens / 8][4]) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -125,9 +109,9 @@ __device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t bas
   FenceSums(d);
 #pragma unroll 1
   for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
-    const uint32_t full = base + 8 * place.slot;
-    const uint32_t x_at = base + p.slots_at + place.slot * p.slot_bytes;
-    BarrierWait(full, place.parity);
+    const uint32_t full = base + 8 * slot.index;
+    const uint32_t x_at = base + p.slots_at + slot.index * p.slot_bytes;
+    BarrierWait(full, slot.parity);
     typename Format::Chunk codes[2];
     Format::Load(x_at + my_codes, lane, &codes[0]);
     Format::Load(x_at + my_codes + partner, lane, &codes[1]);
@@ -157,10 +141,7 @@ __device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t bas
     // Other warpgroups keep the tensor cores busy meanwhile.
     WaitForProducts<0>();
     ArriveAsWarp(full + 8 * p.num_slots, lane);
-    if (++place.slot == p.num_slots) {
-      place.slot = 0;
-      place.parity ^= 1;
-    }
+    slot.Advance(p.num_slots);
   }
   FenceSums(d);
 }
@@ -247,11 +228,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == kChainWarps) CopyChunks<Format, kTokens>(p, maps, tiles, base, num_tiles);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
-    SlotPlace place;
+    WideSlot slot = {0, 0};
 #pragma unroll 1
     for (int index = static_cast<int>(blockIdx.x); index < num_tiles; index += gridDim.x) {
       float d[kTokens / 8][4] = {};
-      WalkChunks<Format, kTokens>(p, base, place, d);
+      WalkChunks<Format, kTokens>(p, base, slot, d);
       StorePair<kTokens>(p, tiles.Tile(p.rows, index), base + p.staging_at + warp * kStagingOfWarp,
                          d);
     }
@@ -266,8 +247,6 @@ struct RowsWork {
   const BFloat16* x;
   int64_t num_rows;
 };
-
-uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
 template <class Format, int kTokens>
 void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
