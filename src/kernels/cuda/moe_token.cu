@@ -34,8 +34,7 @@ struct TokenParameters {
   int64_t unit_bytes;
   int num_pairs;  // of one expert
   int num_slots;
-  int x_stride;  // elements
-  int y_stride;
+  int y_stride;  // elements
   const MoeTile* tiles;
   MoeCombineArgs combine;  // of down; out null: none
 };
@@ -51,10 +50,11 @@ struct OneRound {
 template <class Format>
 struct GateUpOfToken : OneRound {
   const TokenParameters& p;
-  int pair;  // of the tile's expert
-  int4 tile;
+  const int4* const kept;  // the tile, in shared memory
+  const int pair;          // of its expert
 
-  __device__ explicit GateUpOfToken(const TokenParameters& parameters) : p(parameters) {}
+  __device__ GateUpOfToken(const TokenParameters& parameters, const int4* tile, int pair_)
+      : p(parameters), kept(tile), pair(pair_) {}
   __device__ __forceinline__ void Store(int, int, int lane, const float (&sums)[1][1][4]) const {
     // Nobody reads the old y any more.
     WaitForPreviousKernel();
@@ -62,6 +62,7 @@ struct GateUpOfToken : OneRound {
     const BFloat16 gate = ToBFloat16(sums[0][0][0] * Format::kUnscale);
     const BFloat16 up = ToBFloat16(sums[0][0][2] * Format::kUnscale);
     const BFloat16 h = ToBFloat16(SwiGlu(ToFloat(gate), ToFloat(up)));
+    const int4 tile = *kept;
     // One row, unless ids that should be distinct are not.
     for (int row = 0; row < tile.z; ++row) {
       p.y[static_cast<int64_t>(tile.y + row) * p.y_stride + pair * 8 + lane / 4] = h;
@@ -110,22 +111,23 @@ __device__ __forceinline__ uint32_t WeightsOf(const StreamLayout& layout, uint32
   return base + layout.weight_offset + warp * kUnits * layout.stream_pitch;
 }
 
-// A chain warp: both its units; lanes 0 and 1 have their sources.
+// The copying warp: lane 2 w has the source of chain warp w's first unit, lane 2 w + 1 of its
+// second; others have null.
 template <class Format>
-__device__ __forceinline__ void CopyWeights(const StreamLayout& layout, uint32_t base, int warp,
-                                            int lane, const uint8_t* source) {
+__device__ __forceinline__ void CopyWeights(const StreamLayout& layout, uint32_t base, int lane,
+                                            const uint8_t* source) {
+  const int warp = lane / kUnits;
   const StreamBarriers barriers(base, layout, warp);
   const uint64_t policy = EvictFirstPolicy();
   const int stage_bytes = layout.stage_chunks * Format::kChunkBytes;
   int left = Format::StreamBytes(layout.in_features);
-  uint32_t to = WeightsOf<Format>(layout, base, warp) + lane * layout.stream_pitch;
+  uint32_t to = WeightsOf<Format>(layout, base, warp) + lane % kUnits * layout.stream_pitch;
   for (int stage = 0; stage < layout.num_stages; ++stage) {
-    const uint32_t full = barriers.weight_full + 8 * stage;
     const int bytes = min(stage_bytes, left);
-    if (lane == 0) BarrierExpect(full, kUnits * bytes);
+    const uint32_t full = barriers.weight_full + 8 * stage;
+    if (source != nullptr && lane % kUnits == 0) BarrierExpect(full, kUnits * bytes);
     __syncwarp();
-    if (lane < kUnits) CopyBulkOnce(to, source, bytes, full, policy);
-    source += bytes;
+    if (source != nullptr) CopyBulkOnce(to, source + stage * stage_bytes, bytes, full, policy);
     left -= bytes;
     to += bytes;
   }
@@ -158,27 +160,34 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
     GateUpOfTokenKernel(const __grid_constant__ StreamLayout layout,
                         const __grid_constant__ TokenParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ int4 tiles[kMaxChainWarps];
   const uint32_t base = SharedAddress(shared);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+  const int all = p.num_slots * p.num_pairs;
+  const int first = static_cast<int>(blockIdx.x) * layout.num_warps;
   if (warp == layout.num_warps) InitBarriers(layout, base, lane);
   __syncthreads();
   if (warp == layout.num_warps) {
     if (lane == 0) CopyX(layout, base, 1, p.x);
+    const int index = first + lane / kUnits;
+    const uint8_t* source = nullptr;
+    if (lane < kUnits * layout.num_warps && index < all) {
+      const int slot = index / p.num_pairs;
+      const int64_t unit = index - slot * p.num_pairs + lane % kUnits * p.num_pairs;
+      source = p.weight + unit * p.unit_bytes;
+      const int4 tile = WaitForTile(p.tiles + slot);
+      source += tile.x * p.expert_stride;
+      // The chain warp sees it when it sees its weights.
+      if (lane % kUnits == 0) tiles[lane / kUnits] = tile;
+    }
+    __syncwarp();
+    CopyWeights<Format>(layout, base, lane, source);
+    LetNextKernelStart();
     return;
   }
-  const int all = p.num_slots * p.num_pairs;
-  const int index = static_cast<int>(blockIdx.x) * layout.num_warps + warp;
-  if (index >= all) return;
-  const int slot = index / p.num_pairs;
-  using Work = GateUpOfToken<Format>;
-  Work work(p);
-  work.pair = index - slot * p.num_pairs;
-  work.tile = WaitForTile(p.tiles + slot);
-  const int64_t unit = work.pair + lane % kUnits * p.num_pairs;
-  CopyWeights<Format>(layout, base, warp, lane,
-                      p.weight + work.tile.x * p.expert_stride + unit * p.unit_bytes);
-  LetNextKernelStart();
+  if (first + warp >= all) return;
+  const GateUpOfToken<Format> work(p, tiles + warp, (first + warp) % p.num_pairs);
   RunChain<Format>(layout, work, base, warp, lane, 0);
 }
 
@@ -186,11 +195,16 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
 __device__ __forceinline__ void CombineRows(const TokenParameters& p, const float (*rows)[16],
                                             int row_of_slot, float weight_of_slot, float residual,
                                             int lane) {
+  float y[kMaxChainWarps], weight[kMaxChainWarps];
+#pragma unroll
+  for (int slot = 0; slot < kMaxChainWarps; ++slot) {
+    y[slot] = rows[__shfl_sync(0xFFFFFFFFu, row_of_slot, slot)][lane % 16];
+    weight[slot] = __shfl_sync(0xFFFFFFFFu, weight_of_slot, slot);
+  }
   float sum = 0.0f;
-  for (int slot = 0; slot < p.num_slots; ++slot) {
-    const int row = __shfl_sync(0xFFFFFFFFu, row_of_slot, slot);
-    const float weight = __shfl_sync(0xFFFFFFFFu, weight_of_slot, slot);
-    sum = CombineStep(weight, rows[row][lane % 16], sum);
+#pragma unroll
+  for (int slot = 0; slot < kMaxChainWarps; ++slot) {
+    if (slot < p.num_slots) sum = CombineStep(weight[slot], y[slot], sum);
   }
   BFloat16 out = ToBFloat16(sum);
   if (p.combine.residual != nullptr) out = ToBFloat16(ResidualSum(residual, ToFloat(out)));
@@ -209,19 +223,20 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
   if (warp == layout.num_warps) InitBarriers(layout, base, lane);
   __syncthreads();
   if (warp == layout.num_warps) {
+    // Every slot has its own tile, of one row. Few instructions: while memory is busy, fetching
+    // them takes longer than what they do.
+    const int row = lane / kUnits;
+    const uint8_t* source = nullptr;
+    if (row < p.num_slots) {
+      source = p.weight + (int64_t{blockIdx.x} * kUnits + lane % kUnits) * p.unit_bytes +
+               WaitForTile(p.tiles + row).x * p.expert_stride;
+    }
+    CopyWeights<Format>(layout, base, lane, source);
+    LetNextKernelStart();
     WaitForPreviousKernel();
     if (lane == 0) CopyX(layout, base, p.num_slots, p.x);
     return;
   }
-  // Row r is row r of the list.
-  int4 tile = make_int4(0, 0, 0, 0);
-  if (lane < p.num_slots) tile = WaitForTile(p.tiles + lane);
-  const uint32_t holds = __ballot_sync(0xFFFFFFFFu, tile.y <= warp && warp < tile.y + tile.z);
-  const int expert = __shfl_sync(0xFFFFFFFFu, tile.x, __ffs(holds) - 1);
-  CopyWeights<Format>(
-      layout, base, warp, lane,
-      p.weight + expert * p.expert_stride + (blockIdx.x * kUnits + lane % kUnits) * p.unit_bytes);
-  LetNextKernelStart();
   const bool combines = p.combine.out != nullptr && warp == 0;
   int row_of_slot = 0;
   float weight_of_slot = 0.0f;
@@ -299,7 +314,6 @@ TokenLaunch LaunchOf(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrde
                        .unit_bytes = UnitBytes(s),
                        .num_pairs = static_cast<int>(s.out_features / 16),
                        .num_slots = static_cast<int>(args.num_slots),
-                       .x_stride = static_cast<int>(s.in_features),
                        .y_stride = 0,
                        .tiles = args.routing.tiles,
                        .combine = {}};
