@@ -12,11 +12,11 @@ namespace {
 
 using cuda::LaunchOrder;
 
-// From so many routed rows an expert (on average) on, the kernels for many rows are faster than
-// those for few, the gathering of rows included. Measured on an H100 (docs/results.md, "Experts of
-// many rows"): few take a step of 100 us for every 16 rows of an expert, which uneven routing
-// reaches before the average does. The bits are the same.
-constexpr int64_t kFewestRowsOfMany = 12;
+// From so many routed rows an expert (on average) on, the kernels for many rows are taken, the
+// gathering of rows included. Measured on an H100 (docs/results.md, "Experts of many rows"): where
+// routing is even they are faster from 17 on, at random from 12, very uneven from 5; with 8 neither
+// choice costs more than 9 % in any of the three. The bits are the same.
+constexpr int64_t kFewestRowsOfMany = 8;
 
 // The buffers a routing lives in.
 struct RoutingBuffers {
