@@ -20,14 +20,16 @@ constexpr int kDeep = kHeadDim == 256   ? 5
                       : kHeadDim == 128 ? 11
                                         : 16;
 
-// Rows that scores are kept of: all, or eight where no more are there; four CTAs share a
+// Rows that scores are kept of: all, or eight where no more are there; three CTAs share a
 // multiprocessor then, and what one does before its first keys come and after its last ones is
-// under the copies of the others.
+// under the copies of the others. Four do with the shortest ring, where there are more than three.
 constexpr int kFewRows = 8;
 template <int kHeadDim>
 constexpr int kShallowFew = kHeadDim == 256   ? 2
-                            : kHeadDim == 128 ? 2
+                            : kHeadDim == 128 ? 3
                                               : 6;
+template <int kHeadDim>
+constexpr int kShallowest = kHeadDim == 64 ? 4 : 2;
 
 // Shared memory: the ring, and the segment's.
 template <int kHeadDim, int kStages, int kRows>
@@ -257,11 +259,15 @@ void LaunchWith(const DeviceAttentionArgs& args, const DecodeScratch& scratch, c
 template <int kHeadDim>
 void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
             LaunchOrder order) {
-  if (RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
+  const int64_t num_ctas = RowTilesOfAll(args) * Segments(args);
+  if (num_ctas <= NumMultiprocessors()) {
     return LaunchWith<kHeadDim, kDeep<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
   }
   if (args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows) {
-    return LaunchWith<kHeadDim, kShallowFew<kHeadDim>, kFewRows>(args, scratch, stream, order);
+    if (num_ctas <= 3 * NumMultiprocessors()) {
+      return LaunchWith<kHeadDim, kShallowFew<kHeadDim>, kFewRows>(args, scratch, stream, order);
+    }
+    return LaunchWith<kHeadDim, kShallowest<kHeadDim>, kFewRows>(args, scratch, stream, order);
   }
   LaunchWith<kHeadDim, kShallow<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
 }
