@@ -39,8 +39,9 @@ int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args);
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args);
 // Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head, or a cluster of
 // two or four does where there are few; the last CTA of a row tile merges the segments in order.
+// Where there are fewer still, one cluster has all segments of a row tile.
 // With kOverlap the kernel before must not write `sequences` or block tables (keys, values and
-// queries it may).
+// queries it may), nor may one before that which may still run (launch.h).
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

@@ -45,6 +45,9 @@ struct SegmentLayout {
   static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
 };
 
+// The kernel for few and short sequences (attention_decode_cluster.cu); false if these are not.
+bool AttentionDecodeInClusters(const DeviceAttentionArgs& args, cudaStream_t stream,
+                               LaunchOrder order);
 // The split kernel (attention_decode_split.cu), in 2 or 4 parts.
 void AttentionDecodeSplit(const DeviceAttentionArgs& args, int num_parts,
                           const DecodeScratch& scratch, cudaStream_t stream, LaunchOrder order);
@@ -97,6 +100,24 @@ __device__ __forceinline__ void ScoreTiles(const uint32_t (&q)[kHeadDim / 16][4]
   }
 }
 
+// By eight threads in a row, a tile each, with the maximum of it: what it multiplies and subtracts,
+// and the maximum so far.
+struct RunningShift {
+  SoftmaxShift of_tile;
+  float max;
+};
+__device__ __forceinline__ RunningShift RunningShiftOf(float largest, float c) {
+  const int tile = threadIdx.x % kTilesPerSegment;
+#pragma unroll
+  for (int offset = 1; offset < kTilesPerSegment; offset *= 2) {
+    const float before = __shfl_up_sync(0xFFFFFFFFu, largest, offset, kTilesPerSegment);
+    if (tile >= offset) largest = fmaxf(largest, before);
+  }
+  float before = __shfl_up_sync(0xFFFFFFFFu, largest, 1, kTilesPerSegment);
+  if (tile == 0) before = -INFINITY;
+  return {ShiftOf(before, largest, c), largest};
+}
+
 // Thread (row, tile): the running maximum, alpha and shift of every tile.
 __device__ __forceinline__ void ShiftsOfTiles(const float* maxima, int num_tiles, float c,
                                               float* alpha, float* shift, float* segment_max) {
@@ -108,17 +129,10 @@ __device__ __forceinline__ void ShiftsOfTiles(const float* maxima, int num_tiles
     const float each = maxima[(warp * kTilesPerSegment + tile) * kDecodeRows + row];
     if (tile < num_tiles) largest = fmaxf(largest, each);
   }
-#pragma unroll
-  for (int offset = 1; offset < kTilesPerSegment; offset *= 2) {
-    const float before = __shfl_up_sync(0xFFFFFFFFu, largest, offset, kTilesPerSegment);
-    if (tile >= offset) largest = fmaxf(largest, before);
-  }
-  float before = __shfl_up_sync(0xFFFFFFFFu, largest, 1, kTilesPerSegment);
-  if (tile == 0) before = -INFINITY;
-  const SoftmaxShift of_tile = ShiftOf(before, largest, c);
-  alpha[tile * kDecodeRows + row] = of_tile.alpha;
-  shift[tile * kDecodeRows + row] = of_tile.shift;
-  if (tile == kTilesPerSegment - 1) segment_max[row] = largest;
+  const RunningShift running = RunningShiftOf(largest, c);
+  alpha[tile * kDecodeRows + row] = running.of_tile.alpha;
+  shift[tile * kDecodeRows + row] = running.of_tile.shift;
+  if (tile == kTilesPerSegment - 1) segment_max[row] = running.max;
 }
 
 // Where a row of the tile lives.
@@ -162,6 +176,19 @@ struct MergedRow {
     }
   }
 };
+
+// A thread's share of a merged row, from `column` on; the row's log-sum-exp from column 0.
+template <int kHeadDim, int kColumns>
+__device__ __forceinline__ void StoreMerged(const DeviceAttentionArgs& a, int64_t place, int column,
+                                            const MergedRow<kColumns>& merged) {
+  const float share = ReciprocalRn(merged.sum);
+#pragma unroll
+  for (int i = 0; i < kColumns; i += 2) {
+    StoreRow<kHeadDim>(a, place, column + i, MulRn(merged.outputs[i], share),
+                       MulRn(merged.outputs[i + 1], share));
+  }
+  if (a.lse != nullptr && column == 0) a.lse[place] = LogSumExp(merged.max, merged.sum, a.scale);
+}
 
 // What the last CTA merges: partial sums, each kDecodeRows rows of some columns, their maxima,
 // their sums; those of the next segment lie `stride` floats on.
@@ -207,16 +234,8 @@ __device__ __forceinline__ void MergeSegments(const DeviceAttentionArgs& a,
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) merged.Add(max[i], sum[i], o[i], c);
   }
-  const float share = ReciprocalRn(merged.sum);
-  const int64_t at = (seq.q_begin + place.query) * a.num_heads + place.head;
-#pragma unroll
-  for (int i = 0; i < kColumns; i += 2) {
-    StoreRow<kHeadDim>(a, at, work.first_column + first + i, MulRn(merged.outputs[i], share),
-                       MulRn(merged.outputs[i + 1], share));
-  }
-  if (a.lse != nullptr && work.first_column + first == 0) {
-    a.lse[at] = LogSumExp(merged.max, merged.sum, a.scale);
-  }
+  StoreMerged<kHeadDim>(a, (seq.q_begin + place.query) * a.num_heads + place.head,
+                        work.first_column + first, merged);
 }
 
 // Whether this CTA is the last of `count` to leave its partial sums; what they left is seen then.

@@ -47,6 +47,13 @@ class Problem {
     return Run(sequences, begin, is_paged, true);
   }
 
+  // Some queries, each on its own, in one call of decode; the rows of others are not written.
+  Output DecodeEach(const std::vector<int>& queries) {
+    std::vector<AttentionSequence> sequences;
+    for (const int i : queries) sequences.push_back(Sequence(i, i + 1, true));
+    return Run(sequences, 0, true, true);
+  }
+
   // Several queries of the sequence in one call of decode.
   Output DecodeTogether(int begin, int end) {
     return Run(std::vector<AttentionSequence>{Sequence(begin, end, true)}, begin, true, true);
@@ -218,6 +225,31 @@ TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
     ExpectOneArithmetic({130, 2, 2, 64, block_size});
   }
   ExpectOneArithmetic({130, 24, 1, 64});  // more rows than one tile of decode
+}
+
+// As clusters decode them: fewer segments than the longest has, a tile that is not whole, one key.
+TEST(AttentionGpu, DecodeOfUnlikeLengthsGivesTheSameBits) {
+  QT_NEEDS_DEVICE();
+  std::vector<int> many(24);
+  for (int i = 0; i < 24; ++i) many[i] = i * 22;
+  for (const auto& [heads, kv_heads] :
+       std::vector<std::pair<int, int>>{{2, 2}, {6, 2}, {16, 2}, {32, 2}}) {
+    const Shape shape = {2048, heads, kv_heads, 128};
+    Problem problem(shape);
+    const Output whole = problem.Prefill(0, shape.length, false);
+    for (const std::vector<int>& queries :
+         std::vector<std::vector<int>>{{0, 1, 62, 64, 300, 511},
+                                       {0, 63, 511, 512, 700, 1023},
+                                       {0, 100, 511, 512, 1023, 1024, 1535},
+                                       {5, 512, 1100, 1536, 1800, 2047},
+                                       many}) {
+      const Output some = problem.DecodeEach(queries);
+      for (const int i : queries) {
+        SCOPED_TRACE(testing::Message() << heads << "/" << kv_heads << " heads, query " << i);
+        ExpectSameBits(Part(some, shape, i, i + 1), Part(whole, shape, i, i + 1), "decode");
+      }
+    }
+  }
 }
 
 // Few enough for a tool that follows every access.
