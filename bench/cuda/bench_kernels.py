@@ -281,11 +281,12 @@ def sequences_tensor(rows):
 
 
 def bench_prefill():
-    for heads, kv_heads, tokens in ((32, 8, 8192), (16, 16, 8192), (32, 4, 8192), (32, 8, 2048)):
-        q, k, v = normal(tokens, heads, 128), normal(tokens, kv_heads, 128), normal(tokens, kv_heads, 128)
+    for heads, kv_heads, tokens, dim in ((32, 8, 8192, 128), (16, 16, 8192, 128), (32, 4, 8192, 128), (32, 8, 2048, 128),
+                                         (16, 8, 8192, 256), (16, 16, 8192, 256), (16, 8, 2048, 256)):
+        q, k, v = normal(tokens, heads, dim), normal(tokens, kv_heads, dim), normal(tokens, kv_heads, dim)
         out, lse = torch.empty_like(q), torch.empty(tokens, heads, device="cuda")
         args = Attention(q=q, k=k, v=v, out=out, lse=lse, sequences=sequences_tensor([[0, tokens, tokens, 0, 0]]),
-                         scratch=None, heads=heads, kv_heads=kv_heads, head_dim=128, block_size=0, num_sequences=1,
+                         scratch=None, heads=heads, kv_heads=kv_heads, head_dim=dim, block_size=0, num_sequences=1,
                          max_queries=tokens, max_keys=tokens)
         keep = sequences_tensor([[0, tokens, tokens, 0, 0]])
         args.sequences = keep.data_ptr()
@@ -301,16 +302,17 @@ def bench_prefill():
         us = time_us({"prefill": [lambda: call("QtAttentionPrefill", args)] * 2,
                       "flash": [lambda: library(SDPBackend.FLASH_ATTENTION)] * 2,
                       "cudnn": [lambda: library(SDPBackend.CUDNN_ATTENTION)] * 2})
-        flops = 2 * heads * tokens * tokens * 128
+        flops = 2 * heads * tokens * tokens * dim
         for name, t in us.items():
-            emit("attention " + name, [tokens, heads, kv_heads, 128], t, tflops=flops / t / 1e6,
+            emit("attention " + name, [tokens, heads, kv_heads, dim], t, tflops=flops / t / 1e6,
                  speed_to_flash=us["flash"] / t, error_to_flash=error)
 
 
 def bench_decode():
     heads, kv_heads, page = 32, 8, 16
     sink = torch.zeros(4, dtype=torch.int32, device="cuda")
-    for batch, keys in ((1, 256), (1, 1024), (1, 4096), (4, 4096), (8, 4096), (32, 4096), (8, 32768), (128, 4096)):
+    for batch, keys in ((1, 256), (1, 512), (1, 1024), (1, 2048), (1, 4096), (4, 512), (4, 4096), (8, 4096), (32, 4096),
+                        (8, 32768), (128, 4096)):
         size = batch * keys * kv_heads * 128 * 4
         copies = max(1, -(-(1 << 28) // size))
         # Copies are layers: keys and values of their own, one block table.

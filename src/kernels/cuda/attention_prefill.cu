@@ -1,16 +1,18 @@
-// Plan: two warpgroups own 64 queries each of one head; a warp of a third brings the keys, in tiles
-// of 64, through a ring. While a warpgroup works on the softmax of a tile, the tensor cores have
-// its next scores and its last products with V to do, and those of the other warpgroup:
+// Plan: two warpgroups (one for head_dim 256, whose outputs leave no room for more) own 64 queries
+// each of one head; a warp of another brings the keys, in tiles of 64, through a ring. While a
+// warpgroup works on the softmax of a tile, the tensor cores have its next scores and its last
+// products with V to do, and those of the other warpgroup:
 //
 //   issue S(b+1) = Q K(b+1)   softmax S(b)   wait for O(b-1)   O = O alpha, round P(b)
 //   issue O += P(b) V(b)      wait for S(b+1)
 //
-// Q lies in registers; P goes from the accumulators' layout to the operand's without a move. Every
-// 512 keys (O, m, t) is merged into the row's total in shared memory.
+// Q lies in registers, for head_dim 256 in shared memory; P goes from the accumulators' layout to
+// the operand's without a move. Every 512 keys (O, m, t) is merged into the row's total in shared
+// memory.
 //
 // Whole tiles come by the copy engine, a box a page and panel; the last one, if it is not whole, by
 // ordinary loads with zeros past the end, since a stale page may hold NaN.
-#include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp_arrival.cuh"
@@ -18,10 +20,13 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kGroups = 2;
 constexpr int kGroupThreads = 128;
-constexpr int kThreads = kGroups * kGroupThreads;  // that multiply
-constexpr int kStages = 4;
+template <int kHeadDim>
+constexpr int kGroups = kHeadDim == 256 ? 1 : 2;
+template <int kHeadDim>
+constexpr int kThreads = kGroups<kHeadDim>* kGroupThreads;  // that multiply
+template <int kHeadDim>
+constexpr int kStages = kHeadDim == 256 ? 2 : 4;
 constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
 constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
 
@@ -32,21 +37,23 @@ struct TileCopies {
   int block_shift;
 };
 
-// Shared memory: tiles of k, tiles of v, totals, barriers.
+// Shared memory: tiles of k, tiles of v, q of head_dim 256, totals, barriers.
 template <int kHeadDim>
 struct Layout {
-  static constexpr int kValues = kStages * kTileBytes<kHeadDim>;
-  static constexpr int kTotals = 2 * kValues;
-  static constexpr int kBarriers = kTotals + kHeadDim / 2 * kThreads * 4;
-  static constexpr int kBytes = kBarriers + 4 * kStages * 8;
+  static constexpr int kValues = kStages<kHeadDim> * kTileBytes<kHeadDim>;
+  static constexpr int kQueries = 2 * kValues;
+  static constexpr int kTotals = kQueries + (kHeadDim == 256 ? kTileBytes<kHeadDim> : 0);
+  static constexpr int kBarriers = kTotals + kHeadDim / 2 * kThreads<kHeadDim> * 4;
+  static constexpr int kBytes = kBarriers + 4 * kStages<kHeadDim> * 8;
 };
 
 enum class Tensor { kKeys, kValues };
 
 // Barriers of a tensor's ring.
+template <int kHeadDim>
 struct Ring {
+  static constexpr int kStages = quatrain::cuda::kStages<kHeadDim>;
   uint32_t full, empty;
-  template <int kHeadDim>
   static __device__ Ring Of(uint32_t base, Tensor tensor) {
     const uint32_t first =
         base + Layout<kHeadDim>::kBarriers + (tensor == Tensor::kValues ? 16 * kStages : 0);
@@ -112,34 +119,101 @@ __device__ __forceinline__ void CopyTileOf(const DeviceAttentionArgs& a, const C
 template <int kHeadDim>
 __device__ __forceinline__ void CopyTiles(const DeviceAttentionArgs& a, const CtaWork& work,
                                           const TileCopies& copies, uint32_t base) {
-  const Ring k = Ring::Of<kHeadDim>(base, Tensor::kKeys);
-  const Ring v = Ring::Of<kHeadDim>(base, Tensor::kValues);
+  const auto k = Ring<kHeadDim>::Of(base, Tensor::kKeys);
+  const auto v = Ring<kHeadDim>::Of(base, Tensor::kValues);
+  const auto copy = [&](const Ring<kHeadDim>& ring, Tensor tensor, int block) {
+    const int slot = block % kStages<kHeadDim>;
+    ring.WaitForRoom(block);
+    CopyTileOf<kHeadDim>(a, work, copies, tensor, block,
+                         base + slot * kTileBytes<kHeadDim> +
+                             (tensor == Tensor::kValues ? Layout<kHeadDim>::kValues : 0),
+                         ring.full + 8 * slot);
+  };
+  // Scores are a tile ahead of outputs; where rings are short, keys are too.
+  constexpr int kAhead = kStages<kHeadDim> == 2 ? 1 : 0;
+  if (kAhead > 0) copy(k, Tensor::kKeys, 0);
 #pragma unroll 1
   for (int block = 0; block < work.num_blocks; ++block) {
-    const int slot = block % kStages;
-    const uint32_t tile = base + slot * kTileBytes<kHeadDim>;
-    k.WaitForRoom(block);
-    CopyTileOf<kHeadDim>(a, work, copies, Tensor::kKeys, block, tile, k.full + 8 * slot);
-    v.WaitForRoom(block);
-    CopyTileOf<kHeadDim>(a, work, copies, Tensor::kValues, block, tile + Layout<kHeadDim>::kValues,
-                         v.full + 8 * slot);
+    if (block + kAhead < work.num_blocks) copy(k, Tensor::kKeys, block + kAhead);
+    copy(v, Tensor::kValues, block);
   }
 }
+
+// A thread's queries as operands, and the keys that its two rows may see.
+template <int kHeadDim>
+struct MyQueries {
+  uint32_t q[kHeadDim / 16][4];
+  int visible[2];
+
+  __device__ __forceinline__ MyQueries(const DeviceAttentionArgs& a, const CtaWork& work, int query,
+                                       uint32_t /*place*/) {
+    LoadQueries<kHeadDim>(a, work.seq, query, work.head, q, visible);
+  }
+  // s = Q K of the tile at `keys`.
+  __device__ __forceinline__ void IssueScores(float (&s)[32], uint32_t keys) const {
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      Product64<0>(s, q[step], OperandAt(keys + step / 4 * kPanelPlaces + step % 4 * kStepPlaces),
+                   step > 0);
+    }
+  }
+};
+// In shared memory, as tiles of keys are; by all threads of the one warpgroup.
+template <>
+struct MyQueries<256> {
+  uint32_t queries;
+  int visible[2];
+
+  __device__ __forceinline__ MyQueries(const DeviceAttentionArgs& a, const CtaWork& work, int query,
+                                       uint32_t place)
+      : queries(OperandPlace(place)) {
+    constexpr int kChunks = 256 / 8;
+    const int num_queries = static_cast<int>(work.seq.num_queries);
+    for (int r = 0; r < 2; ++r) {
+      const int mine = query + 8 * r;
+      visible[r] =
+          mine < num_queries ? static_cast<int>(work.seq.num_keys) - num_queries + mine + 1 : 0;
+    }
+    const BFloat16* const base = a.q + static_cast<int64_t>(work.head) * 256;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x) - kGroupThreads; i < kQueryRows * kChunks;
+         i += kGroupThreads) {
+      const int row = i / kChunks;
+      const int64_t token = work.seq.q_begin + min(work.first_query + row, num_queries - 1);
+      const uint4 part =
+          *reinterpret_cast<const uint4*>(base + token * a.q_stride + i % kChunks * 8);
+      asm volatile(
+          "st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(place + PlaceInTile(row, i % kChunks)),
+          "r"(part.x), "r"(part.y), "r"(part.z), "r"(part.w)
+          : "memory");
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    WaitForThreads<1, kGroupThreads>();
+  }
+  __device__ __forceinline__ void IssueScores(float (&s)[32], uint32_t keys) const {
+    uint32_t mine = queries;
+    asm volatile("" : "+r"(mine));  // sixteen places kept over the loop would take 32 registers
+#pragma unroll
+    for (int step = 0; step < 256 / 16; ++step) {
+      const uint32_t place = step / 4 * kPanelPlaces + step % 4 * kStepPlaces;
+      Product64Shared(s, OperandAt(mine + place), OperandAt(keys + place), step > 0);
+    }
+  }
+};
 
 template <int kHeadDim>
 __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, const CtaWork& work,
                                               uint8_t* shared) {
   constexpr int kTile = kTileBytes<kHeadDim>;
   const uint32_t base = SharedAddress(shared);
-  const Ring k = Ring::Of<kHeadDim>(base, Tensor::kKeys);
-  const Ring v = Ring::Of<kHeadDim>(base, Tensor::kValues);
+  const auto k = Ring<kHeadDim>::Of(base, Tensor::kKeys);
+  const auto v = Ring<kHeadDim>::Of(base, Tensor::kValues);
   const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
   const int my_query = work.first_query + thread / 32 * 16 + thread % 32 / 4;
-  const OutputTotals<kThreads, kHeadDim / 2> outputs(shared + Layout<kHeadDim>::kTotals, thread);
+  const OutputTotals<kThreads<kHeadDim>, kHeadDim / 2> outputs(shared + Layout<kHeadDim>::kTotals,
+                                                               thread);
   const float c = MulRn(a.scale, kLog2E);
-  uint32_t q[kHeadDim / 16][4];
-  int visible[2];
-  LoadQueries<kHeadDim>(a, work.seq, my_query, work.head, q, visible);
+  const MyQueries<kHeadDim> q(a, work, my_query, base + Layout<kHeadDim>::kQueries);
 
   const auto num_blocks = static_cast<uint32_t>(work.num_blocks);
   float o[kHeadDim / 2] = {};
@@ -148,26 +222,24 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
   RowTotals totals;
   const auto issue_scores = [&](uint32_t block, float(&s)[32]) {
     k.WaitForTile(block);
-    const uint32_t place = OperandPlace(base + block % kStages * kTile);
+    const uint32_t place = OperandPlace(base + block % kStages<kHeadDim> * kTile);
     FenceSums(s);
     FenceProducts();
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      Product64<0>(s, q[step], OperandAt(place + step / 4 * kPanelPlaces + step % 4 * kStepPlaces),
-                   step > 0);
-    }
+    q.IssueScores(s, place);
     CommitProducts();
   };
   const auto issue_outputs = [&](uint32_t block) {
     v.WaitForTile(block);
-    const uint32_t place =
-        OperandPlace<kHeadDim == 128>(base + Layout<kHeadDim>::kValues + block % kStages * kTile);
+    const uint32_t place = OperandPlace<(kHeadDim > 64)>(base + Layout<kHeadDim>::kValues +
+                                                         block % kStages<kHeadDim> * kTile);
     FenceSums(o);
     FenceProducts();
 #pragma unroll
     for (int step = 0; step < kAttentionBlock / 16; ++step) {
       const uint64_t values = OperandAt(place + step * kRowsStepPlaces);
-      if constexpr (kHeadDim == 128) {
+      if constexpr (kHeadDim == 256) {
+        Product256(o, p + 4 * step, values);
+      } else if constexpr (kHeadDim == 128) {
         Product128(o, p + 4 * step, values);
       } else {
         Product64<1>(o, p + 4 * step, values, 1);
@@ -183,7 +255,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
     const SegmentState before = row;
     if (begins_segment) row = SegmentState{};
     float alpha[2];
-    SoftmaxTile(s, row, visible, static_cast<int>(block) * kAttentionBlock, c, alpha);
+    SoftmaxTile(s, row, q.visible, static_cast<int>(block) * kAttentionBlock, c, alpha);
     FenceSums(s);
     // The waits stand in branches of their own: in one block with the softmax the compiler moves
     // them before it.
@@ -229,11 +301,11 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
   WaitForProducts<0>();
   FenceSums(o);
   MergeRows(o, row, c, totals, outputs);
-  WriteRows<kHeadDim, kThreads>(a, work.seq, my_query, work.head, totals, outputs);
+  WriteRows<kHeadDim, kThreads<kHeadDim>>(a, work.seq, my_query, work.head, totals, outputs);
 }
 
 template <int kHeadDim>
-__global__ void __launch_bounds__(kThreads + kGroupThreads, 1)
+__global__ void __launch_bounds__(kThreads<kHeadDim> + kGroupThreads, 1)
     PrefillKernel(const __grid_constant__ DeviceAttentionArgs a,
                   const __grid_constant__ TileCopies copies) {
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -241,10 +313,10 @@ __global__ void __launch_bounds__(kThreads + kGroupThreads, 1)
   LetNextKernelStart();
   if (threadIdx.x == 0) {
     for (const Tensor tensor : {Tensor::kKeys, Tensor::kValues}) {
-      const Ring ring = Ring::Of<kHeadDim>(base, tensor);
-      for (int i = 0; i < kStages; ++i) {
+      const auto ring = Ring<kHeadDim>::Of(base, tensor);
+      for (int i = 0; i < kStages<kHeadDim>; ++i) {
         BarrierInit(ring.full + 8 * i, ArrivalsOf(1));
-        BarrierInit(ring.empty + 8 * i, ArrivalsOf(kThreads / 32));
+        BarrierInit(ring.empty + 8 * i, ArrivalsOf(kThreads<kHeadDim> / 32));
       }
     }
     FenceForCopies();
@@ -253,12 +325,12 @@ __global__ void __launch_bounds__(kThreads + kGroupThreads, 1)
   CtaWork work;
   work.seq = a.sequences[blockIdx.z];
   // The longest rows first.
-  work.first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kGroups * kQueryRows;
+  work.first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kGroups<kHeadDim> * kQueryRows;
   const int num_queries = static_cast<int>(work.seq.num_queries);
   if (work.first_query >= num_queries) return;
   work.head = static_cast<int>(blockIdx.x);
   work.kv_head = work.head / (a.num_heads / a.num_kv_heads);
-  const int last_query = min(work.first_query + kGroups * kQueryRows, num_queries) - 1;
+  const int last_query = min(work.first_query + kGroups<kHeadDim> * kQueryRows, num_queries) - 1;
   // By a shuffle, so that the compiler sees that all threads have the same.
   work.num_blocks = __shfl_sync(
       0xFFFFFFFFu,
@@ -267,10 +339,11 @@ __global__ void __launch_bounds__(kThreads + kGroupThreads, 1)
       0);
   __syncthreads();
   if (threadIdx.x < kGroupThreads) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    // One warpgroup beside this one has all registers that a thread can have.
+    if constexpr (kHeadDim < 256) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x < 32) CopyTiles<kHeadDim>(a, work, copies, base);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (kHeadDim < 256) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     MultiplyTiles<kHeadDim>(a, work, shared);
   }
 }
@@ -294,10 +367,10 @@ void Launch(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrder or
   const auto kernel = PrefillKernel<kHeadDim>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
             "attention, shared memory");
-  constexpr int kTileQueries = kGroups * kQueryRows;
+  constexpr int kTileQueries = kGroups<kHeadDim> * kQueryRows;
   const auto tiles = static_cast<unsigned>((args.max_queries + kTileQueries - 1) / kTileQueries);
-  LaunchKernel({dim3(args.num_heads, tiles, args.num_sequences), dim3(kThreads + kGroupThreads),
-                kShared, stream, order},
+  LaunchKernel({dim3(args.num_heads, tiles, args.num_sequences),
+                dim3(kThreads<kHeadDim> + kGroupThreads), kShared, stream, order},
                kernel, args, copies);
 }
 
@@ -308,7 +381,7 @@ void AttentionPrefill(const DeviceAttentionArgs& args, cudaStream_t stream, Laun
   if (args.num_sequences == 0 || args.max_queries == 0) return;
   if (args.head_dim == 64) return Launch<64>(args, stream, order);
   if (args.head_dim == 128) return Launch<128>(args, stream, order);
-  AttentionPrefill256(args, stream, order);
+  Launch<256>(args, stream, order);
 }
 
 }  // namespace quatrain::cuda
