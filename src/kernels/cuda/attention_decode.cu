@@ -294,13 +294,7 @@ void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_
   const DecodeScratch parts = {
       static_cast<unsigned*>(scratch),
       reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};
-  if (AttentionDecodeInClusters(args, stream, order)) return;
-  // Four CTAs a segment or two, as long as each has a multiprocessor of its own.
-  for (int num_parts = kDecodeParts; num_parts > 1 && args.head_dim == 128; num_parts /= 2) {
-    if (num_parts * RowTilesOfAll(args) * Segments(args) <= NumMultiprocessors()) {
-      return AttentionDecodeSplit(args, num_parts, parts, stream, order);
-    }
-  }
+  if (AttentionDecodeInClusters(args, parts, stream, order)) return;
   if (args.head_dim == 64) return Launch<64>(args, parts, stream, order);
   if (args.head_dim == 128) return Launch<128>(args, parts, stream, order);
   Launch<256>(args, parts, stream, order);

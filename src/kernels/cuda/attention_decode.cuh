@@ -45,12 +45,10 @@ struct SegmentLayout {
   static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
 };
 
-// The kernel for few and short sequences (attention_decode_cluster.cu); false if these are not.
-bool AttentionDecodeInClusters(const DeviceAttentionArgs& args, cudaStream_t stream,
-                               LaunchOrder order);
-// The split kernel (attention_decode_split.cu), in 2 or 4 parts.
-void AttentionDecodeSplit(const DeviceAttentionArgs& args, int num_parts,
-                          const DecodeScratch& scratch, cudaStream_t stream, LaunchOrder order);
+// The kernel for few sequences (attention_decode_cluster.cu); false if there are more than it
+// takes.
+bool AttentionDecodeInClusters(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
+                               cudaStream_t stream, LaunchOrder order);
 
 // Scores of 16 rows with the warp's 16 keys of kBatch tiles (first_tile of the segment on), to
 // shared memory, with their maxima. Steps outside, tiles inside: their chains run side by side.

@@ -1,9 +1,11 @@
 // Plan: where there are few keys, what counts is the number of waits in a row and of instructions
-// between them. One cluster has all keys of 16 (query, head) rows, some of its CTAs a segment. A
-// warp brings 16 keys and gives their scores to all CTAs of its segment, through their shared
-// memory; each of these then has the probabilities of all keys of the segment and walks them with
-// its part of the columns of v, a warp 16 columns, while other warps add up the rows. The CTAs of
-// the first segment are given the outputs of the others and merge them in order.
+// between them. One cluster has all keys of 16 (query, head) rows, some of its CTAs a segment;
+// where there are more keys, every segment has a cluster. A warp brings 16 keys and gives their
+// scores to all CTAs of its segment, through their shared memory; each of these then has the
+// probabilities of all keys of the segment and walks them with its part of the columns of v, a warp
+// 16 columns, while other warps add up the rows. The CTAs of the first segment are given the
+// outputs of the others and merge them in order; with a cluster a segment the last CTA of a part
+// does.
 //
 // Products stand on the other side than in attention_decode.cu: keys or columns of v are the 16
 // rows of a step, (query, head) rows its eight columns.
@@ -312,10 +314,13 @@ __device__ __forceinline__ void PrepareBarriers(const PartWork& work, uint32_t b
   BarrierExpect(base + L::kOutputsThere, others * work.num_rows * (L::kWidth * 4 + 8));
 }
 
-template <int kParts, int kSegments, int kRows>
+// Where the segments of a row tile meet.
+enum class Merge { kInCluster, kInMemory };
+
+template <int kParts, int kSegments, int kRows, Merge kMerge>
 __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
     ClusterDecodeKernel(const __grid_constant__ DeviceAttentionArgs a,
-                        const __grid_constant__ Cut cut) {
+                        const __grid_constant__ Cut cut, DecodeScratch scratch) {
   using L = Layout<kParts, kSegments, kRows>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
@@ -324,8 +329,9 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   PartWork work;
   work.num_keys = static_cast<int>(seq.num_keys);
   work.part = static_cast<int>(blockIdx.x) % kParts;
-  work.first_cta = static_cast<int>(blockIdx.x) - work.part;
-  work.first_key = work.first_cta / kParts * kAttentionSegment;
+  work.first_cta = kMerge == Merge::kInCluster ? static_cast<int>(blockIdx.x) - work.part : 0;
+  const int segment = static_cast<int>(blockIdx.x) / kParts;
+  work.first_key = segment * kAttentionSegment;
   work.kv_head = Cut::Quotient(static_cast<int>(blockIdx.y), cut.of_row_tiles);
   work.first_row = (static_cast<int>(blockIdx.y) - work.kv_head * cut.row_tiles) * kDecodeRows;
   work.num_rows = min(kRows, num_queries * cut.group - work.first_row);
@@ -370,15 +376,27 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   __syncthreads();
   WalkSegment<L>(shared, work.num_rows, work.num_tiles);
   __syncthreads();
-  if (work.first_cta > 0) return GiveOutputs<L>(work, of, shared, base);
-  if (kSegments > 1) WaitForGifts(base + L::kOutputsThere);
-  MergeAndStore<L>(a, work, of, shared);
+  if constexpr (kMerge == Merge::kInMemory) {
+    const int num_segments = (work.num_keys + kAttentionSegment - 1) / kAttentionSegment;
+    const int64_t tile_index =
+        (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * kParts + work.part;
+    const Partials<L> partials = {scratch.partials +
+                                  tile_index * (gridDim.x / kParts) * Partials<L>::kStride};
+    partials.Leave(segment, of, shared);
+    if (!IsLastOf(num_segments, scratch.tickets + tile_index)) return;
+    partials.MergeAndStore(a, work, of, num_segments);
+  } else {
+    if (work.first_cta > 0) return GiveOutputs<L>(work, of, shared, base);
+    if (kSegments > 1) WaitForGifts(base + L::kOutputsThere);
+    MergeAndStore<L>(a, work, of, shared);
+  }
 }
 
-template <int kParts, int kSegments, int kRows>
-void LaunchWith(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrder order) {
+template <int kParts, int kSegments, Merge kMerge, int kRows>
+void LaunchWith(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
+                LaunchOrder order) {
   using L = Layout<kParts, kSegments, kRows>;
-  const auto kernel = ClusterDecodeKernel<kParts, kSegments, kRows>;
+  const auto kernel = ClusterDecodeKernel<kParts, kSegments, kRows, kMerge>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes),
             "attention, shared memory");
   const int tiles = RowTiles(args);
@@ -389,50 +407,63 @@ void LaunchWith(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrde
                    .of_row_tiles = 1.0f / static_cast<float>(tiles),
                    .of_group = 1.0f / static_cast<float>(group),
                    .comes_first = order == LaunchOrder::kOverlap};
-  LaunchKernel({.grid = dim3(kParts * kSegments, args.num_kv_heads * tiles, args.num_sequences),
+  const int segments = kMerge == Merge::kInMemory ? Segments(args) : kSegments;
+  LaunchKernel({.grid = dim3(kParts * segments, args.num_kv_heads * tiles, args.num_sequences),
                 .block = dim3(L::kThreads),
                 .shared_bytes = L::kBytes,
                 .stream = stream,
                 .order = order,
                 .cluster = kParts * kSegments},
-               kernel, args, cut);
+               kernel, args, cut, scratch);
 }
 
-template <int kParts, int kSegments>
-void Launch(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrder order) {
+template <int kParts, int kSegments, Merge kMerge>
+bool Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
+            LaunchOrder order) {
   if (args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows) {
-    return LaunchWith<kParts, kSegments, kFewRows>(args, stream, order);
+    LaunchWith<kParts, kSegments, kMerge, kFewRows>(args, scratch, stream, order);
+  } else {
+    LaunchWith<kParts, kSegments, kMerge, kDecodeRows>(args, scratch, stream, order);
   }
-  LaunchWith<kParts, kSegments, kDecodeRows>(args, stream, order);
+  return true;
 }
 
 }  // namespace
 }  // namespace decode_cluster
 
-bool AttentionDecodeInClusters(const DeviceAttentionArgs& args, cudaStream_t stream,
-                               LaunchOrder order) {
+bool AttentionDecodeInClusters(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
+                               cudaStream_t stream, LaunchOrder order) {
   using decode_cluster::Launch;
+  using decode_cluster::Merge;
   // A group of keys lies in one page.
   if (args.head_dim != decode_cluster::kHeadDim ||
       (args.block_size > 0 && args.block_size < decode_cluster::kKeysOfGroup)) {
     return false;
   }
+  // Multiprocessors for each row tile; every CTA has one of its own.
   const int64_t row_tiles = RowTilesOfAll(args);
-  const int num_multiprocessors = NumMultiprocessors();
-  const int num_segments = Segments(args);
-  if (8 * row_tiles <= num_multiprocessors && num_segments <= 4) {
-    if (num_segments == 1) {
-      Launch<8, 1>(args, stream, order);
-    } else if (num_segments == 2) {
-      Launch<4, 2>(args, stream, order);
-    } else {
-      Launch<2, 4>(args, stream, order);
-    }
-    return true;
+  const int64_t room = NumMultiprocessors() / row_tiles;
+  const int segments = Segments(args);
+  if (segments == 1 && room >= 8) {
+    return Launch<8, 1, Merge::kInCluster>(args, scratch, stream, order);
   }
-  if (4 * row_tiles > num_multiprocessors || num_segments > 1) return false;
-  Launch<4, 1>(args, stream, order);
-  return true;
+  if (segments == 1 && room >= 4) {
+    return Launch<4, 1, Merge::kInCluster>(args, scratch, stream, order);
+  }
+  if (segments == 1 && room >= 2) {
+    return Launch<2, 1, Merge::kInCluster>(args, scratch, stream, order);
+  }
+  if (segments == 2 && room >= 8) {
+    return Launch<4, 2, Merge::kInCluster>(args, scratch, stream, order);
+  }
+  // These have most of a multiprocessor's shared memory: where a cluster of eight has one of its
+  // own each, not all that the room is for are there at once.
+  if (segments > 2 && segments <= 4 && room >= 9) {
+    return Launch<2, 4, Merge::kInCluster>(args, scratch, stream, order);
+  }
+  if (room >= 4 * segments) return Launch<4, 1, Merge::kInMemory>(args, scratch, stream, order);
+  if (room >= 2 * segments) return Launch<2, 1, Merge::kInMemory>(args, scratch, stream, order);
+  return false;
 }
 
 }  // namespace quatrain::cuda

@@ -265,4 +265,52 @@ __device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, cons
   StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
 }
 
+// What CTAs of several clusters leave: [segments][kDecodeRows][kWidth] outputs, then
+// [kDecodeRows][2] ends of each.
+template <class L>
+struct Partials {
+  static constexpr int64_t kStride = kDecodeRows * (L::kWidth + 2);
+  float* first;
+
+  __device__ __forceinline__ float4* Outputs(int segment, const OutputPlace& of) const {
+    return reinterpret_cast<float4*>(first + segment * kStride + of.row * L::kWidth + of.column);
+  }
+  __device__ __forceinline__ float2* Ends(int segment, int row) const {
+    return reinterpret_cast<float2*>(first + segment * kStride + kDecodeRows * L::kWidth) + row;
+  }
+  __device__ __forceinline__ void Leave(int segment, const OutputPlace& of,
+                                        const uint8_t* shared) const {
+    if (of.row < 0) return;
+    *Outputs(segment, of) = *reinterpret_cast<const float4*>(
+        shared + L::kOutputs + (of.row * L::kOutputStride + of.column) * 4);
+    if (of.column == 0) {
+      *Ends(segment, of.row) = reinterpret_cast<const float2*>(shared + L::kEnds)[of.row];
+    }
+  }
+  // Segments ascending; eight are read at once.
+  __device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, const PartWork& work,
+                                                const OutputPlace& of, int num_segments) const {
+    constexpr int kBatch = 8;
+    if (of.row < 0) return;
+    const float c = MulRn(a.scale, kLog2E);
+    MergedRow<4> merged;
+#pragma unroll 1
+    for (int begin = 0; begin < num_segments; begin += kBatch) {
+      float2 ends[kBatch];
+      float4 o[kBatch][1];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int segment = min(begin + i, num_segments - 1);
+        ends[i] = __ldcg(Ends(segment, of.row));
+        o[i][0] = __ldcg(Outputs(segment, of));
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i < num_segments) merged.Add(ends[i].x, ends[i].y, o[i], c);
+      }
+    }
+    StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
+  }
+};
+
 }  // namespace quatrain::cuda::decode_cluster

@@ -240,6 +240,7 @@ TEST(AttentionGpu, DecodeOfUnlikeLengthsGivesTheSameBits) {
     for (const std::vector<int>& queries :
          std::vector<std::vector<int>>{{0, 1, 62, 64, 300, 511},
                                        {0, 63, 511, 512, 700, 1023},
+                                       {0, 63, 200, 400, 511, 512, 600, 900, 1023},
                                        {0, 100, 511, 512, 1023, 1024, 1535},
                                        {5, 512, 1100, 1536, 1800, 2047},
                                        many}) {
