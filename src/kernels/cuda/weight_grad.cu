@@ -13,7 +13,8 @@
 // A CTA stays and takes tile after tile; copies of the next tile run while sums are stored. Old
 // sums come and new ones go as whole rows of a tile, 1 KB, by the copy engine. Adding in the L2
 // takes more of the memory's time and less of the tensor cores'. Rows of an expert end anywhere:
-// rows after them, the next expert's, are cleared in the last slot.
+// rows after them, the next expert's, are cleared in the last slot. Old and new sums pass once and
+// are the first out of the L2, which keeps dy and x.
 #include <algorithm>
 
 #include "kernels/cuda/chain.cuh"
@@ -189,7 +190,7 @@ struct WarpRows {
     if (lane >= num_rows) return;
     const float* row = first + lane * stride;
     if (lane < kSumRows) {
-      CopyBulk(corner + lane * kSumPitch, row, bytes, old_full);
+      CopyBulkOnce(corner + lane * kSumPitch, row, bytes, old_full, EvictFirstPolicy());
     } else {
       asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(bytes) : "memory");
     }
@@ -202,15 +203,19 @@ struct WarpRows {
     if (lane < kSumRows && half * kSumRows + lane < num_rows) {
       float* const row = first + (half * kSumRows + lane) * stride;
       const uint32_t from = corner + lane * kSumPitch;
+      const uint64_t policy = EvictFirstPolicy();
       if (is_reduced) {
         asm volatile(
-            "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(row),
-            "r"(from), "r"(bytes)
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group.L2::cache_hint.add.f32 [%0], [%1], "
+            "%2, %3;" ::"l"(row),
+            "r"(from), "r"(bytes), "l"(policy)
             : "memory");
       } else {
-        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(row),
-                     "r"(from), "r"(bytes)
-                     : "memory");
+        asm volatile(
+            "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(
+                row),
+            "r"(from), "r"(bytes), "l"(policy)
+            : "memory");
       }
     }
     if (lane < kSumRows) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -278,7 +283,7 @@ __device__ __forceinline__ void StoreSums(const WarpRows& sums, OldSums kind,
     const float* row = sums.first + (kSumRows + lane / 4) * sums.stride + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kTileColumns / 8; ++i) {
-      if (i * 32 < sums.bytes) old[i] = *reinterpret_cast<const float2*>(row + i * 8);
+      if (i * 32 < sums.bytes) old[i] = __ldcs(reinterpret_cast<const float2*>(row + i * 8));
     }
   }
   sums.AwaitRoom();
