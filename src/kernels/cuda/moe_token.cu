@@ -111,8 +111,8 @@ __device__ __forceinline__ uint32_t WeightsOf(const StreamLayout& layout, uint32
   return base + layout.weight_offset + warp * kUnits * layout.stream_pitch;
 }
 
-// The copying warp: lane 2 w has the source of chain warp w's first unit, lane 2 w + 1 of its
-// second; others have null.
+// Lane 2 w has the source of chain warp w's first unit, lane 2 w + 1 of its second; others have
+// null. A chain warp that asks for its own counts its lanes from 2 w on.
 template <class Format>
 __device__ __forceinline__ void CopyWeights(const StreamLayout& layout, uint32_t base, int lane,
                                             const uint8_t* source) {
@@ -223,20 +223,19 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
   if (warp == layout.num_warps) InitBarriers(layout, base, lane);
   __syncthreads();
   if (warp == layout.num_warps) {
-    // Every slot has its own tile, of one row. Few instructions: while memory is busy, fetching
-    // them takes longer than what they do.
-    const int row = lane / kUnits;
-    const uint8_t* source = nullptr;
-    if (row < p.num_slots) {
-      source = p.weight + (int64_t{blockIdx.x} * kUnits + lane % kUnits) * p.unit_bytes +
-               WaitForTile(p.tiles + row).x * p.expert_stride;
-    }
-    CopyWeights<Format>(layout, base, lane, source);
-    LetNextKernelStart();
     WaitForPreviousKernel();
     if (lane == 0) CopyX(layout, base, p.num_slots, p.x);
     return;
   }
+  // Every slot has its own tile, of one row. Few instructions: while memory is busy, fetching them
+  // takes longer than what they do.
+  const uint8_t* source = nullptr;
+  if (lane < kUnits) {
+    source = p.weight + (int64_t{blockIdx.x} * kUnits + lane) * p.unit_bytes +
+             WaitForTile(p.tiles + warp).x * p.expert_stride;
+  }
+  CopyWeights<Format>(layout, base, warp * kUnits + lane, source);
+  LetNextKernelStart();
   const bool combines = p.combine.out != nullptr && warp == 0;
   int row_of_slot = 0;
   float weight_of_slot = 0.0f;
