@@ -14,7 +14,7 @@ using cuda::LaunchOrder;
 
 // From so many routed rows an expert (on average) on, the kernels for many rows are taken, the
 // gathering of rows included. Measured on an H100 (docs/results.md, "Experts of many rows"): where
-// routing is even they are faster from 17 on, at random from 12, very uneven from 5; with 8 neither
+// routing is even they are faster from 17 on, at random from 12, very uneven from 4; with 8 neither
 // choice costs more than 9 % in any of the three. The bits are the same.
 constexpr int64_t kFewestRowsOfMany = 8;
 

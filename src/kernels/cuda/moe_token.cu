@@ -2,8 +2,9 @@
 //
 // gate_up: the pairs of units (8 rows of gate, the same 8 of up) of all slots follow each other; a
 // CTA takes a few, a pair a warp. down: a CTA takes 16 outputs of all slots, a slot a warp, so that
-// it can combine them. Warps ask for their own weights as soon as their tile is there; a warp
-// beside them brings x.
+// it can combine them. Weights are asked for as soon as their tile is there: in gate_up by a warp
+// beside the chain warps, so that few read the list while it is written; in down by each for
+// itself.
 //
 // x of gate_up does not wait for the router, which lets this kernel start when it has itself seen
 // the kernel before it end; that one, or one before it, wrote x. down waits for gate_up.
@@ -259,7 +260,7 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
 }
 
 // Weights and x of one round, all of them at once; weights in few copies: on an H100 two of a unit
-// took gate_up 6.6 us, four 7.4, eight 8.8. 0 where they do not fit, else the bytes.
+// took gate_up 6.6 us, four 7.4, eight 10. 0 where they do not fit, else the bytes.
 uint32_t HoldRound(int chunk_bytes, int num_stages, int x_rows, StreamLayout* layout) {
   constexpr uint32_t kMost = (227 << 10) - sizeof(float) * 16 * kMaxChainWarps;
   const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
