@@ -228,13 +228,6 @@ __device__ __forceinline__ void CopyBoxOnce(uint32_t destination, const void* ma
       : "memory");
 }
 
-// The same box into the L2, where it stays the newest: right while others write it, too.
-__device__ __forceinline__ void PrefetchBox(const void* map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
-               "r"(column), "r"(row)
-               : "memory");
-}
-
 // CopyBox of a map of three dimensions (tensor_map.h, BoxesInRow).
 struct BoxPlace {
   int column, row, box;

@@ -52,23 +52,15 @@ CUtensorMap Encode(const void* data, const MapShape& shape) {
   return map;
 }
 
-MapShape ShapeOf(const DeviceMatrix& matrix, int box_rows, int columns,
-                 CUtensorMapSwizzle swizzle) {
-  return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-          .sizes = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)},
-          .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
-          .box = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(box_rows)},
-          .swizzle = swizzle};
-}
-
 }  // namespace
 
 CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
-  return Encode(matrix.data, ShapeOf(matrix, box_rows, 64, CU_TENSOR_MAP_SWIZZLE_128B));
-}
-
-CUtensorMap NarrowBoxesOf(const DeviceMatrix& matrix, int box_rows) {
-  return Encode(matrix.data, ShapeOf(matrix, box_rows, 32, CU_TENSOR_MAP_SWIZZLE_64B));
+  return Encode(matrix.data, {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              .sizes = {static_cast<cuuint64_t>(matrix.columns),
+                                        static_cast<cuuint64_t>(matrix.rows)},
+                              .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
+                              .box = {64, static_cast<cuuint32_t>(box_rows)},
+                              .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes) {

@@ -21,9 +21,6 @@ struct DeviceMatrix {
 // row r stand at part ^ r % 8; zero outside the matrix. The driver is found at run time; throws
 // Error(kResource) if it cannot make the map.
 CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows);
-// The same by 32 columns, 64 bytes a row, in which the 16-byte parts of row r stand at part ^ r / 2
-// % 4.
-CUtensorMap NarrowBoxesOf(const DeviceMatrix& matrix, int box_rows);
 
 // The same with `num_boxes` neighbouring boxes in one copy, one after the other in shared memory.
 // The place of a copy is (0, row, first column / 64) where num_boxes > 1, which takes columns that
