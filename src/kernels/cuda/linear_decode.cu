@@ -98,7 +98,7 @@ void LinearDecode(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrder
   if (IsFasterPlain(args, num_multiprocessors)) {
     return LinearPlain(args, PlanLinearPlain(args, num_multiprocessors), stream, order);
   }
-  if (IsFasterWide(args, num_multiprocessors)) {
+  if (IsFasterWide(args)) {
     return LinearWide(args, PlanLinearWide(args, num_multiprocessors), stream, order);
   }
   LinearDecode(args, PlanLinearDecode(args, num_multiprocessors), stream, order);

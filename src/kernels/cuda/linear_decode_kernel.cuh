@@ -92,42 +92,41 @@ struct DenseWork {
     }
     y[at] = value;
   }
-  template <int kRowTiles, class StoreAt>
-  __device__ __forceinline__ void StoreAll(int round, int group, int lane,
-                                           const float (&sums)[kRowTiles][kTokenTiles][4],
-                                           const StoreAt& store) const {
-    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane / 4;
+  // Calls store(place of the token's row in y, tile, half) for this lane's tokens that are there.
+  template <class StoreToken>
+  __device__ __forceinline__ void ForTokens(int lane, const StoreToken& store) const {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = t * 8 + lane % 4 * 2 + i;
-        if (token >= num_tokens) continue;
-        const int64_t row = static_cast<int64_t>(token) * out_features;
-#pragma unroll
-        for (int u = 0; u < kRowUnits; ++u) {
-          const int64_t n = first + u * 8;
-          if (n < out_features) store(row + n, n, sums[u / 2][t][u % 2 * 2 + i]);
-        }
+        if (token < num_tokens) store(static_cast<int64_t>(token) * out_features, t, i);
       }
     }
+  }
+  template <int kRowTiles, class StoreAt>
+  __device__ __forceinline__ void StoreAll(int round, int group, int lane,
+                                           const float (&sums)[kRowTiles][kTokenTiles][4],
+                                           const StoreAt& store) const {
+    const int64_t first = Group(round, group) * (kRowUnits * 8) + lane / 4;
+    ForTokens(lane, [&](int64_t row, int t, int i) {
+#pragma unroll
+      for (int u = 0; u < kRowUnits; ++u) {
+        const int64_t n = first + u * 8;
+        if (n < out_features) store(row + n, n, sums[u / 2][t][u % 2 * 2 + i]);
+      }
+    });
   }
   // Of gate and up: what the kernel SwiGlu would make of their BF16 sums.
   template <int kRowTiles>
   __device__ __forceinline__ void StoreSwiGlu(
       int round, int group, int lane, const float (&sums)[kRowTiles][kTokenTiles][4]) const {
     const int64_t n = Group(round, group) * 8 + lane / 4;
-#pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = t * 8 + lane % 4 * 2 + i;
-        if (token >= num_tokens) continue;
-        const float gate = RoundedToBFloat16(sums[0][t][i] * Format::kUnscale);
-        const float up = RoundedToBFloat16(sums[0][t][i + 2] * Format::kUnscale);
-        y[static_cast<int64_t>(token) * out_features + n] = ToBFloat16(SwiGlu(gate, up));
-      }
-    }
+    ForTokens(lane, [&](int64_t row, int t, int i) {
+      const float gate = RoundedToBFloat16(sums[0][t][i] * Format::kUnscale);
+      const float up = RoundedToBFloat16(sums[0][t][i + 2] * Format::kUnscale);
+      y[row + n] = ToBFloat16(SwiGlu(gate, up));
+    });
   }
   template <int kRowTiles>
   __device__ __forceinline__ void Store(int round, int group, int lane,

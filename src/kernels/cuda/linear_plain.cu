@@ -27,7 +27,6 @@ namespace {
 
 constexpr int kTokensOfGroup = 64;
 constexpr int kMostWarpgroups = 2;
-constexpr int kHalfBudget = 112 << 10;  // two CTAs at a time: the next kernel's too
 
 // Outputs that a thread stores together: one, or eight where y, N and what is added allow it.
 enum class StorePart { kOne, kEight };
@@ -303,7 +302,7 @@ __device__ __forceinline__ void StoreTile(const PlainParameters& p, int token, i
 }
 
 template <int kRows, int kBoxes>
-__global__ void __launch_bounds__(128 * kMostWarpgroups + kCopyingThreads, kRows <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(128 * kMostWarpgroups + kCopyingThreads, 1)
     PlainKernel(const __grid_constant__ PlainParameters p, const __grid_constant__ PlainMaps maps) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
@@ -358,9 +357,8 @@ template <int kRows, int kBoxes>
 size_t CutPlainMemory(const PlainPlan& plan, PlainParameters* p) {
   constexpr int kWeightBytes = kBoxes * kRows * kBoxRowBytes;
   const int x_bytes = kBoxes * p->box_rows * kBoxRowBytes;
-  const int room = plan.shared_budget - kBarrierBytes;
-  p->x_slots = plan.x_slots > 0 ? plan.x_slots : room / (x_bytes + kWeightBytes);
-  p->x_slots = std::min(p->x_slots, kMostSlots);
+  const int room = kSharedBudget - kBarrierBytes;
+  p->x_slots = std::min(room / (x_bytes + kWeightBytes), kMostSlots);
   p->weight_slots = std::min((room - p->x_slots * x_bytes) / kWeightBytes, kMostSlots);
   QT_CHECK(p->x_slots >= 2 && p->weight_slots >= 2, "no room for {} rows", kRows);
   p->weights_at = kBarrierBytes + p->x_slots * x_bytes;
@@ -389,8 +387,7 @@ void Launch(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_t st
   p.num_tiles = static_cast<int>((n + kRows - 1) / kRows) * p.token_tiles;
   p.box_rows = std::min(tokens, (p.num_tokens + 7) / 8 * 8);
   const size_t shared_bytes = CutPlainMemory<kRows, kBoxes>(plan, &p);
-  const int each = plan.shared_budget <= kHalfBudget ? 2 : 1;
-  const int most = plan.ctas > 0 ? plan.ctas : NumMultiprocessors() * each;
+  const int most = plan.ctas > 0 ? plan.ctas : NumMultiprocessors();
   const int64_t x_stride = args.x_stride == 0 ? k : args.x_stride;
   const int in_copy = p.is_in_row ? kBoxes : 1;
   const PlainMaps maps = {

@@ -12,12 +12,10 @@ inline constexpr int kPlainRows[] = {16, 24, 32, 40, 48, 64, 96, 128};
 
 // How a launch cuts the work; any plan gives the same bits.
 struct PlainPlan {
-  int rows = 64;                  // of a tile, of kPlainRows
-  int num_warpgroups = 1;         // of a CTA, 64 tokens each: 1 or 2
-  int boxes = 0;                  // of 64 columns in a copy: 1, 2 or, up to 64 rows, 4; 0: by room
-  int shared_budget = 224 << 10;  // bytes of shared memory a CTA may take
-  int x_slots = 0;                // copies of x under way; 0: as many as of weights
-  int ctas = 0;                   // 0: as many as find room at a time
+  int rows = 64;           // of a tile, of kPlainRows
+  int num_warpgroups = 1;  // of a CTA, 64 tokens each: 1 or 2
+  int boxes = 0;           // of 64 columns in a copy: 1, 2 or, up to 64 rows, 4; 0: by the room
+  int ctas = 0;            // 0: as many as multiprocessors
 };
 PlainPlan PlanLinearPlain(const LinearDecodeArgs& args, int num_multiprocessors);
 

@@ -21,16 +21,14 @@ bool IsAligned(const WideParameters& p) {
 // Slots of weights and of x.
 template <class Format, int kTokens>
 void CutWideMemory(const WidePlan& plan, WideParameters* p) {
-  constexpr int kChunks = kChunksAtOnce<Format>;
+  constexpr int kChunks = kChunksAtOnce;
   constexpr int kBoxes = kBoxesAtOnce<kTokens>;
   const int units = plan.num_warpgroups * kRowsOfGroup / static_cast<int>(kUnitRows);
   p->unit_pitch = kChunks * Format::kChunkBytes;
-  p->weight_bytes =
-      Format::kIsCodes ? units * p->unit_pitch : 2 * plan.num_warpgroups * kWeightBoxBytes;
+  p->weight_bytes = units * p->unit_pitch;
   const int room = kSharedBudget - kBarrierBytes;
   const int weight_bytes = static_cast<int>(p->weight_bytes);
-  const int most = Format::kIsCodes ? (plan.num_warpgroups == 1 ? 3 : 2)
-                                    : room / (weight_bytes + kTokens * kChunkXBytes);
+  const int most = plan.num_warpgroups == 1 ? 3 : 2;
   const int weight_slots = (p->num_chunks + kChunks - 1) / kChunks;
   const int x_slots = (2 * p->num_chunks + kBoxes - 1) / kBoxes;
   p->weight_slots = std::min(most, weight_slots);
@@ -53,7 +51,7 @@ void Launch(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t str
   p.residual = args.residual;
   p.y = args.y;
   p.y_float = args.y_float;
-  p.unit_bytes = Format::kIsCodes ? UnitBytes(shape) : 0;
+  p.unit_bytes = UnitBytes(shape);
   p.num_units = static_cast<int>(NumUnits(shape));
   p.partner_units = args.epilogue == LinearEpilogue::kSwiGlu ? p.num_units / 2 : 0;
   p.out_features = static_cast<int>(args.NumOutputs());
@@ -66,11 +64,6 @@ void Launch(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t str
   const int64_t k = shape.in_features;
   const int64_t x_stride = args.x_stride == 0 ? k : args.x_stride;
   const CUtensorMap x_map = BoxesOf({args.x, args.num_tokens, k, x_stride}, kTokens / plan.cluster);
-  CUtensorMap weight_map = {};
-  if (!Format::kIsCodes) {
-    weight_map = BoxesOf({static_cast<const BFloat16*>(args.weight), shape.out_features, k, k},
-                         kRowsOfGroup);
-  }
   const auto kernel = WideKernel<Format, kTokens>;
   const size_t stage_bytes =
       kBarrierBytes + size_t{4} * plan.num_warpgroups * kTokens * kStagePitch;
@@ -88,7 +81,7 @@ void Launch(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t str
                 .stream = stream,
                 .order = order,
                 .cluster = static_cast<unsigned>(plan.cluster)},
-               kernel, p, x_map, weight_map);
+               kernel, p, x_map);
 }
 
 template <class Format>
@@ -135,9 +128,8 @@ bool IsFasterAsExpert(const LinearDecodeArgs& args, int num_multiprocessors) {
   const auto is_aligned = [](const BFloat16* p) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0;
   };
-  if (args.type != WeightType::kInt4 || args.num_tokens < kFewestTokens ||
-      s.out_features % 16 != 0 || args.bias != nullptr || args.residual != nullptr ||
-      args.y_float != nullptr || !is_aligned(args.y) ||
+  if (args.num_tokens < kFewestTokens || s.out_features % 16 != 0 || args.bias != nullptr ||
+      args.residual != nullptr || args.y_float != nullptr || !is_aligned(args.y) ||
       (args.x_stride != 0 && args.x_stride != s.in_features)) {
     return false;
   }
@@ -162,18 +154,12 @@ void LaunchAsExpert(const LinearDecodeArgs& args, cudaStream_t stream, LaunchOrd
 }  // namespace
 
 bool IsWide(const LinearDecodeArgs& args) {
-  return (args.type == WeightType::kInt4 || args.type == WeightType::kBFloat16) &&
+  return args.type == WeightType::kInt4 &&
          NumSegments(args.shape.out_features, args.shape.in_features) == 1;
 }
 
 // Measured on an H100 (bench/cuda/bench_linear_decode.cu wide).
-bool IsFasterWide(const LinearDecodeArgs& args, int num_multiprocessors) {
-  if (!IsWide(args)) return false;
-  if (args.type == WeightType::kInt4) return args.num_tokens > 16;
-  // Rows of BF16 need no warps that dequantise, only enough CTAs.
-  return args.num_tokens > 8 ||
-         args.shape.out_features >= int64_t{4} * kRowsOfGroup * num_multiprocessors;
-}
+bool IsFasterWide(const LinearDecodeArgs& args) { return IsWide(args) && args.num_tokens > 16; }
 
 WidePlan PlanLinearWide(const LinearDecodeArgs& args, int num_multiprocessors) {
   const int64_t m = args.num_tokens;
@@ -184,9 +170,7 @@ WidePlan PlanLinearWide(const LinearDecodeArgs& args, int num_multiprocessors) {
   const auto tiles = [&] { return (m + tokens - 1) / tokens; };
   // Rather more CTAs than most multiprocessors idle.
   if (tokens == kMostTokens && 2 * groups * tiles() <= num_multiprocessors) tokens = 64;
-  WidePlan plan = PlanFor(tokens, groups, tiles(), num_multiprocessors);
-  if (args.type == WeightType::kBFloat16) plan.cluster = 1;
-  return plan;
+  return PlanFor(tokens, groups, tiles(), num_multiprocessors);
 }
 
 void LinearWide(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t stream,
@@ -196,9 +180,6 @@ void LinearWide(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t
   if (plan.is_expert) return LaunchAsExpert(args, stream, order);
   QT_CHECK(plan.cluster == 1 || plan.cluster == 2 || plan.cluster == 4, "cluster of {}",
            plan.cluster);
-  if (args.type == WeightType::kBFloat16) {
-    return LaunchFormat<BFloat16Format>(args, plan, stream, order);
-  }
   switch (ScalesPerChunk(args.shape)) {
     case 1:
       return LaunchFormat<CodeFormat<4, 1>>(args, plan, stream, order);

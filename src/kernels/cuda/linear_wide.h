@@ -1,4 +1,4 @@
-// y = x W^T (+ bias) (+ residual) over INT4 or BF16 weights for more tokens than a decode step: the
+// y = x W^T (+ bias) (+ residual) over INT4 weights for more tokens than a decode step: the
 // contract and the bits of LinearDecode (linear_decode.h), with wgmma. docs/numerics.md, "GPU
 // order", rules 1 to 3.
 #pragma once
@@ -16,10 +16,10 @@ struct WidePlan {
 };
 WidePlan PlanLinearWide(const LinearDecodeArgs& args, int num_multiprocessors);
 
-// Whether LinearWide takes such a weight: INT4 or BF16 whose K is one chain.
+// Whether LinearWide takes such a weight: INT4 whose K is one chain.
 bool IsWide(const LinearDecodeArgs& args);
 // Whether it also serves that many tokens faster than the kernel for few.
-bool IsFasterWide(const LinearDecodeArgs& args, int num_multiprocessors);
+bool IsFasterWide(const LinearDecodeArgs& args);
 
 // Any number of tokens. The arguments have passed LinearDecode's checks.
 void LinearWide(const LinearDecodeArgs& args, const WidePlan& plan, cudaStream_t stream,

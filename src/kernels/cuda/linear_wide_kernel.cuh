@@ -1,12 +1,11 @@
 // The wide linear: weights on the m64 side of wgmma, tokens on the n side, 32 to 128 of them. Codes
-// are dequantised in registers from the kernel layout, which is that of the fragments; BF16 weights
-// are read where the copies leave them.
+// are dequantised in registers from the kernel layout, which is that of the fragments.
 //
 //   one CTA = 1 to 3 warpgroups, 64 rows each, + two copying warps
 //
-//   one ---codes of the CTA's rows, K512 at a time, or boxes of BF16---->  [slot][slot]...
-//   other ---boxes of x for its tokens---------------------------------->  [slot][slot]...
-//                                                                              |
+//   one ---codes of the CTA's rows, K512 at a time---->  [slot][slot]...
+//   other ---boxes of x for its tokens---------------->  [slot][slot]...
+//                                                            |
 //   warpgroup: codes (LDS.128) -> BF16 A fragments of K64 (fma), B in place -> 4 products
 //
 // Every CTA reads all of its tokens' x. So the CTAs of a cluster bring a share of its rows each,
@@ -121,7 +120,7 @@ struct WideWalk {
       BarrierWait(barriers.weight_full + 8 * codes_slot.index, codes_slot.parity);
       codes_at = base + p.weight_offset + codes_slot.index * p.weight_bytes +
                  kUnitsOfWarp * warp * p.unit_pitch;
-      chunks_left = kChunksAtOnce<Format>;
+      chunks_left = kChunksAtOnce;
     }
     Format::Load(codes_at, lane, &codes[0]);
     Format::Load(codes_at + p.unit_pitch, lane, &codes[1]);
@@ -158,59 +157,6 @@ struct WideWalk {
       if (chunk + 1 < p.num_chunks) LoadCodes(chunk + 1, next);
       Half<0>(codes, factors, a[0], chunk == 0, d);
       Half<1>(codes, factors, a[1], false, d);
-    }
-    WaitForProducts<0>();
-    FenceSums(d);
-  }
-};
-
-// The same over BF16 weights, which lie in shared memory as x does.
-template <int kTokens>
-struct WideWalk<BFloat16Format, kTokens> {
-  const WideParameters& p;
-  const uint32_t base;
-  const WideBarriers barriers;
-  const int warp, lane;
-  WideBoxes<kTokens> x;
-  WideSlot weight_slot = {0, 0};
-
-  __device__ WideWalk(const WideParameters& parameters, uint32_t shared, int warp_index)
-      : p(parameters),
-        base(shared),
-        barriers(shared, parameters),
-        warp(warp_index),
-        lane(threadIdx.x % 32) {}
-
-  // Half of a chunk; `weights` is its box, `used_weights` the barrier of the slot before.
-  template <int kHalf>
-  __device__ __forceinline__ void Half(uint32_t weights, uint32_t used_weights, bool is_first,
-                                       float (&d)[kTokens / 8][4]) {
-    const uint32_t used = x.template Next<kHalf>(p, barriers, base, is_first);
-    FenceProducts();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      WideProductOfShared<kTokens>(d, SwizzledOperand(OperandPlace(weights + step * kStepBytes)),
-                                   SwizzledOperand(OperandPlace(x.box + step * kStepBytes)));
-    }
-    CommitProducts();
-    WaitForProducts<1>();
-    // Everything of the slots before has been used.
-    __syncwarp();
-    if (used != 0) ArriveAtAll(used, p.cluster, lane);
-    if (kHalf == 0 && !is_first) ArriveAsWarp(used_weights, lane);
-  }
-
-  __device__ __forceinline__ void Run(float (&d)[kTokens / 8][4]) {
-    FenceSums(d);
-#pragma unroll 1
-    for (int chunk = 0; chunk < p.num_chunks; ++chunk) {
-      const uint32_t used = barriers.weight_empty + 8 * weight_slot.index;
-      if (chunk > 0) weight_slot.Advance(p.weight_slots);
-      BarrierWait(barriers.weight_full + 8 * weight_slot.index, weight_slot.parity);
-      const uint32_t weights = base + p.weight_offset + weight_slot.index * p.weight_bytes +
-                               warp / 4 * 2 * kWeightBoxBytes;
-      Half<0>(weights, used, chunk == 0, d);
-      Half<1>(weights + kWeightBoxBytes, used, false, d);
     }
     WaitForProducts<0>();
     FenceSums(d);
@@ -289,46 +235,55 @@ __device__ __forceinline__ void StoreFour(const WideParameters& p, int64_t row, 
   *reinterpret_cast<uint2*>(p.y + at) = RoundFour(v);
 }
 
-// The staged sums of a warpgroup, whose first row of the matrix is `row`: four neighbouring outputs
-// a thread.
-__device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTile& tile, int row,
-                                          uint32_t stage) {
-  constexpr int kThreads = kRowsOfGroup / 4;  // a token
+// The staged sums of a warpgroup: four neighbouring outputs a thread, of kOutputs a token, whose
+// first is `row`; `load` gives them from the token's sums.
+template <int kOutputs, class Load>
+__device__ __forceinline__ void StoreTokens(const WideParameters& p, const WideTile& tile, int row,
+                                            uint32_t stage, const Load& load) {
+  constexpr int kThreads = kOutputs / 4;  // a token
   const int thread = threadIdx.x % 128;
   const int column = thread % kThreads * 4;
 #pragma unroll 1
   for (int token = thread / kThreads; token < tile.num_rows; token += 128 / kThreads) {
-    const uint4 bits = LoadShared16(stage + 4 * (token * kStagePitch + column));
-    float v[4] = {__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z),
-                  __uint_as_float(bits.w)};
+    float v[4];
+    load(stage + 4 * token * kStagePitch, column, v);
     StoreFour(p, tile.row_begin + token, row + column, v);
   }
+}
+
+__device__ __forceinline__ void StoreRows(const WideParameters& p, const WideTile& tile, int row,
+                                          uint32_t stage) {
+  StoreTokens<kRowsOfGroup>(p, tile, row, stage, [](uint32_t sums, int column, float(&v)[4]) {
+    const uint4 bits = LoadShared16(sums + 4 * column);
+    v[0] = __uint_as_float(bits.x);
+    v[1] = __uint_as_float(bits.y);
+    v[2] = __uint_as_float(bits.z);
+    v[3] = __uint_as_float(bits.w);
+  });
 }
 
 // The same where a warp's rows are 8 of gate and the same 8 of up: half the outputs.
 __device__ __forceinline__ void StoreSwiGlu(const WideParameters& p, const WideTile& tile, int row,
                                             uint32_t stage) {
-  constexpr int kThreads = kRowsOfGroup / 8;  // a token
-  const int thread = threadIdx.x % 128;
-  const int column = thread % kThreads * 4;
-#pragma unroll 1
-  for (int token = thread / kThreads; token < tile.num_rows; token += 128 / kThreads) {
-    const uint32_t at = stage + 4 * (token * kStagePitch + column / 8 * 16 + column % 8);
+  const auto load = [](uint32_t sums, int column, float(&v)[4]) {
+    const uint32_t at = sums + 4 * (column / 8 * 16 + column % 8);
     const uint4 gate = LoadShared16(at);
     const uint4 up = LoadShared16(at + 4 * kUnitRows);
     const auto output = [](uint32_t g, uint32_t u) {
       return SwiGlu(RoundedToBFloat16(__uint_as_float(g)), RoundedToBFloat16(__uint_as_float(u)));
     };
-    float v[4] = {output(gate.x, up.x), output(gate.y, up.y), output(gate.z, up.z),
-                  output(gate.w, up.w)};
-    StoreFour(p, tile.row_begin + token, row + column, v);
-  }
+    v[0] = output(gate.x, up.x);
+    v[1] = output(gate.y, up.y);
+    v[2] = output(gate.z, up.z);
+    v[3] = output(gate.w, up.w);
+  };
+  StoreTokens<kRowsOfGroup / 2>(p, tile, row, stage, load);
 }
 
 template <class Format, int kTokens>
 __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
-    WideKernel(const __grid_constant__ WideParameters p, const __grid_constant__ CUtensorMap x_map,
-               const __grid_constant__ CUtensorMap weight_map) {
+    WideKernel(const __grid_constant__ WideParameters p,
+               const __grid_constant__ CUtensorMap x_map) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
   // The same for a whole warp, which the compiler then knows.
@@ -351,7 +306,7 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
   __syncthreads();
   ArriveInCluster();
   if (warp == num_warps) {
-    CopyWeights<Format>(p, &weight_map, base, num_warps / 4);
+    CopyWeights<Format>(p, base, num_warps / 4);
   } else if (warp == num_warps + 1) {
     WaitForCluster();
     WaitForPreviousKernel();
@@ -367,7 +322,7 @@ __global__ void __launch_bounds__(128 * kMostGroups + kCopyingThreads, 1)
     StageSums<Format, kTokens>(stage, d);
     SyncSome(2 + group, 128);
     const int index = static_cast<int>(blockIdx.x) * num_warps / 4 + group;
-    if (Format::kIsCodes && p.partner_units != 0) {
+    if (p.partner_units != 0) {
       StoreSwiGlu(p, tile, index * (kRowsOfGroup / 2), stage);
     } else {
       StoreRows(p, tile, index * kRowsOfGroup, stage);

@@ -28,10 +28,8 @@ inline constexpr int kStagePitch = kRowsOfGroup + 4;  // floats of a token's sum
 // Boxes of x that come together.
 template <int kTokens>
 inline constexpr int kBoxesAtOnce = kXSlotBytes / (kTokens * kBoxRowBytes);
-// Chunks of weights that come together: short copies of codes cost as much as long ones.
-template <class Format>
-inline constexpr int kChunksAtOnce = Format::kIsCodes ? 4 : 1;
-inline constexpr uint32_t kWeightBoxBytes = kRowsOfGroup * kBoxRowBytes;
+// Chunks of codes that come together: short copies cost as much as long ones.
+inline constexpr int kChunksAtOnce = 4;
 
 // A pair of units, 16 rows of the matrix, is what a warp holds.
 struct WideParameters {
@@ -138,12 +136,11 @@ __device__ __forceinline__ void ArriveAtAll(uint32_t barrier, int ctas, int lane
 #endif
 }
 
-// The warp that copies weights: of codes lane u has unit u of the CTA; of BF16 weights, lane 2 g +
-// h has warpgroup g's rows and half h of the chunk.
+// The warp that copies weights: lane u has unit u of the CTA.
 template <class Format>
-__device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUtensorMap* weight_map,
-                                            uint32_t base, int num_groups) {
-  constexpr int kChunks = kChunksAtOnce<Format>;
+__device__ __forceinline__ void CopyWeights(const WideParameters& p, uint32_t base,
+                                            int num_groups) {
+  constexpr int kChunks = kChunksAtOnce;
   const int lane = threadIdx.x % 32;
   const WideBarriers barriers(base, p);
   const uint64_t policy = EvictFirstPolicy();
@@ -153,7 +150,6 @@ __device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUten
   const int wanted = p.partner_units == 0 ? place : place / 2 + place % 2 * p.partner_units;
   const int unit = min(wanted, p.num_units - 1);
   const uint8_t* source = p.weight + unit * p.unit_bytes;
-  const int first_row = (static_cast<int>(blockIdx.x) * num_groups + lane / 2) * kRowsOfGroup;
   WideSlot slot = {0, 1};
   for (int chunk = 0; chunk < p.num_chunks; chunk += kChunks) {
     // Not after all copies: other warps of the CTA may by then have arrived at the cluster's second
@@ -165,22 +161,15 @@ __device__ __forceinline__ void CopyWeights(const WideParameters& p, const CUten
     const uint32_t full = barriers.weight_full + 8 * slot.index;
     const uint32_t to = base + p.weight_offset + slot.index * p.weight_bytes;
     const int bytes = min(kChunks, p.num_chunks - chunk) * Format::kChunkBytes;
-    if (lane == 0) {
-      BarrierExpect(full, Format::kIsCodes ? num_units * bytes : 2 * num_groups * kWeightBoxBytes);
-    }
+    if (lane == 0) BarrierExpect(full, num_units * bytes);
     __syncwarp();
-    if constexpr (Format::kIsCodes) {
-      if (lane < num_units) {
-        if (gridDim.y == 1) {
-          CopyBulkOnce(to + lane * p.unit_pitch, source, bytes, full, policy);
-        } else {
-          CopyBulk(to + lane * p.unit_pitch, source, bytes, full);
-        }
-        source += bytes;
+    if (lane < num_units) {
+      if (gridDim.y == 1) {
+        CopyBulkOnce(to + lane * p.unit_pitch, source, bytes, full, policy);
+      } else {
+        CopyBulk(to + lane * p.unit_pitch, source, bytes, full);
       }
-    } else if (lane < 2 * num_groups) {
-      CopyBox(to + lane * kWeightBoxBytes, weight_map, (2 * chunk + lane % 2) * kBoxColumns,
-              first_row, full);
+      source += bytes;
     }
     slot.Advance(p.weight_slots);
   }
