@@ -32,7 +32,11 @@ __device__ __forceinline__ void ChainStep(float (&d)[4], uint32_t a0, uint32_t a
 
 __device__ __forceinline__ uint32_t MultiplyPair(uint32_t a, uint32_t b) {
   uint32_t d;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));  // + -0
+#else
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#endif
   return d;
 }
 
@@ -106,7 +110,17 @@ __device__ __forceinline__ void ClearShared(uint32_t address, int bytes, int lan
   }
 }
 
-// ---- barriers in shared memory and asynchronous bulk copies (sm_90) ----
+// ---- barriers in shared memory and asynchronous copies ----
+//
+// From sm_90 on an engine copies in bulk and counts bytes at a barrier. Before, a thread copies 16
+// bytes at a time, and each copy keeps the barrier's phase open until it has ended; so the arrival
+// for a slot comes when all its copies have been asked for (AllAsked), not before (BarrierExpect).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define QT_COPIES_BY_THREADS 1
+#define QT_TRY_WAIT "mbarrier.test_wait"
+#else
+#define QT_TRY_WAIT "mbarrier.try_wait"
+#endif
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -114,22 +128,37 @@ __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {
 
 // Makes BarrierInit (and plain stores) visible to the copy engine.
 __device__ __forceinline__ void FenceForCopies() {
+#ifndef QT_COPIES_BY_THREADS
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 
 // Orders what threads did to shared memory before copies of the engine that follow.
 __device__ __forceinline__ void FenceBeforeCopies() {
+#ifndef QT_COPIES_BY_THREADS
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
+#endif
 }
 
 __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
+#ifndef QT_COPIES_BY_THREADS
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+#endif
+}
+
+// By all lanes of a warp, after their copies towards the barriers of those for which `expected`
+// holds.
+__device__ __forceinline__ void AllAsked(uint32_t barrier, bool expected) {
+#ifdef QT_COPIES_BY_THREADS
+  __syncwarp();
+  if (expected) BarrierArrive(barrier);
+#endif
 }
 
 // At two barriers, by the lanes of a warp for which `at_first` and `at_second` hold, after all its
@@ -153,8 +182,8 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "WAIT:\n" QT_TRY_WAIT
+      ".parity.shared::cta.b64 done, [%0], %1;\n"
       "@done bra DONE;\n"
       "bra WAIT;\n"
       "DONE:\n"
@@ -187,9 +216,8 @@ __device__ __forceinline__ void BarrierWaitBoth(uint32_t first, uint32_t first_p
   asm volatile(
       "{\n"
       ".reg .pred done, other;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 other, [%2], %3;\n"
+      "WAIT:\n" QT_TRY_WAIT ".parity.shared::cta.b64 done, [%0], %1;\n" QT_TRY_WAIT
+      ".parity.shared::cta.b64 other, [%2], %3;\n"
       "and.pred done, done, other;\n"
       "@done bra DONE;\n"
       "bra WAIT;\n"
@@ -199,14 +227,33 @@ __device__ __forceinline__ void BarrierWaitBoth(uint32_t first, uint32_t first_p
       : "memory");
 }
 
+#ifdef QT_COPIES_BY_THREADS
+// 16 bytes, or zeros in their place.
+__device__ __forceinline__ void CopyPart(uint32_t destination, const void* source, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(is_there ? 16 : 0)
+               : "memory");
+}
+// Keeps the phase of `barrier` open until this thread's copies so far have ended.
+__device__ __forceinline__ void CountCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+#endif
+
 // Global to shared; address, size and destination are multiples of 16.
 __device__ __forceinline__ void CopyBulk(uint32_t destination, const void* source, uint32_t bytes,
                                          uint32_t barrier) {
+#ifdef QT_COPIES_BY_THREADS
+  const auto* from = static_cast<const uint8_t*>(source);
+  for (uint32_t i = 0; i < bytes; i += 16) CopyPart(destination + i, from + i, true);
+  CountCopies(barrier);
+#else
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(destination),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
+#endif
 }
 
 // A box of a matrix by its tensor map (a __grid_constant__ parameter), from `column` and `row` on.
@@ -243,18 +290,24 @@ __device__ __forceinline__ void CopyBoxes(uint32_t destination, const void* map,
 
 // Brings a tensor map near the copy engine, which otherwise fetches it for its first box.
 __device__ __forceinline__ void PrefetchMap(const void* map) {
+#ifndef QT_COPIES_BY_THREADS
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
 }
 
 // Weights, in bulk; they are read once: first out of the L2.
 __device__ __forceinline__ void CopyBulkOnce(uint32_t destination, const void* source,
                                              uint32_t bytes, uint32_t barrier, uint64_t policy) {
+#ifdef QT_COPIES_BY_THREADS
+  CopyBulk(destination, source, bytes, barrier);
+#else
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1], "
       "%2, [%3], %4;" ::"r"(destination),
       "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+#endif
 }
 
 __device__ __forceinline__ uint64_t EvictFirstPolicy() {
