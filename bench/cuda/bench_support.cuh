@@ -13,18 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "cuda_check.cuh"
 #include "kernels/bfloat16.h"
 
 namespace quatrain::bench {
-
-#define CUDA_CHECK(call)                                                                  \
-  do {                                                                                    \
-    const cudaError_t error = (call);                                                     \
-    if (error != cudaSuccess) {                                                           \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error)); \
-      std::exit(1);                                                                       \
-    }                                                                                     \
-  } while (0)
 
 // Device memory that lives as long as the object.
 class DeviceBuffer {
