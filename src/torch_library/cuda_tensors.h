@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/accumulate.h>
 
 #include "kernels/cuda/pack.h"
 #include "torch_library/shapes.h"
@@ -47,7 +48,7 @@ inline cuda::CodeTensors TensorsOf(const at::Tensor& packed, const at::Tensor& s
 
 // Leading dimensions of a weight.
 inline int64_t ExpertsOf(const at::Tensor& scale) {
-  return scale.numel() / (scale.size(-1) * scale.size(-2));
+  return c10::multiply_integers(scale.sizes().slice(0, scale.dim() - 2));
 }
 
 inline void CheckBFloat16(const at::Tensor& x) {

@@ -4,6 +4,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <utility>
+
 #include "torch_library/moe.h"
 #include "torch_library/shapes.h"
 
@@ -55,13 +57,23 @@ Pair PackForKernels(const at::Tensor& weight, int64_t group_size) {
   return {packed, scale};
 }
 
-// dy w'.
-at::Tensor InputGrad(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
-                     int64_t in_features) {
-  return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(
-             "quatrain::_linear_input_grad")
-      .call(dy, packed, scale, in_features);
-}
+// dy w', which has a gradient of its own: w4a16_linear of that of dx.
+class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& dy,
+                            const at::Tensor& packed, const at::Tensor& scale,
+                            int64_t in_features) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({packed, scale});
+    return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(
+               "quatrain::_linear_input_grad")
+        .call(dy, packed, scale, in_features);
+  }
+  static variable_list backward(AutogradContext* context, variable_list ddx) {
+    const variable_list saved = context->get_saved_variables();
+    return {Multiply(ddx[0], saved[0], saved[1], {}), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
 
 at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy) {
   if (!context->saved_data["has_bias"].toBool()) return {};
@@ -80,8 +92,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
-    return {InputGrad(dy[0], saved[0], saved[1], context->saved_data["in_features"].toInt()),
-            at::Tensor(), at::Tensor(), BiasGrad(context, dy[0])};
+    at::Tensor dx;
+    if (context->needs_input_grad(0)) {
+      dx = InputGradFunction::apply(dy[0], saved[0], saved[1],
+                                    context->saved_data["in_features"].toInt());
+    }
+    return {dx, at::Tensor(), at::Tensor(), BiasGrad(context, dy[0])};
   }
 };
 
@@ -94,16 +110,24 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
     context->save_for_backward({x, packed, scale});
     context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
+    context->saved_data["weight_sizes"] = weight.sizes().vec();
     return Multiply(x, packed, scale, bias);
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
     const auto type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
-    const at::Tensor dweight =
-        Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::_linear_weight_grad")
-            .call(dy[0], saved[0]);
-    return {InputGrad(dy[0], saved[1], saved[2], saved[0].size(-1)), dweight.to(type), at::Tensor(),
-            BiasGrad(context, dy[0])};
+    at::Tensor dx, dweight;
+    if (context->needs_input_grad(0)) {
+      dx = InputGradFunction::apply(dy[0], saved[1], saved[2], saved[0].size(-1));
+    }
+    if (context->needs_input_grad(1)) {
+      dweight =
+          Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::_linear_weight_grad")
+              .call(dy[0], saved[0])
+              .view(context->saved_data["weight_sizes"].toIntVector())
+              .to(type);
+    }
+    return {dx, dweight, at::Tensor(), BiasGrad(context, dy[0])};
   }
 };
 
@@ -145,14 +169,18 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
       return static_cast<at::ScalarType>(context->saved_data[name].toInt());
     };
     const at::TensorList all(saved);
-    const variable_list grads =
+    variable_list grads =
         Below<MoeBackwardSignature>("quatrain::_moe_backward")
             .call(dout[0], all.slice(kMoeInputs), saved[0], saved[1], all.slice(2, 2),
                   all.slice(4, 2), context->saved_data["norm_topk_prob"].toBool());
-    return {grads[0].to(saved[0].scalar_type()),
-            grads[1].to(saved[1].scalar_type()),
-            grads[2].to(type_of("gate_up_type")),
-            grads[3].to(type_of("down_type")),
+    // FP32 gradients of experts are large: each is let go once it has been rounded.
+    const auto take = [&](size_t i, at::ScalarType type) {
+      return std::exchange(grads[i], {}).to(type);
+    };
+    return {take(0, saved[0].scalar_type()),
+            take(1, saved[1].scalar_type()),
+            take(2, type_of("gate_up_type")),
+            take(3, type_of("down_type")),
             at::Tensor(),
             at::Tensor(),
             at::Tensor(),

@@ -80,7 +80,16 @@ bool MultiplyByLibrary(const Product& call, const at::Tensor& y) {
 
 void MultiplyCodes(const Product& call, const at::Tensor& y) {
   const MatrixShape& shape = call.shape;
-  const at::Tensor layout = LayoutOf(call.packed, call.scale, shape);
+  at::Tensor layout;
+  if (call.packed.scalar_type() != at::kByte) {
+    // As one matrix: units of 8 rows go across leading dimensions.
+    layout = LayoutOf(call.packed.flatten(0, -2), call.scale.flatten(0, -2), shape);
+  } else if (call.scale.size(-2) % 8 == 0 || call.scale.size(-2) == shape.rows) {
+    layout = LayoutOf(call.packed, call.scale, shape);
+  } else {
+    ThrowShape("packed", "codes, or a kernel layout of [..., O, I] with O a multiple of 8",
+               "a kernel layout of " + ShapeOf(call.scale));
+  }
   cuda::LinearDecode({.type = WeightType::kInt4,
                       .shape = {shape.rows, shape.columns, shape.group_size, 4},
                       .weight = DeviceData<uint8_t>(layout, y),

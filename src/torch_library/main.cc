@@ -1,5 +1,6 @@
 // Registers the operators when the library is loaded:
 // torch.ops.load_library(".../quatrain_torch.so").
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "torch_library/gradients.h"
@@ -123,6 +124,9 @@ TORCH_LIBRARY_IMPL(quatrain, Autograd, library) {
   library.impl("w4a16_linear", LinearWithGradient);
   library.impl("w4a16_linear_train", LinearTrainWithGradient);
   library.impl("w4a16_moe_train", MoeTrainWithGradient);
+  // A second derivative through these is an error, not a missing gradient.
+  library.impl("_linear_weight_grad", torch::autograd::autogradNotImplementedFallback());
+  library.impl("_moe_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace

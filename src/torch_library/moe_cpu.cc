@@ -168,8 +168,13 @@ MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Te
 
 at::Tensor InputGradCpu(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
                         int64_t in_features) {
-  CheckCodes(packed, ShapeOfScale(scale, in_features));
-  return at::matmul(dy, UnpackCpu(packed, scale).to(dy.scalar_type()));
+  const MatrixShape shape = ShapeOfScale(scale, in_features);
+  CheckCodes(packed, shape);
+  if (dy.dim() < 1 || dy.size(-1) != shape.rows) {
+    ThrowShape("dy", fmt::format("[..., {}]", shape.rows), ShapeOf(dy));
+  }
+  const at::Tensor weight = UnpackCpu(packed, scale).view({shape.rows, in_features});
+  return at::matmul(dy, weight.to(dy.scalar_type()));
 }
 
 at::Tensor WeightGradCpu(const at::Tensor& dy, const at::Tensor& x) {

@@ -276,8 +276,11 @@ at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const a
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x) {
   CheckBFloat16(x);
   const c10::DeviceGuard guard(x.device());
-  return GradOfWeights(dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}).contiguous(),
-                       x.reshape({-1, x.size(-1)}).contiguous(), {});
+  at::Tensor dy_RN = dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}).contiguous();
+  // The kernel takes outputs by eights; columns of zeros change no other output's chain.
+  const int64_t outputs = dy_RN.size(1);
+  if (outputs % 8 != 0) dy_RN = at::constant_pad_nd(dy_RN, {0, 8 - outputs % 8});
+  return GradOfWeights(dy_RN, x.reshape({-1, x.size(-1)}).contiguous(), {}).narrow(0, 0, outputs);
 }
 
 }  // namespace quatrain::torch_library

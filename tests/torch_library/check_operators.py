@@ -164,6 +164,47 @@ def check_linear_gradients(ops, device):
             assert torch.equal(torch.autograd.grad(ops.w4a16_linear(x, layout, scale, bias), x, dy)[0], grads[0])
 
 
+def check_linear_gradients_of_any_shape(ops, device):
+    """Weights with leading dimensions count as further rows, which need not come by eights; nobody computes what nobody asks for."""
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    bound = 1e-4 if kind == torch.float32 else 2e-2
+    for sizes in ((2, 12, 128), (3, 16, 128), (100, 128)):
+        weight = torch.randn(sizes, device=device, requires_grad=True)
+        x = torch.randn(70, 128, device=device).to(kind).requires_grad_()
+        dy = torch.randn(70, weight[..., 0].numel(), device=device).to(kind)
+        plain = torch.nn.functional.linear(x.float(), ops.fake_quant_int4(weight, 64).flatten(0, -2))
+        expected = torch.autograd.grad(plain, (x, weight), dy.float())
+        y = ops.w4a16_linear_train(x, weight, 64)
+        for of in (y, ops.w4a16_linear(x, *ops.pack_int4(weight.detach(), 64))):
+            assert (of.float() - plain).norm() / plain.norm() < bound, sizes
+        for ours, theirs in zip(torch.autograd.grad(y, (x, weight), dy), expected):
+            assert ours.shape == theirs.shape, sizes
+            assert (ours.float() - theirs).norm() / theirs.norm() < bound, sizes
+        frozen = ops.w4a16_linear_train(x, weight.detach(), 64)
+        (dx,) = torch.autograd.grad(frozen, x, dy)
+        assert torch.equal(dx, torch.autograd.grad(ops.w4a16_linear_train(x, weight, 64), x, dy)[0])
+
+
+def check_second_derivatives(ops, device):
+    """w4a16_linear is linear in x: its second derivative by dy is itself. The training form refuses its own."""
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    packed, scale = ops.pack_int4(torch.randn(16, 128, device=device), 32)
+    x = torch.randn(5, 128, device=device).to(kind).requires_grad_()
+    dy = torch.randn(5, 16, device=device).to(kind).requires_grad_()
+    (dx,) = torch.autograd.grad(ops.w4a16_linear(x, packed, scale), x, dy, create_graph=True)
+    ddx = torch.randn_like(dx)
+    (ddy,) = torch.autograd.grad(dx, dy, ddx)
+    assert torch.equal(ddy, ops.w4a16_linear(ddx, packed, scale))
+    weight = torch.randn(16, 128, device=device, requires_grad=True)
+    (dweight,) = torch.autograd.grad(ops.w4a16_linear_train(x, weight, 32), weight, dy, create_graph=True)
+    try:
+        torch.autograd.grad(dweight.sum(), dy)
+    except RuntimeError as error:
+        assert "not implemented" in str(error), error
+    else:
+        raise AssertionError("a second derivative of a weight was given")
+
+
 def check_rows_of_input_gradient(ops, device):
     """A row's gradient has the same bits beside any number of rows, from codes and from the kernel layout."""
     if device != "cuda":
@@ -214,7 +255,8 @@ def main():
     torch.manual_seed(0)
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
         for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
-                      check_linear_gradients, check_rows_of_input_gradient, check_moe_gradients, check_refusals):
+                      check_linear_gradients, check_linear_gradients_of_any_shape, check_second_derivatives,
+                      check_rows_of_input_gradient, check_moe_gradients, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 
