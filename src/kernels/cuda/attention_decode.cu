@@ -290,7 +290,7 @@ int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args) {
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order) {
   CheckAttention(args);
-  if (args.num_sequences == 0 || args.max_queries == 0) return;
+  if (args.num_sequences == 0 || args.max_queries == 0 || args.max_keys == 0) return;
   const DecodeScratch parts = {
       static_cast<unsigned*>(scratch),
       reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};

@@ -10,7 +10,7 @@ inline constexpr int kDecodeThreads = 128;
 inline constexpr int kDecodeRows = 16;
 inline constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
 inline constexpr int kScoreStride = kAttentionSegment + 8;  // floats; rows start 8 banks apart
-// Most CTAs that share a segment where there are few segments; each has tickets and partial sums of
+// Most CTAs that share a segment whose parts meet in memory; each has tickets and partial sums of
 // its own.
 inline constexpr int kDecodeParts = 4;
 

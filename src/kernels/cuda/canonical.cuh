@@ -96,7 +96,7 @@ QT_HOST_DEVICE float HighOfPair(uint32_t pair) { return FloatFromBits(pair & 0xF
 // rn_bf16 as a float, for a value that is rounded and goes on.
 QT_HOST_DEVICE float RoundedToBFloat16(float value) { return LowOfPair(RoundPair(value, 0.0f)); }
 
-// ---- rule 4: residual and SwiGLU; callers round the results to BF16 ----
+// ---- rule 3: residual and SwiGLU; callers round the results to BF16 ----
 
 QT_HOST_DEVICE float ResidualSum(float x, float y) { return AddRn(x, y); }
 
@@ -105,7 +105,7 @@ QT_HOST_DEVICE float SwiGlu(float gate, float up) {
   return MulRn(MulRn(gate, ReciprocalRn(denominator)), up);
 }
 
-// ---- rule 5: RMSNorm ----
+// ---- rule 4: RMSNorm ----
 
 inline constexpr int kNormChunk = 8;
 
@@ -140,7 +140,7 @@ QT_HOST_DEVICE float Normalized(float x, float inverse_norm, float weight) {
   return MulRn(weight, RoundedToBFloat16(MulRn(x, inverse_norm)));
 }
 
-// ---- rule 6: RoPE ----
+// ---- rule 4: RoPE ----
 
 QT_HOST_DEVICE float RopeFirst(float x1, float x2, float cos, float sin) {
   return FmaRn(x1, cos, -MulRn(x2, sin));
@@ -149,7 +149,7 @@ QT_HOST_DEVICE float RopeSecond(float x1, float x2, float cos, float sin) {
   return FmaRn(x2, cos, MulRn(x1, sin));
 }
 
-// ---- rules 7 to 12: attention; c = float(scale * log2 e) ----
+// ---- rules 5 and 6: attention; c = float(scale * log2 e) ----
 
 inline constexpr int kAttentionBlock = 64;
 inline constexpr int kAttentionSegment = 512;
@@ -198,7 +198,7 @@ QT_HOST_DEVICE float LogSumExp(float row_max, float row_sum, float scale) {
   return FmaRn(row_max, scale, LogOf(row_sum));
 }
 
-// ---- rules 13 and 14: router weights and combine ----
+// ---- rule 7: router weights and combine ----
 
 QT_HOST_DEVICE float RouterExp(float logit, float largest) {
   return Ex2(MulRn(AddRn(logit, -largest), kLog2E));
@@ -207,7 +207,7 @@ QT_HOST_DEVICE float CombineStep(float weight, float expert_output, float sum) {
   return FmaRn(weight, expert_output, sum);
 }
 
-// ---- rules 15 and 16: log-probabilities; x = z * inverse temperature ----
+// ---- rule 8: log-probabilities; x = z * inverse temperature ----
 
 inline constexpr int kVocabBlock = 128;
 

@@ -19,7 +19,7 @@ namespace quatrain::cuda {
 // Device memory, 16-byte aligned. Letters: E experts, R rows, sorted by expert.
 struct InputGradArgs {
   const BFloat16* dy = nullptr;  // [R, N]
-  const void* weight = nullptr;  // codes and scales, one expert after the other
+  const void* weight = nullptr;  // codes and finite scales, one expert after the other
   PackedShape shape = {};        // of one expert: INT4, N and K multiples of 8
   int64_t num_rows = 0;
   int64_t num_experts = 1;                // E

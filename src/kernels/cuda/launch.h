@@ -2,10 +2,10 @@
 // launch.
 //
 // With kOverlap a kernel may start while the one before it in the stream still runs: our kernels
-// read nothing that an earlier kernel writes before griddepcontrol.wait, except weights, and in the
-// decode kernels of attention the sequences and block tables. So the first linear after a kernel
-// that writes weights (pack, AdamW, a copy), and the first attention after one that writes
-// sequences or block tables, is launched with kAfterPrevious.
+// read nothing that an earlier kernel writes before griddepcontrol.wait, except weights, in the
+// decode kernels of attention the sequences and block tables, and in the experts' what moe.h says.
+// So the first linear after a kernel that writes weights (pack, AdamW, a copy), and the first
+// attention after one that writes sequences or block tables, is launched with kAfterPrevious.
 #pragma once
 
 #include <cuda_runtime.h>

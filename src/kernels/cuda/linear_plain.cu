@@ -1,5 +1,5 @@
 // The linear over BF16 weights: tokens on the m64 side of wgmma, rows of the matrix on the n side,
-// 16 to 256 of them, so that small matrices, too, fill all multiprocessors.
+// 16 to 128 of them, so that small matrices, too, fill all multiprocessors.
 //
 //   one CTA = 1 or 2 warpgroups, 64 tokens each, + two copying warps
 //

@@ -87,10 +87,11 @@ struct MoeExpertsArgs {
 // h_RI = round(silu(gate) * up), gate and up = rounded sums over x_TD[row_token]. Rows of a weight:
 // I of gate, then I of up; I a multiple of 8. With kOverlap weights are on their way as soon as the
 // router, which may still be running, has written the list; activations after griddepcontrol.wait,
-// but a single token's at once: with kOverlap the kernel before must not write them (a router does
-// not, and by the time it lets this one start those before it have ended).
+// but a single token's at once: with kOverlap they must have been written before the router's
+// launch, and no kernel from the router on may write them (a router lets the next kernel start when
+// those before it have ended).
 void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
-// y_RD = rounded sums over x_RI; D a multiple of 16. Likewise.
+// y_RD = rounded sums over x_RI; D a multiple of 16. Likewise, but x always after the wait.
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order);
 
 // The same for many rows an expert (prefill, training), by wgmma: x is [R, K], rows in their sorted
@@ -109,8 +110,8 @@ struct MoeCombineArgs {
 };
 void MoeCombine(const MoeCombineArgs& args, cudaStream_t stream, LaunchOrder order);
 
-// MoeDown, then MoeCombine of its y (combine.y is args.y); a single token's in one kernel where it
-// fits.
+// MoeDown, then MoeCombine of its y (combine.y is args.y, of the same sizes); a single token's in
+// one kernel where it fits.
 void MoeDownAndCombine(const MoeExpertsArgs& args, const MoeCombineArgs& combine,
                        cudaStream_t stream, LaunchOrder order);
 

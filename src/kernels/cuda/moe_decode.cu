@@ -265,6 +265,9 @@ void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order)
 void MoeDownAndCombine(const MoeExpertsArgs& args, const MoeCombineArgs& combine,
                        cudaStream_t stream, LaunchOrder order) {
   CheckShape(args.shape, "down of the experts");
+  QT_CHECK(combine.y == args.y && combine.num_tokens == args.num_tokens &&
+               combine.num_slots == args.num_slots && combine.hidden == args.shape.out_features,
+           "the combine is that of down's y");
   if (args.num_tokens == 0) return;
   if (IsOneToken(args) && DownOfOneToken(args, combine, stream, order)) return;
   LaunchExperts<Part::kDown>(args, stream, order);

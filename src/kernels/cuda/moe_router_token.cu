@@ -180,6 +180,7 @@ __device__ void RouteToken(const RouterParameters& p, Arrived* arrived, int lane
     asm volatile("" : "+r"(is_there));  // one loop, not two copies
     if (is_there != 0) {
       WaitForLogits(SharedAddress(&arrived->barrier));
+      __syncwarp();  // tiles of the first pass were stored by other lanes
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
         const int expert = lane * kPerLane + i;
