@@ -297,13 +297,16 @@ void QtMoeGateUp(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
   args.y = Weights(a->h);
   quatrain::cuda::MoeGateUp(args, stream, OrderOf(overlap));
 }
+static quatrain::cuda::MoeExpertsArgs DownOf(const QtMoe& a) {
+  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(a);
+  args.shape = {a.hidden, a.inter, a.group, 4};
+  args.weight = a.down;
+  args.x = Weights(a.h);
+  args.y = Weights(a.y);
+  return args;
+}
 void QtMoeDown(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
-  args.shape = {a->hidden, a->inter, a->group, 4};
-  args.weight = a->down;
-  args.x = Weights(a->h);
-  args.y = Weights(a->y);
-  quatrain::cuda::MoeDown(args, stream, OrderOf(overlap));
+  quatrain::cuda::MoeDown(DownOf(*a), stream, OrderOf(overlap));
 }
 static quatrain::cuda::MoeCombineArgs CombineOf(const QtMoe& a) {
   return {.y = Weights(a.y),
@@ -314,12 +317,7 @@ static quatrain::cuda::MoeCombineArgs CombineOf(const QtMoe& a) {
           .out = Weights(a.out)};
 }
 void QtMoeDownAndCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
-  args.shape = {a->hidden, a->inter, a->group, 4};
-  args.weight = a->down;
-  args.x = Weights(a->h);
-  args.y = Weights(a->y);
-  quatrain::cuda::MoeDownAndCombine(args, CombineOf(*a), stream, OrderOf(overlap));
+  quatrain::cuda::MoeDownAndCombine(DownOf(*a), CombineOf(*a), stream, OrderOf(overlap));
 }
 // Rows of x (gate_up) or h (down) in sorted order.
 void QtMoeGateUpOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {

@@ -233,14 +233,12 @@ __global__ void __launch_bounds__(kDecodeThreads)
     partial[kDecodeRows * kHeadDim + kDecodeRows + threadIdx.x] = segment_sum[threadIdx.x];
   }
   if (!IsLastOf(num_segments, scratch.tickets + tile_index)) return;
-  MergeSegments<kHeadDim, kHeadDim, 2>(
-      a, seq,
-      {.partials = scratch.partials + tile_index * gridDim.x * kPartial,
-       .stride = kPartial,
-       .num_segments = num_segments,
-       .kv_head = kv_head,
-       .first_row = first_row,
-       .first_column = 0});
+  MergeSegments<kHeadDim, 2>(a, seq,
+                             {.partials = scratch.partials + tile_index * gridDim.x * kPartial,
+                              .stride = kPartial,
+                              .num_segments = num_segments,
+                              .kv_head = kv_head,
+                              .first_row = first_row});
 }
 
 template <int kHeadDim, int kStages, int kRows>

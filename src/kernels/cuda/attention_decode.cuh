@@ -188,21 +188,21 @@ __device__ __forceinline__ void StoreMerged(const DeviceAttentionArgs& a, int64_
   if (a.lse != nullptr && column == 0) a.lse[place] = LogSumExp(merged.max, merged.sum, a.scale);
 }
 
-// What the last CTA merges: partial sums, each kDecodeRows rows of some columns, their maxima,
+// What the last CTA merges: partial sums, each kDecodeRows rows of head_dim, their maxima,
 // their sums; those of the next segment lie `stride` floats on.
 struct MergeWork {
   const float* partials;
   int64_t stride;
   int num_segments;
-  int kv_head, first_row, first_column;
+  int kv_head, first_row;
 };
 
-// Segments ascending: eight threads a row, each an eighth of kWidth columns. kBatch segments are
+// Segments ascending: eight threads a row, each an eighth of the columns. kBatch segments are
 // read at once.
-template <int kHeadDim, int kWidth, int kBatch>
+template <int kHeadDim, int kBatch>
 __device__ __forceinline__ void MergeSegments(const DeviceAttentionArgs& a,
                                               const AttentionSequence& seq, const MergeWork& work) {
-  constexpr int kColumns = kWidth / 8;
+  constexpr int kColumns = kHeadDim / 8;
   constexpr int kWords = (kColumns + 3) / 4;
   static_assert(kColumns % 4 == 0);
   const int row = threadIdx.x / 8;
@@ -222,18 +222,18 @@ __device__ __forceinline__ void MergeSegments(const DeviceAttentionArgs& a,
       max[i] = -INFINITY;
       if (begin + i >= work.num_segments) continue;
       const float* partial = work.partials + (begin + i) * work.stride;
-      max[i] = __ldcg(partial + kDecodeRows * kWidth + row);
-      sum[i] = __ldcg(partial + kDecodeRows * kWidth + kDecodeRows + row);
+      max[i] = __ldcg(partial + kDecodeRows * kHeadDim + row);
+      sum[i] = __ldcg(partial + kDecodeRows * kHeadDim + kDecodeRows + row);
 #pragma unroll
       for (int word = 0; word < kWords; ++word) {
-        o[i][word] = __ldcg(reinterpret_cast<const float4*>(partial + row * kWidth + first) + word);
+        o[i][word] =
+            __ldcg(reinterpret_cast<const float4*>(partial + row * kHeadDim + first) + word);
       }
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) merged.Add(max[i], sum[i], o[i], c);
   }
-  StoreMerged<kHeadDim>(a, (seq.q_begin + place.query) * a.num_heads + place.head,
-                        work.first_column + first, merged);
+  StoreMerged<kHeadDim>(a, (seq.q_begin + place.query) * a.num_heads + place.head, first, merged);
 }
 
 // Whether this CTA is the last of `count` to leave its partial sums; what they left is seen then.

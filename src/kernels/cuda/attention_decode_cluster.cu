@@ -51,19 +51,6 @@ __device__ __forceinline__ void GiveFour(uint32_t remote, const float (&v)[4], u
       "r"(__float_as_uint(v[3])), "r"(barrier)
       : "memory");
 }
-// What others gave is seen after it.
-__device__ __forceinline__ void WaitForGifts(uint32_t barrier) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-      "@done bra DONE;\n"
-      "bra WAIT;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier)
-      : "memory");
-}
 
 // By one load of the warp, a word a lane: many loads of one place queue up.
 __device__ __forceinline__ AttentionSequence LoadSequence(const AttentionSequence* source) {
@@ -367,7 +354,7 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   if (group < work.num_tiles * kGroupsOfTile) {
     ScoreGroup<L>(my_keys, visible, work, group, base);
   }
-  WaitForGifts(base + L::kScoresThere);
+  BarrierWaitForCluster(base + L::kScoresThere);
   const float c = MulRn(a.scale, kLog2E);
   ShiftsOfSegment<L>(shared, work.num_tiles, c);
   __syncthreads();
@@ -387,7 +374,7 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
     partials.MergeAndStore(a, work, of, num_segments);
   } else {
     if (work.first_cta > 0) return GiveOutputs<L>(work, of, shared, base);
-    if (kSegments > 1) WaitForGifts(base + L::kOutputsThere);
+    if (kSegments > 1) BarrierWaitForCluster(base + L::kOutputsThere);
     MergeAndStore<L>(a, work, of, shared);
   }
 }

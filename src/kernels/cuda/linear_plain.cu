@@ -61,15 +61,6 @@ struct PlainTile {
       : row_begin(index / p.token_tiles * rows), token_begin(index % p.token_tiles * tokens) {}
 };
 
-struct PlainBarriers {
-  uint32_t x_full, x_empty, weight_full, weight_empty;
-  __device__ PlainBarriers(uint32_t base, const PlainParameters& p)
-      : x_full(base),
-        x_empty(x_full + 8 * p.x_slots),
-        weight_full(x_empty + 8 * p.x_slots),
-        weight_empty(weight_full + 8 * p.weight_slots) {}
-};
-
 // A slot of a ring to the copy engine: kBoxes boxes from `box` and `row` on.
 template <int kBoxes>
 struct SlotCopy {
@@ -92,7 +83,7 @@ template <int kRows, int kBoxes>
 __device__ __forceinline__ void CopyWeights(const PlainParameters& p, const CUtensorMap* map,
                                             uint32_t base, int tokens) {
   const SlotCopy<kBoxes> copy = {map, p.is_in_row, kRows * kBoxRowBytes};
-  const PlainBarriers barriers(base, p);
+  const WideBarriers barriers(base, p);
   WideSlot slot = {0, 1};
   for (int index = static_cast<int>(blockIdx.x); index < p.num_tiles; index += gridDim.x) {
     const PlainTile tile(p, index, kRows, tokens);
@@ -111,7 +102,7 @@ __device__ __forceinline__ void CopyTokens(const PlainParameters& p, const CUten
                                            uint32_t base, int tokens) {
   const SlotCopy<kBoxes> copy = {map, p.is_in_row,
                                  static_cast<uint32_t>(p.box_rows) * kBoxRowBytes};
-  const PlainBarriers barriers(base, p);
+  const WideBarriers barriers(base, p);
   WideSlot slot = {0, 1};
   for (int index = static_cast<int>(blockIdx.x); index < p.num_tiles; index += gridDim.x) {
     const PlainTile tile(p, index, kRows, tokens);
@@ -122,13 +113,6 @@ __device__ __forceinline__ void CopyTokens(const PlainParameters& p, const CUten
       slot.Advance(p.x_slots);
     }
   }
-}
-
-// Keeps what the compiler does with the accumulators out of the pipeline of products.
-template <int kTiles>
-__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
-#pragma unroll
-  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
 }
 
 // Lower half of an operand's descriptor; what is added to it is added to its place.
@@ -146,7 +130,7 @@ struct PlainWalk {
 
   const PlainParameters& p;
   const uint32_t base;
-  const PlainBarriers barriers;
+  const WideBarriers barriers;
   const uint32_t group_offset;
   const uint32_t x_box;
   WideSlot x_slot = {0, 0}, weight_slot = {0, 0};
@@ -312,7 +296,7 @@ __global__ void __launch_bounds__(128 * kMostWarpgroups + kCopyingThreads, 1)
   const int tokens = num_warps * 16;
   LetNextKernelStart();
   if (threadIdx.x == 0) {
-    const PlainBarriers barriers(base, p);
+    const WideBarriers barriers(base, p);
     for (int i = 0; i < p.x_slots; ++i) {
       BarrierInit(barriers.x_full + 8 * i, 1);
       BarrierInit(barriers.x_empty + 8 * i, ArrivalsOf(num_warps));

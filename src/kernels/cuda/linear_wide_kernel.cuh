@@ -41,13 +41,6 @@ __device__ __forceinline__ void MakeFragments(const typename Format::Chunk (&cod
   }
 }
 
-// Keeps what the compiler does with the accumulators out of the pipeline of products.
-template <int kTiles>
-__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
-#pragma unroll
-  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
-}
-
 template <int kTokens>
 __device__ __forceinline__ void IssueProducts(float (&d)[kTokens / 8][4], const uint32_t (&a)[4][4],
                                               uint32_t box) {

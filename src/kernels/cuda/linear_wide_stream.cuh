@@ -54,10 +54,11 @@ struct WideParameters {
   uint32_t weight_bytes;   // of a slot
 };
 
-// Barriers of a CTA, 8 bytes each, at the start of shared memory.
+// Barriers of a CTA, 8 bytes each, at the start of shared memory, for x_slots and weight_slots.
 struct WideBarriers {
   uint32_t x_full, x_empty, weight_full, weight_empty;
-  __device__ WideBarriers(uint32_t base, const WideParameters& p)
+  template <class Parameters>
+  __device__ WideBarriers(uint32_t base, const Parameters& p)
       : x_full(base),
         x_empty(x_full + 8 * p.x_slots),
         weight_full(x_empty + 8 * p.x_slots),

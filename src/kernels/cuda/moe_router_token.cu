@@ -126,19 +126,6 @@ __device__ __forceinline__ void SendLogit(const Arrived* arrived, int expert, fl
                : "memory");
 }
 
-__device__ __forceinline__ void WaitForLogits(uint32_t barrier) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-      "@done bra DONE;\n"
-      "bra WAIT;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier)
-      : "memory");
-}
-
 // Lane l has slot l and its expert: a row and a tile for each, by expert. is_there: 1, or 0 for a
 // rehearsal, whose tiles nobody takes.
 __device__ __forceinline__ void SortSlots(const RouterParameters& p, int expert, int lane,
@@ -179,7 +166,7 @@ __device__ void RouteToken(const RouterParameters& p, Arrived* arrived, int lane
   for (int is_there = 0; is_there < 2; ++is_there) {
     asm volatile("" : "+r"(is_there));  // one loop, not two copies
     if (is_there != 0) {
-      WaitForLogits(SharedAddress(&arrived->barrier));
+      BarrierWaitForCluster(SharedAddress(&arrived->barrier));
       __syncwarp();  // tiles of the first pass were stored by other lanes
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {

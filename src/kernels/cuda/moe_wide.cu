@@ -89,13 +89,6 @@ __device__ __forceinline__ void CopyChunks(const RowsParameters& p, const RowsMa
   }
 }
 
-// Keeps what the compiler does with the accumulators out of the pipeline of products.
-template <int kTiles>
-__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
-#pragma unroll
-  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
-}
-
 // A warpgroup's chains over the whole of K; slot is left at the one after the last.
 template <class Format, int kTokens>
 __device__ __forceinline__ void WalkChunks(const RowsParameters& p, uint32_t base, WideSlot& slot,

@@ -12,6 +12,13 @@
 
 namespace quatrain::cuda {
 
+// Keeps what the compiler does with the accumulators out of the pipeline of products.
+template <int kTiles>
+__device__ __forceinline__ void FenceSums(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kTiles; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
+}
+
 // Place of shared memory in a descriptor of B; places add up as addresses do.
 __device__ __forceinline__ uint32_t OperandPlace(uint32_t address) {
   return (address & 0x3FFFFu) >> 4;
