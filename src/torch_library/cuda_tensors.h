@@ -19,9 +19,23 @@ inline cudaStream_t StreamOf(const at::Tensor& tensor) {
   return static_cast<cudaStream_t>(guard.getStream(tensor.device()).native_handle());
 }
 
+// What the kernels' wide loads want of a pointer.
+inline constexpr uintptr_t kDataAlignment = 16;
+
+inline bool IsAligned(const at::Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kDataAlignment == 0;
+}
+
+// The same values, row-major, where the kernels can load them: a copy only of a view that is not.
+inline at::Tensor Dense(const at::Tensor& tensor) {
+  const at::Tensor dense = tensor.contiguous();
+  return IsAligned(dense) ? dense : dense.clone();
+}
+
+// Throws Error(kShape) where the tensors are on two devices. Inputs go through Dense before.
 template <class T>
 T* DeviceData(const at::Tensor& tensor, const at::Tensor& beside) {
-  QT_CHECK(tensor.is_contiguous(), "tensor layout");
+  QT_CHECK(tensor.is_contiguous() && IsAligned(tensor), "tensor layout");
   if (tensor.device() != beside.device()) {
     ThrowShape("tensor", "on " + beside.device().str(), tensor.device().str());
   }

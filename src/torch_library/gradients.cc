@@ -106,7 +106,9 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             int64_t group_size, const OptionalTensor& bias) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [packed, scale] = PackForKernels(weight, group_size);
+    // One matrix: the kernels' units of 8 rows go across leading dimensions.
+    const at::Tensor weight_OI = weight.dim() > 2 ? weight.flatten(0, -2) : weight;
+    const auto [packed, scale] = PackForKernels(weight_OI, group_size);
     context->save_for_backward({x, packed, scale});
     context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());

@@ -110,12 +110,12 @@ at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::T
   call.scale = scale;
   call.shape = ShapeOfScale(scale, x.dim() < 1 ? 0 : x.size(-1));
   const c10::DeviceGuard guard(x.device());
-  call.rows = x.reshape({-1, call.shape.columns}).contiguous();
+  call.rows = Dense(x.reshape({-1, call.shape.columns}));
   if (bias) {
     if (bias->dim() != 1 || bias->size(0) != call.shape.rows) {
       ThrowShape("bias", fmt::format("[{}]", call.shape.rows), ShapeOf(*bias));
     }
-    call.bias = bias->to(at::kBFloat16).contiguous();
+    call.bias = Dense(bias->to(at::kBFloat16));
   }
   const int64_t m = call.rows.size(0);
   const at::Tensor y = Empty(x, {m, call.shape.rows}, at::kBFloat16);

@@ -163,6 +163,27 @@ at::Tensor GateUpOfRows(const Layer& layer, const at::Tensor& rows_RD, const at:
   return gate_up_RF;
 }
 
+// Of the combination, by rows of experts and by weights of slots.
+struct CombineGrad {
+  at::Tensor dy_RD;        // BF16
+  at::Tensor dweights_TK;  // FP32
+};
+CombineGrad GradOfCombine(const Layer& layer, const MoeSaved& saved, const at::Tensor& dout_TD) {
+  CombineGrad grad{Empty(dout_TD, {layer.Rows(), layer.hidden}, at::kBFloat16),
+                   at::empty_like(saved.weights_TK)};
+  cuda::MoeCombineGrad({.dout = DeviceData<BFloat16>(dout_TD, dout_TD),
+                        .y = DeviceData<BFloat16>(saved.y_RD, dout_TD),
+                        .weights = DeviceData<float>(saved.weights_TK, dout_TD),
+                        .slot_row = DeviceData<int32_t>(saved.slot_row, dout_TD),
+                        .num_tokens = layer.tokens,
+                        .num_slots = layer.slots,
+                        .hidden = layer.hidden,
+                        .dy = DeviceData<BFloat16>(grad.dy_RD, dout_TD),
+                        .dweights = DeviceData<float>(grad.dweights_TK, dout_TD)},
+                       StreamOf(dout_TD), LaunchOrder::kAfterPrevious);
+  return grad;
+}
+
 }  // namespace
 
 MoeSaved MoeForwardCuda(const MoeCall& call) {
@@ -170,8 +191,8 @@ MoeSaved MoeForwardCuda(const MoeCall& call) {
   const Layer layer(call);
   const c10::DeviceGuard guard(call.x_TD.device());
   const cudaStream_t stream = StreamOf(call.x_TD);
-  const at::Tensor x_TD = call.x_TD.contiguous(), router_ED = call.router_ED.contiguous();
-  const at::Tensor ids = call.ids_TK.defined() ? call.ids_TK.contiguous() : call.ids_TK;
+  const at::Tensor x_TD = Dense(call.x_TD), router_ED = Dense(call.router_ED);
+  const at::Tensor ids = call.ids_TK.defined() ? Dense(call.ids_TK) : call.ids_TK;
   const RoutingBuffers buffers(x_TD, layer.num_experts, layer.slots);
   cuda::MoeRouter({.config = {layer.num_experts, layer.slots, call.norm_topk_prob},
                    .x = DeviceData<BFloat16>(x_TD, x_TD),
@@ -204,41 +225,35 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
   const Layer layer(call);
   const c10::DeviceGuard guard(call.x_TD.device());
   const cudaStream_t stream = StreamOf(call.x_TD);
-  const at::Tensor x_TD = call.x_TD.contiguous();
-  const at::Tensor dout_TD = dout.to(at::kBFloat16).contiguous();
+  const at::Tensor x_TD = Dense(call.x_TD);
   const at::Tensor up_layout = LayoutOf(call.gate_up, call.gate_up_scale, layer.up_shape);
   const at::Tensor down_layout = LayoutOf(call.down, call.down_scale, layer.down_shape);
-  const at::Tensor dy_RD = Empty(x_TD, {layer.Rows(), layer.hidden}, at::kBFloat16);
-  const at::Tensor dweights_TK = at::empty_like(saved.weights_TK);
-  cuda::MoeCombineGrad({.dout = DeviceData<BFloat16>(dout_TD, x_TD),
-                        .y = DeviceData<BFloat16>(saved.y_RD, x_TD),
-                        .weights = DeviceData<float>(saved.weights_TK, x_TD),
-                        .slot_row = DeviceData<int32_t>(saved.slot_row, x_TD),
-                        .num_tokens = layer.tokens,
-                        .num_slots = layer.slots,
-                        .hidden = layer.hidden,
-                        .dy = DeviceData<BFloat16>(dy_RD, x_TD),
-                        .dweights = DeviceData<float>(dweights_TK, x_TD)},
-                       stream, LaunchOrder::kAfterPrevious);
   MoeGrads grads;
+  // Rows are many: each buffer is given back after its last use, in the order of the stream.
+  auto [dy_RD, dweights_TK] = GradOfCombine(layer, saved, Dense(dout.to(at::kBFloat16)));
   grads.ddown = GradOfWeights(dy_RD, saved.h_RF, saved.expert_begin);
-  const at::Tensor dh_RF = GradOfInputs(
+  at::Tensor dh_RF = GradOfInputs(
       dy_RD, down_layout, PackedShapeOf(layer.down_shape, layer.num_experts), saved.expert_begin);
-  const at::Tensor rows_RD = x_TD.index_select(0, saved.row_token);
-  const at::Tensor gate_up_RF = GateUpOfRows(layer, rows_RD, up_layout, saved.expert_begin);
-  const at::Tensor dgate_up_RF = at::empty_like(gate_up_RF);
+  dy_RD.reset();
+  at::Tensor rows_RD = x_TD.index_select(0, saved.row_token);
+  at::Tensor gate_up_RF = GateUpOfRows(layer, rows_RD, up_layout, saved.expert_begin);
+  at::Tensor dgate_up_RF = at::empty_like(gate_up_RF);
   cuda::SwiGluGrad({.gate_up = DeviceData<BFloat16>(gate_up_RF, x_TD),
                     .dh = DeviceData<BFloat16>(dh_RF, x_TD),
                     .rows = layer.Rows(),
                     .inner = layer.inner,
                     .dgate_up = DeviceData<BFloat16>(dgate_up_RF, x_TD)},
                    stream, LaunchOrder::kAfterPrevious);
+  gate_up_RF.reset();
+  dh_RF.reset();
   grads.dgate_up = GradOfWeights(dgate_up_RF, rows_RD, saved.expert_begin);
+  rows_RD.reset();
   const at::Tensor drows_RD = GradOfInputs(
       dgate_up_RF, up_layout, PackedShapeOf(layer.up_shape, layer.num_experts), saved.expert_begin);
+  dgate_up_RF.reset();
   const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
   grads.drouter = dlogits_TE.t().matmul(x_TD.to(at::kFloat));
-  const at::Tensor by_router = dlogits_TE.matmul(call.router_ED.to(at::kFloat)).contiguous();
+  const at::Tensor by_router = dlogits_TE.matmul(call.router_ED.to(at::kFloat));
   grads.dx = Empty(x_TD, x_TD.sizes(), at::kBFloat16);
   cuda::MoeGatherGrad({.drows = DeviceData<BFloat16>(drows_RD, x_TD),
                        .slot_row = DeviceData<int32_t>(saved.slot_row, x_TD),
@@ -258,7 +273,7 @@ at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const a
     ThrowShape("dy", fmt::format("[..., {}]", shape.rows), ShapeOf(dy));
   }
   const c10::DeviceGuard guard(dy.device());
-  const at::Tensor dy_RN = dy.to(at::kBFloat16).reshape({-1, shape.rows}).contiguous();
+  const at::Tensor dy_RN = Dense(dy.to(at::kBFloat16).reshape({-1, shape.rows}));
   // Leading dimensions of the weight follow each other in units of 8 rows then.
   const bool has_whole_units = shape.rows / ExpertsOf(scale) % 8 == 0;
   at::Tensor dx;
@@ -276,11 +291,11 @@ at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const a
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x) {
   CheckBFloat16(x);
   const c10::DeviceGuard guard(x.device());
-  at::Tensor dy_RN = dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}).contiguous();
+  at::Tensor dy_RN = Dense(dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}));
   // The kernel takes outputs by eights; columns of zeros change no other output's chain.
   const int64_t outputs = dy_RN.size(1);
   if (outputs % 8 != 0) dy_RN = at::constant_pad_nd(dy_RN, {0, 8 - outputs % 8});
-  return GradOfWeights(dy_RN, x.reshape({-1, x.size(-1)}).contiguous(), {}).narrow(0, 0, outputs);
+  return GradOfWeights(dy_RN, Dense(x.reshape({-1, x.size(-1)})), {}).narrow(0, 0, outputs);
 }
 
 }  // namespace quatrain::torch_library

@@ -5,31 +5,39 @@
 #include "torch_library/cuda_tensors.h"
 
 namespace quatrain::torch_library {
+namespace {
+
+// Matrices that the weights of this scale lie in memory as, one after the other: one where the
+// kernels' units of 8 rows do not cross from a leading index to the next.
+int64_t MatricesOf(const at::Tensor& scale) {
+  return scale.size(-2) % cuda::kUnitRows == 0 ? 1 : ExpertsOf(scale);
+}
+
+}  // namespace
 
 at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape) {
-  const int64_t experts = ExpertsOf(scale);
+  const int64_t matrices = MatricesOf(scale);
   if (scale.device() != packed.device()) {
     ThrowShape("scale", "on " + packed.device().str(), scale.device().str());
   }
-  const cuda::PackedShape each = PackedShapeOf(shape, experts);
+  const cuda::PackedShape each = PackedShapeOf(shape, matrices);
+  const int64_t bytes = cuda::PackedBytes(each);
   if (packed.scalar_type() == at::kByte) {
-    if (packed.numel() != experts * cuda::PackedBytes(each) || !packed.is_contiguous()) {
-      ThrowShape("packed",
-                 fmt::format("a kernel layout of {} bytes", experts * cuda::PackedBytes(each)),
+    if (packed.numel() != matrices * bytes) {
+      ThrowShape("packed", fmt::format("a kernel layout of {} bytes", matrices * bytes),
                  ShapeOf(packed));
     }
-    return packed;
+    return Dense(packed);
   }
   CheckCodes(packed, shape);
-  const at::Tensor codes = packed.contiguous(), scales = scale.contiguous();
-  at::Tensor layout = Empty(packed, {experts * cuda::PackedBytes(each)}, at::kByte);
-  for (int64_t e = 0; e < experts; ++e) {
-    const int64_t row = e * each.out_features;
+  const at::Tensor codes = Dense(packed), scales = Dense(scale);
+  at::Tensor layout = Empty(packed, {matrices * bytes}, at::kByte);
+  for (int64_t m = 0; m < matrices; ++m) {
+    const int64_t row = m * each.out_features;
     cuda::CodeTensors tensors = TensorsOf(codes, scales);
     tensors.codes += row * (shape.columns / 8);
     tensors.scale += row * (shape.columns / shape.group_size);
-    cuda::PackWeights(each, tensors,
-                      DeviceData<uint8_t>(layout, packed) + e * cuda::PackedBytes(each), nullptr,
+    cuda::PackWeights(each, tensors, DeviceData<uint8_t>(layout, packed) + m * bytes, nullptr,
                       StreamOf(packed));
   }
   return layout;
@@ -38,7 +46,7 @@ at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const Mat
 at::Tensor FakeQuantCuda(const at::Tensor& weight_OI, int64_t group_size) {
   const MatrixShape shape = ShapeOfWeight(weight_OI, group_size);
   const c10::DeviceGuard guard(weight_OI.device());
-  const at::Tensor weight = weight_OI.contiguous();
+  const at::Tensor weight = Dense(weight_OI);
   const bool is_master = weight.scalar_type() == at::kFloat;
   at::Tensor fake = Empty(weight, weight.sizes(), at::kBFloat16);
   if (fake.numel() == 0) return fake.to(weight.scalar_type());
@@ -55,7 +63,7 @@ at::Tensor FakeQuantCuda(const at::Tensor& weight_OI, int64_t group_size) {
 std::tuple<at::Tensor, at::Tensor> PackCuda(const at::Tensor& weight_OI, int64_t group_size) {
   const MatrixShape shape = ShapeOfWeight(weight_OI, group_size);
   const c10::DeviceGuard guard(weight_OI.device());
-  const at::Tensor weight = weight_OI.contiguous();
+  const at::Tensor weight = Dense(weight_OI);
   const bool is_master = weight.scalar_type() == at::kFloat;
   at::Tensor packed = Empty(weight, WithLast(weight, shape.columns / 8), at::kInt);
   at::Tensor scale = Empty(weight, WithLast(weight, shape.columns / group_size), at::kBFloat16);
@@ -75,7 +83,7 @@ at::Tensor UnpackCuda(const at::Tensor& packed, const at::Tensor& scale) {
   const MatrixShape shape = ShapeOfScale(scale, packed.dim() < 2 ? 0 : packed.size(-1) * 8);
   CheckCodes(packed, shape);
   const c10::DeviceGuard guard(packed.device());
-  const at::Tensor codes = packed.contiguous(), scales = scale.contiguous();
+  const at::Tensor codes = Dense(packed), scales = Dense(scale);
   at::Tensor weight = Empty(packed, WithLast(scale, shape.columns), at::kBFloat16);
   if (weight.numel() == 0) return weight;
   cuda::DequantizeWeights(PackedShapeOf(shape, 1), TensorsOf(codes, scales),
@@ -96,13 +104,13 @@ at::Tensor UnpackLayoutCuda(const at::Tensor& layout, const at::Tensor& scale,
   if (layout.scalar_type() != at::kByte) ThrowShape("layout", "uint8", ShapeOf(layout));
   const c10::DeviceGuard guard(layout.device());
   const at::Tensor bytes = LayoutOf(layout, scale, shape);
-  const int64_t experts = ExpertsOf(scale);
-  const cuda::PackedShape each = PackedShapeOf(shape, experts);
+  const int64_t matrices = MatricesOf(scale);
+  const cuda::PackedShape each = PackedShapeOf(shape, matrices);
   at::Tensor weight = Empty(layout, WithLast(scale, shape.columns), at::kBFloat16);
-  for (int64_t e = 0; e < experts; ++e) {
+  for (int64_t m = 0; m < matrices; ++m) {
     cuda::DequantizePacked(
-        each, DeviceData<uint8_t>(bytes, layout) + e * cuda::PackedBytes(each),
-        DeviceData<BFloat16>(weight, layout) + e * each.out_features * each.in_features,
+        each, DeviceData<uint8_t>(bytes, layout) + m * cuda::PackedBytes(each),
+        DeviceData<BFloat16>(weight, layout) + m * each.out_features * each.in_features,
         StreamOf(layout));
   }
   return weight;

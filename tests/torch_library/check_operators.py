@@ -238,6 +238,35 @@ def check_gradients(ops, device):
     assert (x.grad.float() - expected).norm() / expected.norm() < 1e-2
 
 
+def shifted(tensor):
+    """The same values one element further in memory, where no wide load may begin."""
+    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape)
+
+
+def check_places_in_memory(ops, device):
+    """Slices of a larger tensor, at any offset, give the bits of a tensor of their own."""
+    weight = (torch.randn(3, 16, 128, device=device) * 0.2).to(torch.bfloat16)
+    x = torch.randn(5, 128, device=device).to(torch.bfloat16)
+    packed, scale = ops.pack_int4(weight, 32)
+    for ours, theirs in zip(ops.pack_int4(shifted(weight), 32), (packed, scale)):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(ops.fake_quant_int4(shifted(weight), 32), ops.fake_quant_int4(weight, 32))
+    assert torch.equal(ops.unpack_int4(shifted(packed), shifted(scale)), ops.unpack_int4(packed, scale))
+    y = ops.w4a16_linear(x, packed, scale)
+    assert torch.equal(ops.w4a16_linear(shifted(x), shifted(packed), shifted(scale)), y)
+    router = torch.randn(3, 128, device=device).to(torch.bfloat16)
+    up = ops.pack_int4(torch.randn(3, 64, 128, device=device) * 0.2, 32)
+    down = ops.pack_int4(torch.randn(3, 128, 32, device=device) * 0.2, 32)
+    whole = ops.w4a16_moe(x, router, up, down, 2)
+    assert torch.equal(ops.w4a16_moe(shifted(x), shifted(router), [shifted(t) for t in up],
+                                     [shifted(t) for t in down], 2), whole)
+    if device == "cuda":
+        layout = ops.kernel_layout_int4(packed, scale)
+        assert torch.equal(layout, torch.cat([ops.kernel_layout_int4(p, s) for p, s in zip(packed, scale)]))
+        assert torch.equal(ops.w4a16_linear(x, shifted(layout), scale), y)
+        assert torch.equal(ops.unpack_layout_int4(shifted(layout), scale, 128), ops.unpack_int4(packed, scale))
+
+
 def check_refusals(ops, device):
     weight = torch.randn(16, 64, device=device)
     for call in (lambda: ops.fake_quant_int4(weight, 48), lambda: ops.pack_int4(weight.half(), 32),
@@ -256,7 +285,7 @@ def main():
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
         for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
                       check_linear_gradients, check_linear_gradients_of_any_shape, check_second_derivatives,
-                      check_rows_of_input_gradient, check_moe_gradients, check_refusals):
+                      check_rows_of_input_gradient, check_moe_gradients, check_places_in_memory, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 
