@@ -280,16 +280,22 @@ def sequences_tensor(rows):
     return torch.tensor(rows, dtype=torch.int64, device="cuda")
 
 
+def prefill_of(q, k, v):
+    """Ours of one causal sequence, q [T, heads, dim], and what it writes: out as q, log-sum-exp [T, heads]."""
+    tokens, heads, dim = q.shape
+    out, lse = torch.empty_like(q), torch.empty(tokens, heads, device="cuda")
+    sequences = sequences_tensor([[0, tokens, tokens, 0, 0]])
+    args = Attention(q=q, k=k, v=v, out=out, lse=lse, sequences=sequences, scratch=None, heads=heads,
+                     kv_heads=k.shape[1], head_dim=dim, block_size=0, num_sequences=1, max_queries=tokens,
+                     max_keys=tokens)
+    return lambda keep=(q, k, v, sequences): call("QtAttentionPrefill", args), out, lse
+
+
 def bench_prefill():
     for heads, kv_heads, tokens, dim in ((32, 8, 8192, 128), (16, 16, 8192, 128), (32, 4, 8192, 128), (32, 8, 2048, 128),
                                          (16, 8, 8192, 256), (16, 16, 8192, 256), (16, 8, 2048, 256)):
         q, k, v = normal(tokens, heads, dim), normal(tokens, kv_heads, dim), normal(tokens, kv_heads, dim)
-        out, lse = torch.empty_like(q), torch.empty(tokens, heads, device="cuda")
-        args = Attention(q=q, k=k, v=v, out=out, lse=lse, sequences=sequences_tensor([[0, tokens, tokens, 0, 0]]),
-                         scratch=None, heads=heads, kv_heads=kv_heads, head_dim=dim, block_size=0, num_sequences=1,
-                         max_queries=tokens, max_keys=tokens)
-        keep = sequences_tensor([[0, tokens, tokens, 0, 0]])
-        args.sequences = keep.data_ptr()
+        prefill, out, _ = prefill_of(q, k, v)
         qt, kt, vt = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
 
         def library(backend):
@@ -297,15 +303,59 @@ def bench_prefill():
                 return torch.nn.functional.scaled_dot_product_attention(qt, kt, vt, is_causal=True, enable_gqa=True)
 
         expected = library(SDPBackend.FLASH_ATTENTION)[0].transpose(0, 1)
-        call("QtAttentionPrefill", args)
+        prefill()
         error = ((out.float() - expected.float()).norm() / expected.float().norm()).item()
-        us = time_us({"prefill": [lambda: call("QtAttentionPrefill", args)] * 2,
+        us = time_us({"prefill": [prefill] * 2,
                       "flash": [lambda: library(SDPBackend.FLASH_ATTENTION)] * 2,
                       "cudnn": [lambda: library(SDPBackend.CUDNN_ATTENTION)] * 2})
         flops = 2 * heads * tokens * tokens * dim
         for name, t in us.items():
             emit("attention " + name, [tokens, heads, kv_heads, dim], t, tflops=flops / t / 1e6,
                  speed_to_flash=us["flash"] / t, error_to_flash=error)
+
+
+def gradients_in_double(q, k, v, dout):
+    """Of causal attention, written with torch's operators."""
+    leaves = [t.double().requires_grad_() for t in (q, k, v)]
+    qd, kd, vd = (t.transpose(0, 1) for t in leaves)
+    kd, vd = (t.repeat_interleave(q.shape[1] // k.shape[1], 0) for t in (kd, vd))
+    scores = qd @ kd.transpose(1, 2) / q.shape[2] ** 0.5
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device="cuda").triu(1)
+    out = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1) @ vd
+    return torch.autograd.grad(out.transpose(0, 1), leaves, dout.double())
+
+
+def bench_backward():
+    """The library's backward takes our output and log-sum-exp: its gradients are as near to those in double precision
+    as from its own forward."""
+    for heads, kv_heads, tokens, dim in ((8, 8, 1023, 64), (8, 2, 1024, 128), (4, 1, 777, 256), (32, 8, 8192, 128)):
+        q, k, v = normal(tokens, heads, dim), normal(tokens, kv_heads, dim), normal(tokens, kv_heads, dim)
+        dout = normal(tokens, heads, dim)
+        qt, kt, vt, dt = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v, dout))
+        ops = torch.ops.aten
+        theirs = ops._scaled_dot_product_flash_attention(qt, kt, vt, 0.0, True)
+        prefill, out, lse = prefill_of(q, k, v)
+        prefill()
+        ours = (out.transpose(0, 1).unsqueeze(0), lse.t().contiguous().unsqueeze(0))
+
+        def backward(forward):
+            return ops._scaled_dot_product_flash_attention_backward(
+                dt, qt, kt, vt, forward[0], forward[1], theirs[2], theirs[3], tokens, tokens, 0.0, True, theirs[6],
+                theirs[7])
+
+        def error(gradients, expected):
+            return max(((g[0].transpose(0, 1).double() - e).norm() / e.norm()).item()
+                       for g, e in zip(gradients, expected))
+
+        torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-4)
+        extra = {}
+        if tokens <= 1024:
+            expected = gradients_in_double(q, k, v, dout)
+            extra["error_to_double"] = error(backward(ours), expected)
+            extra["error_of_own_forward"] = error(backward(theirs), expected)
+        us = time_us({"backward": [lambda: backward(ours)] * 2, "own": [lambda: backward(theirs)] * 2})
+        emit("attention backward of the library", [tokens, heads, kv_heads, dim], us["backward"],
+             to_own_forward=us["backward"] / us["own"], **extra)
 
 
 def bench_decode():
@@ -346,4 +396,4 @@ def bench_decode():
 
 
 SECTIONS = {"quantize": bench_quantize, "adamw": bench_adamw, "rows": bench_rows, "logprob": bench_logprob,
-            "prefill": bench_prefill, "decode": bench_decode}
+            "prefill": bench_prefill, "backward": bench_backward, "decode": bench_decode}
