@@ -95,10 +95,7 @@ __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t
       uint32_t b[4];
       const int row = step * 16 + lane % 16;
       const int chunk = (warp * kHeadDim / 4 + n * 8) / 8 + lane / 16;
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                   : "r"(tile + PlaceInTile(row, chunk))
-                   : "memory");
+      LoadTransposed(tile + PlaceInTile(row, chunk), b);
       ChainStep(o[n], p[0], p[1], p[2], p[3], b);
       ChainStep(o[n + 1], p[0], p[1], p[2], p[3], b + 2);
     }

@@ -190,11 +190,9 @@ __device__ __forceinline__ void WalkValues(uint8_t* shared, int columns, int num
       for (int step = 0; step < 2; ++step) {
         // Matrices: keys 0-7 of the columns' first and last eight, then keys 8-15; transposed.
         uint32_t v[4];
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                     : "r"(base + L::PlaceOfValues(key + step * 16 + lane / 16 * 8 + lane % 8,
-                                                   columns / 8 + lane / 8 % 2))
-                     : "memory");
+        LoadTransposed(base + L::PlaceOfValues(key + step * 16 + lane / 16 * 8 + lane % 8,
+                                               columns / 8 + lane / 8 % 2),
+                       v);
 #pragma unroll
         for (int n = 0; n < kEights; ++n) ChainStep(o[n], v[0], v[1], v[2], v[3], p[n] + 2 * step);
       }

@@ -105,15 +105,6 @@ __device__ __forceinline__ void CopySlots(const GradParameters& p, const GradMap
   }
 }
 
-// Four 8x8 matrices of 16-bit halves, transposed; lane l gives the address of row l % 8 of matrix
-// l / 8.
-__device__ __forceinline__ void LoadTransposed(uint32_t address, uint32_t (&r)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
 __device__ __forceinline__ uint32_t LoadShared4(uint32_t address) {
   uint32_t word;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
