@@ -1,8 +1,11 @@
-// What kernels over the rows of experts share (moe_wide.cu, input_grad.cu): which rows of which
-// expert a CTA takes, and how 8x8 sums leave the registers.
+// What kernels over the rows of experts share (moe_wide.cu, input_grad.cu): how they start, which
+// rows of which expert a CTA takes, and how 8x8 sums leave the registers.
 #pragma once
 
 #include <cstdint>
+
+#include "kernels/cuda/linear_wide_stream.cuh"
+#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 
@@ -77,6 +80,28 @@ struct ExpertTiles {
     return {expert, begin, min(kTokens, row_begin[expert + 1] - begin), index % rows.blocks};
   }
 };
+
+// The start of such a kernel, by all threads. At the beginning of shared memory stand the barriers
+// of its slots, full ones and then empty ones, at which `num_warps` warps give a slot back; behind
+// kBarrierBytes the tiles.
+template <int kTokens>
+__device__ __forceinline__ ExpertTiles<kTokens> StartOverExperts(uint8_t* shared, int num_slots,
+                                                                 int num_warps,
+                                                                 const ExpertRows& rows) {
+  LetNextKernelStart();
+  if (threadIdx.x == 0) {
+    const uint32_t full = SharedAddress(shared);
+    for (int i = 0; i < num_slots; ++i) {
+      BarrierInit(full + 8 * i, 1);
+      BarrierInit(full + 8 * (num_slots + i), ArrivalsOf(num_warps));
+    }
+    FenceForCopies();
+  }
+  WaitForPreviousKernel();
+  const ExpertTiles<kTokens> tiles(shared + kBarrierBytes, rows.num_experts);
+  tiles.Fill(rows);
+  return tiles;
+}
 
 // Places in shared memory that boxes are copied to.
 inline uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }

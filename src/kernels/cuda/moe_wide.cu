@@ -204,17 +204,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
   const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
-  LetNextKernelStart();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < p.num_slots; ++i) {
-      BarrierInit(base + 8 * i, 1);
-      BarrierInit(base + 8 * (p.num_slots + i), ArrivalsOf(kChainWarps));
-    }
-    FenceForCopies();
-  }
-  WaitForPreviousKernel();
-  const ExpertTiles<kTokens> tiles(shared + kBarrierBytes, p.rows.num_experts);
-  tiles.Fill(p.rows);
+  const ExpertTiles<kTokens> tiles =
+      StartOverExperts<kTokens>(shared, p.num_slots, kChainWarps, p.rows);
   const int num_tiles = tiles.NumTiles(p.rows);
   if (warp >= kChainWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
