@@ -111,10 +111,13 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
   const int num_rows = p.num_tokens * p.num_slots;
   const bool is_row = lane < num_rows;
   if (!is_row) expert = kMaxRouterExperts;
+  // The readers of a single token's list count on a tile for each row, even where ids repeat.
+  const bool is_alone = p.num_tokens == 1;
   const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
   const int rank = __popc(peers & ((1u << lane) - 1u));
-  const int rows = __popc(peers);
-  const int tiles = is_row && rank == 0 ? (rows + kMoeTileRows - 1) / kMoeTileRows : 0;
+  const int rows = is_alone ? 1 : __popc(peers);
+  const bool has_tiles = is_row && (is_alone || rank == 0);
+  const int tiles = has_tiles ? (rows + kMoeTileRows - 1) / kMoeTileRows : 0;
   int first_row = 0;
   int first_tile = 0;
   int all_tiles = 0;
@@ -128,20 +131,17 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) begin[j] += other < 32 * j + lane ? 1 : 0;
   }
+  const int row = first_row + rank;
+  if (is_alone) first_tile = row;
   for (int i = 0; i < tiles; ++i) {
-    WriteTile(p.routing.tiles + first_tile + i,
-              {expert, first_row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows),
-               is_there});
-  }
-  // The readers of a single token's list count on a tile for each slot; ids that are not distinct
-  // must not leave them waiting.
-  if (p.num_tokens == 1 && is_row && lane >= all_tiles) {
-    WriteTile(p.routing.tiles + lane, {0, 0, 0, is_there});
+    WriteTile(
+        p.routing.tiles + first_tile + i,
+        {expert, row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows), is_there});
   }
   if (lane == 0) WriteNumTiles(p, is_there * all_tiles);
   if (is_row) {
-    p.routing.slot_row[lane] = first_row + rank;
-    p.routing.row_token[first_row + rank] = lane / p.num_slots;
+    p.routing.slot_row[lane] = row;
+    p.routing.row_token[row] = lane / p.num_slots;
   }
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
@@ -216,90 +216,107 @@ __device__ void RouteOnlyToken(const RouterParameters& p, int lane) {
 // Bytes that SortRows takes.
 int64_t SortBytes(int64_t num_experts) { return 4 * (kStagedIds + kSortWarps * num_experts); }
 
-// The whole CTA: rows by (expert, token, slot) and the tiles of each expert. Every warp counts and
-// places its share of the rows, one after the other; the shares follow each other. The first
-// kStagedIds of the ids are kept in `memory`.
-__device__ void SortRows(const RouterParameters& p, int32_t* memory) {
-  // count: of a warp's rows of each expert, then where its next one goes.
-  int32_t* const count = memory;
-  int32_t* const ids = memory + kSortWarps * p.num_experts;
-  const int num_rows = p.num_tokens * p.num_slots;
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int share = (num_rows + 32 * kSortWarps - 1) / (32 * kSortWarps) * 32;
-  const int begin = min(warp * share, num_rows);
-  const int end = min(begin + share, num_rows);
-  int32_t* const mine = count + warp * p.num_experts;
-  for (int i = lane; i < p.num_experts; i += 32) mine[i] = 0;
+// What a warp of SortRows has: its share of the rows; the shares follow each other.
+struct SortShare {
+  int32_t* count;  // [E], in shared memory: its rows of each expert, then where its next one goes
+  int32_t* ids;    // the first kStagedIds of all rows, in shared memory
+  int begin, end;
+};
+
+// One warp: how many of its rows each expert has.
+__device__ __forceinline__ void CountRows(const RouterParameters& p, const SortShare& share,
+                                          int lane) {
+  for (int i = lane; i < p.num_experts; i += 32) share.count[i] = 0;
   __syncwarp();
 #pragma unroll 4
-  for (int i = begin + lane; i < end; i += 32) {
+  for (int i = share.begin + lane; i < share.end; i += 32) {
     const int32_t id = __ldcg(p.routing.ids + i);
-    if (i < kStagedIds) ids[i] = id;
-    atomicAdd(&mine[id], 1);
+    if (i < kStagedIds) share.ids[i] = id;
+    atomicAdd(&share.count[id], 1);
   }
-  __syncthreads();
-  if (warp == 0) {
-    int row = 0;
-    int tile = 0;
-    for (int first = 0; first < p.num_experts; first += 32) {
-      const int expert = first + lane;
-      int rows = 0;
-      for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
-        rows += count[w * p.num_experts + expert];
-      }
-      const int tiles = (rows + kMoeTileRows - 1) / kMoeTileRows;
-      int rows_up_to = rows;
-      int tiles_up_to = tiles;
+}
+
+// One warp, for all: where each expert's rows begin, where each warp's of them, and the tiles.
+__device__ __forceinline__ void PlaceExperts(const RouterParameters& p, int32_t* count, int lane) {
+  int row = 0;
+  int tile = 0;
+  for (int first = 0; first < p.num_experts; first += 32) {
+    const int expert = first + lane;
+    int rows = 0;
+    for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
+      rows += count[w * p.num_experts + expert];
+    }
+    const int tiles = (rows + kMoeTileRows - 1) / kMoeTileRows;
+    int rows_up_to = rows;
+    int tiles_up_to = tiles;
 #pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int r = __shfl_up_sync(0xFFFFFFFFu, rows_up_to, distance);
-        const int t = __shfl_up_sync(0xFFFFFFFFu, tiles_up_to, distance);
-        if (lane >= distance) {
-          rows_up_to += r;
-          tiles_up_to += t;
-        }
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int r = __shfl_up_sync(0xFFFFFFFFu, rows_up_to, distance);
+      const int t = __shfl_up_sync(0xFFFFFFFFu, tiles_up_to, distance);
+      if (lane >= distance) {
+        rows_up_to += r;
+        tiles_up_to += t;
       }
-      const int first_row = row + rows_up_to - rows;
-      const int first_tile = tile + tiles_up_to - tiles;
-      if (expert < p.num_experts) p.routing.expert_begin[expert] = first_row;
-      int next = first_row;
-      for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
-        const int of_warp = count[w * p.num_experts + expert];
-        count[w * p.num_experts + expert] = next;
-        next += of_warp;
-      }
-      for (int i = 0; i < tiles; ++i) {
-        WriteTile(
-            p.routing.tiles + first_tile + i,
-            {expert, first_row + i * kMoeTileRows, min(kMoeTileRows, rows - i * kMoeTileRows), 1});
-      }
-      row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
-      tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
     }
-    if (lane == 0) {
-      p.routing.expert_begin[p.num_experts] = row;
-      WriteNumTiles(p, tile);
+    const int first_row = row + rows_up_to - rows;
+    const int first_tile = tile + tiles_up_to - tiles;
+    if (expert < p.num_experts) p.routing.expert_begin[expert] = first_row;
+    int next = first_row;
+    for (int w = 0; w < kSortWarps && expert < p.num_experts; ++w) {
+      const int of_warp = count[w * p.num_experts + expert];
+      count[w * p.num_experts + expert] = next;
+      next += of_warp;
     }
+    for (int i = 0; i < tiles; ++i) {
+      WriteTile(p.routing.tiles + first_tile + i, {expert, first_row + i * kMoeTileRows,
+                                                   min(kMoeTileRows, rows - i * kMoeTileRows), 1});
+    }
+    row += __shfl_sync(0xFFFFFFFFu, rows_up_to, 31);
+    tile += __shfl_sync(0xFFFFFFFFu, tiles_up_to, 31);
   }
-  __syncthreads();
-  // Rows in order; those of one expert among 32 are ranked by lane.
-  for (int first = begin; first < end; first += 32) {
+  if (lane == 0) {
+    p.routing.expert_begin[p.num_experts] = row;
+    WriteNumTiles(p, tile);
+  }
+}
+
+// One warp: its rows in order; those of one expert among 32 are ranked by lane.
+__device__ __forceinline__ void PlaceRows(const RouterParameters& p, const SortShare& share,
+                                          int lane) {
+  for (int first = share.begin; first < share.end; first += 32) {
     const int slot = first + lane;
     int expert = -1;
-    if (slot < end) expert = slot < kStagedIds ? ids[slot] : __ldcg(p.routing.ids + slot);
+    if (slot < share.end) {
+      expert = slot < kStagedIds ? share.ids[slot] : __ldcg(p.routing.ids + slot);
+    }
     const uint32_t peers = __match_any_sync(0xFFFFFFFFu, expert);
     const int rank = __popc(peers & ((1u << lane) - 1u));
     int at = 0;
-    if (expert >= 0) at = mine[expert] + rank;
+    if (expert >= 0) at = share.count[expert] + rank;
     __syncwarp();
     if (expert >= 0) {
-      if (rank == 0) mine[expert] += __popc(peers);
+      if (rank == 0) share.count[expert] += __popc(peers);
       p.routing.slot_row[slot] = at;
       p.routing.row_token[at] = slot / p.num_slots;
     }
     __syncwarp();
   }
+}
+
+// The whole CTA: rows by (expert, token, slot) and the tiles of each expert, in `memory`.
+__device__ void SortRows(const RouterParameters& p, int32_t* memory) {
+  const int num_rows = p.num_tokens * p.num_slots;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int rows_each = (num_rows + 32 * kSortWarps - 1) / (32 * kSortWarps) * 32;
+  const int begin = min(warp * rows_each, num_rows);
+  const SortShare share = {memory + warp * p.num_experts, memory + kSortWarps * p.num_experts,
+                           begin, min(begin + rows_each, num_rows)};
+  CountRows(p, share, lane);
+  __syncthreads();
+  if (warp == 0) PlaceExperts(p, memory, lane);
+  __syncthreads();
+  PlaceRows(p, share, lane);
 }
 
 template <int kTokenTiles>
