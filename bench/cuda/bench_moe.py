@@ -142,6 +142,9 @@ def bench_decode():
         steps = [Tokens(i) for i in ids]
         pairs = [(s, layer) for s in steps for layer in layers]
         bits = check(*pairs[0])
+        if name == "batch 1":
+            # A replay of a graph begins some microseconds late: of 16 such calls that is 4 to 7 %.
+            pairs *= 8
         args = [s.args(layer[0][0], layer[1][0]) for s, layer in pairs]
 
         def whole(a):
@@ -173,7 +176,7 @@ def bench_decode():
                              differ_from_grouped=bits[0 if kernel == "gate_up" else 1])
             if kernel in ("gate_up, down, combine", "layer"):
                 extra.update(grouped_us=library, ratio_to_grouped=library / t, differ_from_combine=bits[2])
-            emit("moe " + kernel, name, t, **extra)
+            emit("moe " + kernel, name, t, calls=len(args), **extra)
 
 
 def bench_prefill():
