@@ -1,7 +1,7 @@
 // The router of a single token: one cluster, whose CTAs send their logits to a warp of the first.
 //
 // CTA b computes the logits of experts 16 b .. 16 b + 15, whose weights it holds whole before x is
-// there: two warps walk the chains, one copies. The warp that routes takes the old list back, lets
+// there: one warp walks the chains, one copies. The warp that routes takes the old list back, lets
 // the next kernel start and rehearses, which brings its instructions near; then it waits for the
 // logits in its own shared memory.
 #include <algorithm>
@@ -13,9 +13,11 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kChainWarps = 2;  // of a CTA, 8 experts each
-constexpr int kThreads = 32 * (kChainWarps + 2);
-constexpr int kRows = kChainWarps * static_cast<int>(kUnitRows);
+constexpr int kRows = 16;  // of a CTA
+// Warps of a CTA: the first walks chains.
+constexpr int kCopyWarp = 1;
+constexpr int kRouteWarp = 2;
+constexpr int kThreads = 32 * 3;
 constexpr int kMostCtas = 8;    // a portable cluster
 constexpr int kFewestCtas = 2;  // st.async wants a cluster of more than one
 constexpr int kPerLane = 4;     // experts of a lane of the warp that routes
@@ -34,15 +36,16 @@ struct TokenLinear {
   int hidden;
 };
 
-// Shared memory: rows of weights, then x, with zeros up to whole pairs of steps, and room for what
+// Shared memory: rows of weights, then x, with zeros up to whole walks, and room for the one that
 // is read ahead.
-constexpr int kPairInputs = 32;
+constexpr int kPairInputs = 32;  // of two steps
 constexpr int kPairBytes = 2 * kPairInputs;
-constexpr int kAhead = 4;  // pairs
+constexpr int kAhead = 4;  // pairs of a walk
+constexpr int kWalkInputs = kAhead * kPairInputs;
 struct TokenLayout {
   int pairs;
   QT_HOST_DEVICE explicit TokenLayout(int64_t hidden)
-      : pairs(static_cast<int>((hidden + kPairInputs - 1) / kPairInputs)) {}
+      : pairs(static_cast<int>((hidden + kWalkInputs - 1) / kWalkInputs * kAhead)) {}
   QT_HOST_DEVICE int Pitch() const { return pairs * kPairBytes + 16; }  // no bank conflicts
   QT_HOST_DEVICE int XOffset() const { return kRows * Pitch(); }
   QT_HOST_DEVICE int Bytes() const { return XOffset() + (pairs + kAhead) * kPairBytes; }
@@ -84,46 +87,54 @@ __device__ __forceinline__ void ClearEnds(const TokenLinear& linear, uint32_t ba
   }
 }
 
-// One warp: the chains of 8 experts, in its lanes l % 4 == 0 that of expert l / 4.
-__device__ __forceinline__ float WalkChains(const TokenLayout& layout, uint32_t weights, uint32_t x,
-                                            int lane) {
-  uint32_t w_at = weights + lane % 8 * layout.Pitch() + 16 * (lane / 8);
-  uint32_t x_at = x + 16 * (lane / 8);
-  uint32_t w[kAhead][4], b[kAhead][4];
+// One warp: the chains of 16 experts. Lane l gets the sums of experts l / 4 and l / 4 + 8.
+__device__ __forceinline__ float2 WalkChains(const TokenLayout& layout, uint32_t base, int lane) {
+  uint32_t w_at = base + lane % kRows * layout.Pitch() + 16 * (lane / kRows);
+  uint32_t x_at = base + layout.XOffset() + 16 * (lane / 8);
+  struct Operands {
+    uint32_t w[kAhead][2][4], x[kAhead][4];
+  };
   float sums[4] = {};
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    LoadMatrices(w_at + i * kPairBytes, w[i]);
-    LoadMatrices(x_at + i * kPairBytes, b[i]);
-  }
-  int left = layout.pairs;
-#pragma unroll 1
-  for (; left >= kAhead; left -= kAhead) {
-    w_at += kAhead * kPairBytes;
-    x_at += kAhead * kPairBytes;
+  const auto load = [&](Operands* o) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      ChainStep(sums, w[i][0], 0, w[i][1], 0, b[i]);
-      ChainStep(sums, w[i][2], 0, w[i][3], 0, b[i] + 2);
-      LoadMatrices(w_at + i * kPairBytes, w[i]);
-      LoadMatrices(x_at + i * kPairBytes, b[i]);
+      LoadMatrices(w_at + i * kPairBytes, o->w[i][0]);
+      LoadMatrices(w_at + i * kPairBytes + kPairBytes / 2, o->w[i][1]);
+      LoadMatrices(x_at + i * kPairBytes, o->x[i]);
     }
-  }
+    w_at += kAhead * kPairBytes;
+    x_at += kAhead * kPairBytes;
+  };
+  const auto walk = [&](const Operands& o) {
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (i >= left) continue;
-    ChainStep(sums, w[i][0], 0, w[i][1], 0, b[i]);
-    ChainStep(sums, w[i][2], 0, w[i][3], 0, b[i] + 2);
+    for (int i = 0; i < 2 * kAhead; ++i) {
+      const uint32_t* a = o.w[i / 2][i % 2];
+      ChainStep(sums, a[0], a[1], a[2], a[3], o.x[i / 2] + i % 2 * 2);
+    }
+  };
+  // Loads are asked for a walk ahead, all at once: a step that waits for one waits for those before
+  // it, too.
+  Operands now, next;
+  load(&now);
+#pragma unroll 1
+  for (int left = layout.pairs; left > 0; left -= 2 * kAhead) {
+    load(&next);
+    walk(now);
+    if (left == kAhead) break;
+    load(&now);
+    walk(next);
   }
-  return sums[0];
+  return make_float2(sums[0], sums[2]);
 }
 
-// To the first CTA.
-__device__ __forceinline__ void SendLogit(const Arrived* arrived, int expert, float logit) {
+// To the first CTA, and to the caller.
+__device__ __forceinline__ void SendLogit(const RouterParameters& p, const Arrived* arrived,
+                                          int expert, float logit) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                    OfFirstCta(&arrived->logits[expert])),
                "r"(__float_as_uint(logit)), "r"(OfFirstCta(&arrived->barrier))
                : "memory");
+  p.logits[expert] = logit;
 }
 
 // Lane l has slot l and its expert: a row and a tile for each, by expert. is_there: 1, or 0 for a
@@ -132,16 +143,21 @@ __device__ __forceinline__ void SortSlots(const RouterParameters& p, int expert,
                                           int is_there) {
   const bool is_slot = lane < p.num_slots;
   int row = 0;
-  int begin[kPerLane] = {};  // of experts lane, lane + 32, ...
 #pragma unroll 8
   for (int i = 0; i < p.num_slots; ++i) {
     const int other = __shfl_sync(0xFFFFFFFFu, expert, i);
     row += other < expert || (other == expert && i < lane) ? 1 : 0;
+  }
+  // First what others wait for.
+  if (is_slot) WriteTile(p.routing.tiles + row, {expert, row, 1, is_there});
+  if (lane == 0) WriteNumTiles(p, is_there * p.num_slots);
+  int begin[kPerLane] = {};  // of experts lane, lane + 32, ...
+#pragma unroll 8
+  for (int i = 0; i < p.num_slots; ++i) {
+    const int other = __shfl_sync(0xFFFFFFFFu, expert, i);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) begin[j] += other < 32 * j + lane ? 1 : 0;
   }
-  if (is_slot) WriteTile(p.routing.tiles + row, {expert, row, 1, is_there});
-  if (lane == 0) WriteNumTiles(p, is_there * p.num_slots);
   if (is_slot) {
     p.routing.slot_row[lane] = row;
     p.routing.row_token[row] = 0;
@@ -193,14 +209,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first = static_cast<int>(blockIdx.x) * kRows;
-  if (warp == kChainWarps) {
+  if (warp == kCopyWarp) {
     if (lane == 0) {
       BarrierInit(weight_full, 1);
       BarrierInit(x_full, 1);
     }
     ClearEnds(linear, base, lane);
     FenceForCopies();
-  } else if (warp == kChainWarps + 1 && blockIdx.x == 0) {
+  } else if (warp == kRouteWarp && blockIdx.x == 0) {
     if (lane == 0) {
       const uint32_t barrier = SharedAddress(&arrived.barrier);
       BarrierInit(barrier, 1);
@@ -211,27 +227,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-  if (warp == kChainWarps + 1) {
+  if (warp == kRouteWarp) {
     if (blockIdx.x == 0) RouteToken(p, &arrived, lane);
     return;
   }
   // The first CTA's warps leave this to the one that routes.
   if (blockIdx.x > 0) LetNextKernelStart();
-  if (warp == kChainWarps) {
+  if (warp == kCopyWarp) {
     const int rows = max(0, min(kRows, p.num_experts - first));
     return CopyOperands(linear, rows, base, weight_full, x_full, lane);
   }
   const TokenLayout layout(linear.hidden);
   BarrierWait(weight_full, 0);
   BarrierWait(x_full, 0);
-  const int first_row = warp * static_cast<int>(kUnitRows);
-  const float logit =
-      WalkChains(layout, base + first_row * layout.Pitch(), base + layout.XOffset(), lane);
-  const int expert = first + first_row + lane / 4;
-  if (lane % 4 == 0 && expert < p.num_experts) {
-    SendLogit(&arrived, expert, logit);
-    p.logits[expert] = logit;
-  }
+  const float2 sums = WalkChains(layout, base, lane);
+  const int expert = first + lane / 4;
+  if (lane % 4 != 0) return;
+  if (expert < p.num_experts) SendLogit(p, &arrived, expert, sums.x);
+  if (expert + 8 < p.num_experts) SendLogit(p, &arrived, expert + 8, sums.y);
 }
 
 }  // namespace
