@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const int group = a.num_heads / a.num_kv_heads;
   if (segment * kAttentionSegment >= num_keys ||
       first_row >= static_cast<int>(seq.num_queries) * group) {
-    return;
+    return EndWithoutWork();
   }
   const int num_segments = (num_keys + kAttentionSegment - 1) / kAttentionSegment;
   const int first_tile = segment * kTilesPerSegment;

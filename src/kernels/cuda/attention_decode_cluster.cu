@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   work.first_row = (static_cast<int>(blockIdx.y) - work.kv_head * cut.row_tiles) * kDecodeRows;
   work.num_rows = min(kRows, num_queries * cut.group - work.first_row);
   // So do all CTAs of the cluster.
-  if (work.num_keys <= 0 || work.num_rows <= 0) return;
+  if (work.num_keys <= 0 || work.num_rows <= 0) return EndWithoutWork();
   work.num_tiles = min(kTilesPerSegment,
                        (work.num_keys - work.first_key + kAttentionBlock - 1) / kAttentionBlock);
   if (threadIdx.x == 0 && work.num_tiles > 0) PrepareBarriers<L>(work, base);

@@ -385,7 +385,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int tile = tiles - 1 - static_cast<int>(blockIdx.x) / shares.ctas;
   const int segment = static_cast<int>(blockIdx.x) % shares.ctas * shares.segments;
   LatentWork work = WorkOfTile(a, static_cast<int>(blockIdx.y), tile);
-  if (segment >= work.num_segments) return;
+  if (segment >= work.num_segments) return EndWithoutWork();
   work.first_block = segment * kTilesPerSegment;
   // By a shuffle, so that the compiler sees that all threads have the same.
   work.num_blocks = __shfl_sync(

@@ -54,6 +54,13 @@ struct KeyRows {
   }
 };
 
+// Before the return of a CTA without work. One CTA waits for the kernel before all the same: were
+// none to, this kernel might end before that one does, and the next one, which waits for this one
+// alone, read what is not there yet. (An H100 holds the end back; PTX does not say so.)
+__device__ __forceinline__ void EndWithoutWork() {
+  if (blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) WaitForPreviousKernel();
+}
+
 // Copies a tile of k or v (base: the kv head's first element). rows: the row of each of its 64
 // keys, in shared memory, -1 past the end: zeros then.
 template <int kHeadDim, int kThreads>
