@@ -22,7 +22,7 @@ nvidia-smi -L > /dev/null || { echo "gpu_check: no GPU here" >&2; exit 2; }
 
 # The library's products, and cases whose kernels smaller ones run, too.
 long=(
-  '*LinearLibrary*' 'AttentionGpu.PrefillChunks*' 'AttentionLatentGpu.PrefillChunks*'
+  '*LinearLibrary*' 'Long/*'
   'LinearWideGpu.EveryPlanGives*' '*LinearDecodeGpuShapes*/7' 'MoeRouterGpu.ManyInAGraph*'
 )
 every="*Gpu*:-$(IFS=:; echo "${long[*]}")"

@@ -1,5 +1,6 @@
 #if defined(QT_WITH_CUDA)
 #include <numeric>
+#include <tuple>
 
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
@@ -201,66 +202,138 @@ void ExpectOneArithmetic(const Shape& s) {
     const int end = std::min(s.length, begin + 147);
     ExpectSameBits(problem.Prefill(begin, end, true), Part(whole, s, begin, end), "chunk");
   }
-  const int first = std::max(0, s.length - 520);
-  ExpectSameBits(problem.Decode(first, s.length, true), Part(whole, s, first, s.length), "decode");
   const int last = std::max(0, s.length - 5);
   ExpectSameBits(problem.Decode(last, s.length, false), Part(whole, s, last, s.length), "varlen");
   ExpectSameBits(problem.Decode(last, s.length, true), Part(whole, s, last, s.length), "few");
   ExpectSameBits(problem.DecodeTogether(last, s.length), Part(whole, s, last, s.length), "five");
 }
 
-TEST(AttentionGpu, PrefillChunksAndDecodeGiveTheSameBits) {
+class AttentionGpuShapes : public testing::TestWithParam<Shape> {};
+
+TEST_P(AttentionGpuShapes, PrefillChunksAndDecodeGiveTheSameBits) {
   QT_NEEDS_DEVICE();
-  for (const int length : {1, 63, 64, 65, 511, 512, 513, 4097}) {
-    for (const auto& [heads, kv_heads] : std::vector<std::pair<int, int>>{{2, 2}, {8, 2}, {8, 1}}) {
-      ExpectOneArithmetic({length, heads, kv_heads, 128});
-    }
-  }
-  for (const int head_dim : {64, 256}) {
-    for (const int length : {65, 513, 1100}) ExpectOneArithmetic({length, 4, 2, head_dim});
-  }
-  // Pages by ordinary loads, by a box each, and of several tiles.
-  for (const int block_size : {4, 8, 32, 64, 256}) {
-    ExpectOneArithmetic({700, 4, 2, 128, block_size});
-    ExpectOneArithmetic({130, 2, 2, 64, block_size});
-  }
-  ExpectOneArithmetic({130, 24, 1, 64});  // more rows than one tile of decode
+  ExpectOneArithmetic(GetParam());
 }
 
-// As clusters decode them: fewer segments than the longest has, a tile that is not whole, one key.
-TEST(AttentionGpu, DecodeOfUnlikeLengthsGivesTheSameBits) {
+// So many requests at once that segments have a CTA each.
+class ManyRequestsGpu : public testing::TestWithParam<Shape> {};
+
+TEST_P(ManyRequestsGpu, DecodeGivesTheSameBits) {
   QT_NEEDS_DEVICE();
-  std::vector<int> many(24);
-  for (int i = 0; i < 24; ++i) many[i] = i * 22;
-  for (const auto& [heads, kv_heads] :
-       std::vector<std::pair<int, int>>{{2, 2}, {6, 2}, {16, 2}, {32, 2}}) {
-    const Shape shape = {2048, heads, kv_heads, 128};
-    Problem problem(shape);
-    const Output whole = problem.Prefill(0, shape.length, false);
-    for (const std::vector<int>& queries :
-         std::vector<std::vector<int>>{{0, 1, 62, 64, 300, 511},
-                                       {0, 63, 511, 512, 700, 1023},
-                                       {0, 63, 200, 400, 511, 512, 600, 900, 1023},
-                                       {0, 100, 511, 512, 1023, 1024, 1535},
-                                       {5, 512, 1100, 1536, 1800, 2047},
-                                       many}) {
-      const Output some = problem.DecodeEach(queries);
-      for (const int i : queries) {
-        SCOPED_TRACE(testing::Message() << heads << "/" << kv_heads << " heads, query " << i);
-        ExpectSameBits(Part(some, shape, i, i + 1), Part(whole, shape, i, i + 1), "decode");
-      }
-    }
-  }
+  const Shape& s = GetParam();
+  Problem problem(s);
+  const Output whole = problem.Prefill(0, s.length, false);
+  const int first = std::max(0, s.length - 520);
+  ExpectSameBits(problem.Decode(first, s.length, true), Part(whole, s, first, s.length), "decode");
 }
 
 // Few enough for a tool that follows every access.
-TEST(AttentionGpu, ShortSequencesGiveTheSameBits) {
-  QT_NEEDS_DEVICE();
-  ExpectOneArithmetic({70, 4, 1, 128});
-  ExpectOneArithmetic({513, 2, 1, 128});  // two segments, more tiles than slots
-  for (const int head_dim : {64, 256}) ExpectOneArithmetic({130, 2, 1, head_dim});
-  for (const int block_size : {4, 8, 64}) ExpectOneArithmetic({70, 2, 1, 128, block_size});
+std::vector<Shape> ShortShapes() {
+  std::vector<Shape> shapes;
+  for (const int length : {1, 63, 64, 65}) {
+    for (const auto& [heads, kv_heads] : std::vector<std::pair<int, int>>{{2, 2}, {8, 2}, {8, 1}}) {
+      shapes.push_back({length, heads, kv_heads, 128});
+    }
+  }
+  for (const int head_dim : {64, 256}) shapes.push_back({65, 4, 2, head_dim});
+  for (const int block_size : {4, 8, 64}) shapes.push_back({70, 2, 1, 128, block_size});
+  return shapes;
 }
+
+// Rings of each length: how many CTAs there are, and rows, decides.
+std::vector<Shape> ShortShapesOfMany() {
+  return {{135, 2, 2, 128}, {135, 8, 8, 128}, {135, 12, 1, 128}, {135, 4, 2, 64},
+          {135, 16, 4, 64}, {135, 12, 1, 64}, {70, 4, 2, 256},   {70, 2, 2, 128, 4}};
+}
+
+std::vector<Shape> LongShapes() {
+  std::vector<Shape> shapes;
+  for (const int length : {511, 512, 513, 4097}) {
+    for (const auto& [heads, kv_heads] : std::vector<std::pair<int, int>>{{2, 2}, {8, 2}, {8, 1}}) {
+      shapes.push_back({length, heads, kv_heads, 128});
+    }
+  }
+  for (const int head_dim : {64, 256}) {
+    for (const int length : {513, 1100}) shapes.push_back({length, 4, 2, head_dim});
+  }
+  // Pages by ordinary loads, by a box each, and of several tiles.
+  for (const int block_size : {4, 8, 32, 64, 256}) {
+    shapes.push_back({700, 4, 2, 128, block_size});
+    shapes.push_back({130, 2, 2, 64, block_size});
+  }
+  shapes.push_back({130, 24, 1, 64});  // more rows than one tile of decode
+  return shapes;
+}
+
+std::string NameOf(const testing::TestParamInfo<Shape>& info) {
+  const Shape& s = info.param;
+  return std::to_string(s.length) + "_keys_" + std::to_string(s.heads) + "_of_" +
+         std::to_string(s.kv_heads) + "_heads_of_" + std::to_string(s.head_dim) + "_pages_of_" +
+         std::to_string(s.block_size);
+}
+
+INSTANTIATE_TEST_SUITE_P(Short, AttentionGpuShapes, testing::ValuesIn(ShortShapes()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Long, AttentionGpuShapes, testing::ValuesIn(LongShapes()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Short, ManyRequestsGpu, testing::ValuesIn(ShortShapesOfMany()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Long, ManyRequestsGpu, testing::ValuesIn(LongShapes()), NameOf);
+
+// The last queries of a sequence of many segments, by every kernel that shares them among CTAs.
+// What a chunk of prefill gives is what the whole gives (above).
+class LongDecodeGpu : public testing::TestWithParam<Shape> {};
+
+TEST_P(LongDecodeGpu, GivesTheBitsOfPrefill) {
+  QT_NEEDS_DEVICE();
+  const Shape& s = GetParam();
+  Problem problem(s);
+  const int first = s.length - 3;
+  const Output expected = problem.Prefill(first, s.length, true);
+  ExpectSameBits(problem.Decode(first, s.length, true), expected, "three requests");
+  ExpectSameBits(problem.DecodeTogether(first, s.length), expected, "three queries");
+  const Output last = problem.Prefill(s.length - 1, s.length, true);
+  ExpectSameBits(problem.Decode(s.length - 1, s.length, true), last, "one request");
+  ExpectSameBits(problem.Decode(s.length - 1, s.length, false), last, "varlen");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LongDecodeGpu,
+                         testing::Values(Shape{2049, 8, 2, 128}, Shape{2600, 2, 2, 128},
+                                         Shape{3100, 32, 8, 128}, Shape{4096, 32, 8, 128},
+                                         Shape{4097, 16, 1, 128}, Shape{2570, 8, 1, 128, 64},
+                                         Shape{2111, 8, 4, 128, 256}, Shape{2111, 8, 4, 128, 4},
+                                         Shape{2600, 2, 1, 64}, Shape{1100, 4, 1, 256}),
+                         NameOf);
+
+// As clusters decode them: fewer segments than the longest has, a tile that is not whole, one key.
+using Heads = std::pair<int, int>;
+class UnlikeLengthsGpu : public testing::TestWithParam<std::tuple<Heads, std::vector<int>>> {};
+
+TEST_P(UnlikeLengthsGpu, DecodeGivesTheSameBits) {
+  QT_NEEDS_DEVICE();
+  const auto& [heads, queries] = GetParam();
+  const Shape shape = {queries.back() + 1, heads.first, heads.second, 128};
+  Problem problem(shape);
+  const Output some = problem.DecodeEach(queries);
+  for (const int i : queries) {
+    SCOPED_TRACE(testing::Message() << "query " << i);
+    ExpectSameBits(Part(some, shape, i, i + 1), problem.Prefill(i, i + 1, true), "decode");
+  }
+}
+
+std::vector<std::vector<int>> UnlikeQueries() {
+  std::vector<int> many(24);
+  for (int i = 0; i < 24; ++i) many[i] = i * 22;
+  return {{0, 1, 62, 64, 300, 511},
+          {0, 63, 511, 512, 700, 1023},
+          {0, 63, 200, 400, 511, 512, 600, 900, 1023},
+          {0, 100, 511, 512, 1023, 1024, 1535},
+          {5, 512, 1100, 1536, 1800, 2047},
+          {30, 2570},  // one segment and six
+          many};
+}
+
+INSTANTIATE_TEST_SUITE_P(Lengths, UnlikeLengthsGpu,
+                         testing::Combine(testing::Values(Heads{2, 2}, Heads{6, 2}, Heads{16, 2},
+                                                          Heads{32, 2}),
+                                          testing::ValuesIn(UnlikeQueries())));
 
 TEST(AttentionGpu, LogSumExpIsTheNaturalOne) {
   QT_NEEDS_DEVICE();

@@ -172,23 +172,54 @@ void ExpectOneArithmetic(const Shape& s) {
   ExpectSameBits(problem.Together(last, s.queries, true), Part(whole, s, last, s.queries), "three");
 }
 
-TEST(AttentionLatentGpu, PrefillChunksAndDecodeGiveTheBitsOfTheReference) {
+class LatentShapesGpu : public testing::TestWithParam<Shape> {};
+
+TEST_P(LatentShapesGpu, PrefillChunksAndDecodeGiveTheBitsOfTheReference) {
   QT_NEEDS_DEVICE();
-  for (const int length : {1, 63, 64, 65, 511, 512, 513}) ExpectOneArithmetic({length, length, 16});
-  ExpectOneArithmetic({4097, 400, 16});
-  for (const int heads : {1, 12, 40, 64, 128}) ExpectOneArithmetic({1100, 90, heads});
-  ExpectOneArithmetic({2049, 70, 128});
-  // Pages by ordinary copies, by a box each, and of several tiles.
-  for (const int block_size : {4, 8, 16, 32, 256}) ExpectOneArithmetic({700, 50, 16, block_size});
+  ExpectOneArithmetic(GetParam());
+}
+
+// CTAs that walk several segments, and CTAs that share them.
+TEST(AttentionLatentGpu, WalksAndSharedSegmentsGiveTheSameBits) {
+  QT_NEEDS_DEVICE();
+  const Shape s = {520, 330, 16};
+  Problem problem(s);
+  const Output whole = problem.Together(0, s.queries, true);
+  for (const int begin : {0, 165}) {
+    ExpectSameBits(problem.Together(begin, begin + 165, true), Part(whole, s, begin, begin + 165),
+                   "half");
+  }
 }
 
 // Few enough for a tool that follows every access.
-TEST(AttentionLatentGpu, ShortSequencesGiveTheBitsOfTheReference) {
-  QT_NEEDS_DEVICE();
-  ExpectOneArithmetic({600, 5, 16});
-  ExpectOneArithmetic({130, 3, 40});  // more than one tile of rows
-  for (const int block_size : {4, 32, 256}) ExpectOneArithmetic({150, 2, 16, block_size});
+std::vector<Shape> ShortShapes() {
+  std::vector<Shape> shapes;
+  for (const int length : {1, 63, 64, 65}) shapes.push_back({length, length, 16});
+  shapes.push_back({600, 5, 16});
+  shapes.push_back({130, 3, 40});  // more than one tile of rows
+  // Pages by ordinary copies, by a box each, and of several tiles.
+  for (const int block_size : {4, 16, 32, 256}) shapes.push_back({150, 2, 16, block_size});
+  return shapes;
 }
+
+std::vector<Shape> LongShapes() {
+  std::vector<Shape> shapes;
+  for (const int length : {511, 512, 513}) shapes.push_back({length, length, 16});
+  shapes.push_back({4097, 400, 16});
+  for (const int heads : {1, 12, 40, 64, 128}) shapes.push_back({1100, 90, heads});
+  shapes.push_back({2049, 70, 128});
+  for (const int block_size : {4, 8, 16, 32, 256}) shapes.push_back({700, 50, 16, block_size});
+  return shapes;
+}
+
+std::string NameOf(const testing::TestParamInfo<Shape>& info) {
+  const Shape& s = info.param;
+  return std::to_string(s.keys) + "_keys_" + std::to_string(s.queries) + "_queries_" +
+         std::to_string(s.heads) + "_heads_pages_of_" + std::to_string(s.block_size);
+}
+
+INSTANTIATE_TEST_SUITE_P(Short, LatentShapesGpu, testing::ValuesIn(ShortShapes()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Long, LatentShapesGpu, testing::ValuesIn(LongShapes()), NameOf);
 
 TEST(AttentionLatentGpu, IsTheSoftmaxOfScaledScores) {
   QT_NEEDS_DEVICE();
