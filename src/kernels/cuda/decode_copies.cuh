@@ -7,12 +7,11 @@
 #include "kernels/cuda/chain.cuh"
 #include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 
-inline constexpr int kBoxColumns = 64;  // of x, where a tensor map brings it
-inline constexpr int kBoxRowBytes = 128;
 inline constexpr int kBoxesPerChunk = 2;
 inline constexpr int kMaxChainWarps = 8;
 

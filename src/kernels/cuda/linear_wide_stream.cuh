@@ -8,14 +8,13 @@
 
 #include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 
 inline constexpr int kUnitsOfWarp = 2;
 inline constexpr int kRowsOfGroup = 64;
-inline constexpr int kBoxColumns = 64;
-inline constexpr int kBoxRowBytes = 128;
 inline constexpr int kStepBytes = 32;       // of a row in a box
 inline constexpr int kBarrierBytes = 1024;  // at the start of shared memory
 inline constexpr int kSharedBudget = 226 << 10;

@@ -59,12 +59,12 @@ CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
                               .sizes = {static_cast<cuuint64_t>(matrix.columns),
                                         static_cast<cuuint64_t>(matrix.rows)},
                               .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
-                              .box = {64, static_cast<cuuint32_t>(box_rows)},
+                              .box = {kBoxColumns, static_cast<cuuint32_t>(box_rows)},
                               .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes) {
-  constexpr int64_t kColumns = 64;
+  constexpr int64_t kColumns = kBoxColumns;
   const bool is_split = num_boxes > 1;
   QT_CHECK(!is_split || matrix.columns % kColumns == 0, "{} columns", matrix.columns);
   return Encode(

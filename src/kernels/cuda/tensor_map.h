@@ -17,6 +17,10 @@ struct DeviceMatrix {
   int64_t stride = 0;  // elements from a row to the next, a multiple of 8
 };
 
+// Of a box.
+inline constexpr int kBoxColumns = 64;
+inline constexpr int kBoxRowBytes = 128;
+
 // Boxes of `box_rows` (at most 256) by 64 columns, 128 bytes a row, in which the 16-byte parts of
 // row r stand at part ^ r % 8; zero outside the matrix. The driver is found at run time; throws
 // Error(kResource) if it cannot make the map.
