@@ -7,6 +7,7 @@
 #include "kernels/cuda/decode_stream.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_decode.h"
+#include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
@@ -79,19 +80,6 @@ struct DenseWork {
   __device__ __forceinline__ void StorePlain(int64_t at, float total) const {
     y[at] = ToBFloat16(total * Format::kUnscale);
   }
-  __device__ __forceinline__ void StoreOne(int64_t at, int64_t n, float total) const {
-    total *= Format::kUnscale;
-    if (bias != nullptr) total = __fadd_rn(total, ToFloat(bias[n]));
-    if (y_float != nullptr) {
-      y_float[at] = total;
-      return;
-    }
-    BFloat16 value = ToBFloat16(total);
-    if (residual != nullptr) {
-      value = ToBFloat16(__fadd_rn(ToFloat(residual[at]), ToFloat(value)));
-    }
-    y[at] = value;
-  }
   // Calls store(place of the token's row in y, tile, half) for this lane's tokens that are there.
   template <class StoreToken>
   __device__ __forceinline__ void ForTokens(int lane, const StoreToken& store) const {
@@ -138,8 +126,9 @@ struct DenseWork {
       StoreAll(round, group, lane, sums,
                [this](int64_t at, int64_t, float total) { StorePlain(at, total); });
     } else {
-      StoreAll(round, group, lane, sums,
-               [this](int64_t at, int64_t n, float total) { StoreOne(at, n, total); });
+      StoreAll(round, group, lane, sums, [this](int64_t at, int64_t n, float total) {
+        StoreOne(*this, at, n, total * Format::kUnscale);
+      });
     }
   }
 };

@@ -16,6 +16,7 @@
 
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/canonical.cuh"
+#include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/wide_product.cuh"
 
@@ -156,20 +157,6 @@ struct WideWalk {
   }
 };
 
-__device__ __forceinline__ void StoreOne(const WideParameters& p, int64_t row, int n, float total) {
-  const int64_t at = row * p.out_features + n;
-  if (p.bias != nullptr) total = __fadd_rn(total, ToFloat(p.bias[n]));
-  if (p.y_float != nullptr) {
-    p.y_float[at] = total;
-    return;
-  }
-  BFloat16 value = ToBFloat16(total);
-  if (p.residual != nullptr) {
-    value = ToBFloat16(__fadd_rn(ToFloat(p.residual[at]), ToFloat(value)));
-  }
-  p.y[at] = value;
-}
-
 // Barrier `id` of `threads` threads of the CTA; 0 is that of __syncthreads.
 __device__ __forceinline__ void SyncSome(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -202,7 +189,8 @@ __device__ __forceinline__ uint2 RoundFour(const float (&v)[4]) {
 __device__ __forceinline__ void StoreFour(const WideParameters& p, int64_t row, int n,
                                           float (&v)[4]) {
   if (!p.is_aligned) {
-    for (int i = 0; i < 4 && n + i < p.out_features; ++i) StoreOne(p, row, n + i, v[i]);
+    for (int i = 0; i < 4 && n + i < p.out_features; ++i)
+      StoreOne(p, row * p.out_features + n + i, n + i, v[i]);
     return;
   }
   if (n >= p.out_features) return;
