@@ -75,9 +75,7 @@ DecodePlan PlanLinearDecode(const LinearDecodeArgs& args, int num_multiprocessor
   // while this one works. More: two CTAs, which hide each other's waits.
   const int64_t enough_for_one = is_plain ? 4 : 6;
   const bool is_large = all * segments > enough_for_one * num_multiprocessors;
-  // Rows of BF16 for many rounds leave little room for more than 8 tokens.
-  const bool is_whole =
-      args.num_tokens > 16 || (is_plain && args.num_tokens > 8 && all > 16 * num_multiprocessors);
+  const bool is_whole = args.num_tokens > 16;
   plan.shared_budget = is_whole ? kWholeMultiprocessor : kHalfMultiprocessor;
   const bool is_double = is_large && !is_whole;
   plan.num_ctas =
