@@ -42,8 +42,8 @@ struct MoeRouting {
   int32_t* expert_begin = nullptr;  // [E + 1]
   int32_t* row_token = nullptr;     // [R]
   int32_t* slot_row = nullptr;      // [T, S]
-  MoeTile* tiles = nullptr;         // [MaxMoeTiles(R, E)], by expert, then row
-  int32_t* num_tiles = nullptr;     // [1], 0 until it is known
+  MoeTile* tiles = nullptr;      // [MaxMoeTiles(R, E)], by expert, then row; one a row with T = 1
+  int32_t* num_tiles = nullptr;  // [1], 0 until it is known
 };
 
 struct MoeRouterArgs {

@@ -364,7 +364,7 @@ TEST_P(MoeTokenGpu, TakesReplayedIdsInAnyOrderAndMoreThanOnce) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, MoeTokenGpu,
                          testing::Values(LayerCase{16, 8, 2048, 768, 32},
-                                         LayerCase{144, 8, 128, 64, 32},
+                                         LayerCase{144, 8, 128, 128, 32},
                                          LayerCase{24, 3, 384, 128, 128}));
 
 class MoeManyRowsGpu : public testing::TestWithParam<std::tuple<int64_t, LayerCase>> {};

@@ -3,11 +3,13 @@
 // gate_up: the pairs of units (8 rows of gate, the same 8 of up) of all slots follow each other; a
 // CTA takes a few, a pair a warp. down: a CTA takes 16 outputs of all slots, a slot a warp, so that
 // it can combine them. Weights are asked for as soon as their tile is there: in gate_up by a warp
-// beside the chain warps, so that few read the list while it is written; in down by each for
-// itself.
+// beside the chain warps, so that few read the list while it is written, and the first parts of all
+// come before the next; in down by each for itself.
 //
 // x of gate_up does not wait for the router, which lets this kernel start when it has itself seen
-// the kernel before it end; that one, or one before it, wrote x. down waits for gate_up.
+// the kernel before it end; that one, or one before it, wrote x. gate_up lets down start at once:
+// what a multiprocessor asks of memory is served in order, so that once gate_up's weights are on
+// their way a CTA that starts waits 2 us and more for its tile. down's x waits for gate_up.
 #include <algorithm>
 
 #include "kernels/cuda/canonical.cuh"
@@ -40,6 +42,37 @@ struct TokenParameters {
   MoeCombineArgs combine;  // of down; out null: none
 };
 
+// One half of a word in both places. Multiplications read it so, which costs no move.
+__device__ __forceinline__ uint32_t RepeatHalf(uint32_t word, bool is_high) {
+  uint32_t pair;
+  if (is_high) {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}\n"
+        : "=r"(pair)
+        : "r"(word));
+  } else {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}\n"
+        : "=r"(pair)
+        : "r"(word));
+  }
+  return pair;
+}
+
+// INT4 codes, with an instruction less a group than for the other kernels: .2 us of a layer on an
+// H100, where the wide linear took 5 % longer so.
+template <int kScales>
+struct TokenFormat : CodeFormat<4, kScales> {
+  using Chunk = typename CodeFormat<4, kScales>::Chunk;
+  static __device__ __forceinline__ void Weights(const Chunk& chunk, int pair,
+                                                 GroupFactors* factors, uint32_t* b) {
+    if (pair * kScales % 4 == 0) {
+      const int group = pair * kScales / 4;
+      *factors = FactorsOf<4>(RepeatHalf(chunk.scales[group / 2], group % 2 == 1));
+    }
+    const uint4& c = chunk.codes[0];
+    WeightsOfInt4Word(pair == 0 ? c.x : pair == 1 ? c.y : pair == 2 ? c.z : c.w, *factors, b);
+  }
+};
+
 // What the chain warps of both kernels tell the engine.
 struct OneRound {
   static constexpr bool kIsTiled = false;
@@ -51,11 +84,11 @@ struct OneRound {
 template <class Format>
 struct GateUpOfToken : OneRound {
   const TokenParameters& p;
-  const int4* const kept;  // the tile, in shared memory
-  const int pair;          // of its expert
+  const int* const kept_row;  // of [S], in shared memory
+  const int pair;             // of its expert
 
-  __device__ GateUpOfToken(const TokenParameters& parameters, const int4* tile, int pair_)
-      : p(parameters), kept(tile), pair(pair_) {}
+  __device__ GateUpOfToken(const TokenParameters& parameters, const int* row, int pair_)
+      : p(parameters), kept_row(row), pair(pair_) {}
   __device__ __forceinline__ void Store(int, int, int lane, const float (&sums)[1][1][4]) const {
     // Nobody reads the old y any more.
     WaitForPreviousKernel();
@@ -63,11 +96,7 @@ struct GateUpOfToken : OneRound {
     const BFloat16 gate = ToBFloat16(sums[0][0][0] * Format::kUnscale);
     const BFloat16 up = ToBFloat16(sums[0][0][2] * Format::kUnscale);
     const BFloat16 h = ToBFloat16(SwiGlu(ToFloat(gate), ToFloat(up)));
-    const int4 tile = *kept;
-    // One row, unless ids that should be distinct are not.
-    for (int row = 0; row < tile.z; ++row) {
-      p.y[static_cast<int64_t>(tile.y + row) * p.y_stride + pair * 8 + lane / 4] = h;
-    }
+    p.y[static_cast<int64_t>(*kept_row) * p.y_stride + pair * 8 + lane / 4] = h;
   }
 };
 
@@ -91,8 +120,11 @@ struct DownOfToken : OneRound {
   }
 };
 
-// One warp: all barriers. x comes in one copy, which the first barrier awaits.
-__device__ __forceinline__ void InitBarriers(const StreamLayout& layout, uint32_t base, int lane) {
+// One warp: all barriers. gate_up's x comes in one copy, which the first barrier awaits. Nobody
+// waits for weights to be given back: weight_empty, which counts `arrivals`, is where a warp of
+// down awaits its row of x.
+__device__ __forceinline__ void InitBarriers(const StreamLayout& layout, uint32_t base,
+                                             int arrivals, int lane) {
   const StreamBarriers x(base, layout, 0);
   for (int i = lane; i < layout.num_stages; i += 32) {
     BarrierInit(x.x_full + 8 * i, 1);
@@ -101,7 +133,7 @@ __device__ __forceinline__ void InitBarriers(const StreamLayout& layout, uint32_
   for (int i = lane; i < layout.num_warps * layout.num_stages; i += 32) {
     const StreamBarriers barriers(base, layout, i / layout.num_stages);
     BarrierInit(barriers.weight_full + 8 * (i % layout.num_stages), 1);
-    BarrierInit(barriers.weight_empty + 8 * (i % layout.num_stages), ArrivalsOf(1));
+    BarrierInit(barriers.weight_empty + 8 * (i % layout.num_stages), arrivals);
   }
   FenceForCopies();
 }
@@ -134,22 +166,11 @@ __device__ __forceinline__ void CopyWeights(const StreamLayout& layout, uint32_t
   }
 }
 
-// The engine's warp over weights and x as they lie here.
-template <class Format, class Work>
-__device__ __forceinline__ void RunChain(const StreamLayout& layout, const Work& work,
-                                         uint32_t base, int warp, int lane, uint32_t x_offset) {
-  ChainWarp<Format, kUnits, 1, Work> chain(layout, work, base, warp, lane);
-  chain.weights_at = WeightsOf<Format>(layout, base, warp) + 16 * lane;
-  chain.slot_bytes = layout.stage_chunks * Format::kChunkBytes;
-  chain.x_address[0] += x_offset;
-  chain.Run();
-}
-
-// One thread: all rows of x.
-__device__ __forceinline__ void CopyX(const StreamLayout& layout, uint32_t base, int rows,
+// One thread: x of gate_up.
+__device__ __forceinline__ void CopyX(const StreamLayout& layout, uint32_t base,
                                       const BFloat16* x) {
   const StreamBarriers barriers(base, layout, 0);
-  const uint32_t bytes = 2 * rows * layout.in_features;
+  const uint32_t bytes = 2 * layout.in_features;
   for (int stage = 1; stage < layout.num_stages; ++stage)
     BarrierArrive(barriers.x_full + 8 * stage);
   BarrierExpect(barriers.x_full, bytes);
@@ -161,16 +182,17 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
     GateUpOfTokenKernel(const __grid_constant__ StreamLayout layout,
                         const __grid_constant__ TokenParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  __shared__ int4 tiles[kMaxChainWarps];
+  __shared__ int rows[kMaxChainWarps];
   const uint32_t base = SharedAddress(shared);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int all = p.num_slots * p.num_pairs;
   const int first = static_cast<int>(blockIdx.x) * layout.num_warps;
-  if (warp == layout.num_warps) InitBarriers(layout, base, lane);
+  if (warp == layout.num_warps) InitBarriers(layout, base, ArrivalsOf(1), lane);
   __syncthreads();
   if (warp == layout.num_warps) {
-    if (lane == 0) CopyX(layout, base, 1, p.x);
+    if (lane == 0) CopyX(layout, base, p.x);
+    LetNextKernelStart();
     const int index = first + lane / kUnits;
     const uint8_t* source = nullptr;
     if (lane < kUnits * layout.num_warps && index < all) {
@@ -180,16 +202,36 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
       const int4 tile = WaitForTile(p.tiles + slot);
       source += tile.x * p.expert_stride;
       // The chain warp sees it when it sees its weights.
-      if (lane % kUnits == 0) tiles[lane / kUnits] = tile;
+      if (lane % kUnits == 0) rows[lane / kUnits] = tile.y;
     }
     __syncwarp();
     CopyWeights<Format>(layout, base, lane, source);
-    LetNextKernelStart();
     return;
   }
   if (first + warp >= all) return;
-  const GateUpOfToken<Format> work(p, tiles + warp, (first + warp) % p.num_pairs);
-  RunChain<Format>(layout, work, base, warp, lane, 0);
+  using Work = GateUpOfToken<Format>;
+  const Work work(p, rows + warp, (first + warp) % p.num_pairs);
+  ChainWarp<Format, kUnits, 1, Work> chain(layout, work, base, warp, lane);
+  chain.weights_at = WeightsOf<Format>(layout, base, warp) + 16 * lane;
+  chain.slot_bytes = layout.stage_chunks * Format::kChunkBytes;
+  chain.Run();
+}
+
+// All chunks of a warp of down, which lie there; one more is read, and not used.
+template <class Chain>
+__device__ __forceinline__ void WalkChunks(int chunks, Chain* chain) {
+  typename Chain::Codes codes[2];
+  typename Chain::Operands operands[2];
+  chain->now_w = chain->weights_at;
+  chain->now_x = 0;
+  chain->LoadCodes(0, &codes[0]);
+  chain->MakeOperands(codes[0], 0, &operands[0]);
+#pragma unroll 1
+  for (; chunks > 0; chunks -= 2) {
+    chain->WalkChunk(codes[0], &codes[1], operands);
+    if (chunks == 1) return;
+    chain->WalkChunk(codes[1], &codes[0], operands);
+  }
 }
 
 // One warp, a lane an output: the chain over slots ascending.
@@ -213,7 +255,7 @@ __device__ __forceinline__ void CombineRows(const TokenParameters& p, const floa
 }
 
 template <class Format>
-__global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
+__global__ void __launch_bounds__(32 * kMaxChainWarps, 1)
     DownOfTokenKernel(const __grid_constant__ StreamLayout layout,
                       const __grid_constant__ TokenParameters p) {
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -221,13 +263,8 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
   const uint32_t base = SharedAddress(shared);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (warp == layout.num_warps) InitBarriers(layout, base, lane);
+  if (warp == 0) InitBarriers(layout, base, 1, lane);
   __syncthreads();
-  if (warp == layout.num_warps) {
-    WaitForPreviousKernel();
-    if (lane == 0) CopyX(layout, base, p.num_slots, p.x);
-    return;
-  }
   // Every slot has its own tile, of one row. Few instructions: while memory is busy, fetching them
   // takes longer than what they do.
   const uint8_t* source = nullptr;
@@ -237,44 +274,68 @@ __global__ void __launch_bounds__(32 * (kMaxChainWarps + 1), 1)
   }
   CopyWeights<Format>(layout, base, warp * kUnits + lane, source);
   LetNextKernelStart();
+  using Work = DownOfToken<Format>;
+  const Work work(p, rows, warp);
+  ChainWarp<Format, kUnits, 1, Work> chain(layout, work, base, warp, lane);
+  const int x_bytes = 2 * layout.in_features;
+  const int x_offset = warp * (x_bytes + kChunkXBytes);  // and a chunk that is read ahead
+  const uint32_t x_full = chain.barriers.weight_empty;
+  chain.weights_at = WeightsOf<Format>(layout, base, warp) + 16 * lane;
+  chain.x_address[0] += x_offset;
+  WaitForPreviousKernel();
+  if (lane == 0) {
+    BarrierExpect(x_full, x_bytes);
+    CopyBulk(base + layout.x_offset + x_offset,
+             p.x + static_cast<int64_t>(warp) * layout.in_features, x_bytes, x_full);
+  }
   const bool combines = p.combine.out != nullptr && warp == 0;
   int row_of_slot = 0;
   float weight_of_slot = 0.0f;
   float residual = 0.0f;
-  if (combines) {
-    WaitForPreviousKernel();
-    if (lane < p.num_slots) {
-      row_of_slot = __ldcg(p.combine.routing.slot_row + lane);
-      weight_of_slot = __ldcg(p.combine.routing.weights + lane);
-    }
-    if (p.combine.residual != nullptr && lane < 16) {
-      residual = ToFloat(p.combine.residual[blockIdx.x * 16 + lane]);
-    }
+  if (combines && lane < p.num_slots) {
+    row_of_slot = __ldcg(p.combine.routing.slot_row + lane);
+    weight_of_slot = __ldcg(p.combine.routing.weights + lane);
   }
-  using Work = DownOfToken<Format>;
-  const Work work(p, rows, warp);
-  RunChain<Format>(layout, work, base, warp, lane, 2 * warp * layout.in_features);
+  if (combines && p.combine.residual != nullptr && lane < 16) {
+    residual = ToFloat(p.combine.residual[blockIdx.x * 16 + lane]);
+  }
+#pragma unroll
+  for (float& sum : chain.sums[0][0]) sum = 0.0f;
+  BarrierWait(chain.barriers.weight_full, 0);
+  BarrierWait(x_full, 0);
+  WalkChunks(layout.in_features / static_cast<int>(kChunkInputs), &chain);
+  work.Store(0, 0, lane, chain.sums);
   if (p.combine.out == nullptr) return;
   asm volatile("bar.sync %0, %1;" ::"n"(kCombineBarrier), "r"(32 * p.num_slots) : "memory");
   if (combines) CombineRows(p, rows, row_of_slot, weight_of_slot, residual, lane);
 }
 
-// Weights and x of one round, all of them at once; weights in few copies: on an H100 two of a unit
-// took gate_up 6.6 us, four 7.4, eight 10. 0 where they do not fit, else the bytes.
-uint32_t HoldRound(int chunk_bytes, int num_stages, int x_rows, StreamLayout* layout) {
+// Weights and x of one round, all of them at once, behind each unit and row room for the chunks
+// that are read ahead. A unit of gate_up comes in four copies: on an H100 two, three, four, six and
+// eight took gate_up 6.4, 6.5, 6.9, 7.5 and 8.0 us and the layer, which waits for the chain over
+// the last one, 14.7, 14.4, 14.3, 15.2 and 14.8.
+struct Round {
+  int chunk_bytes = 0;
+  int num_stages = 1;
+  int x_rows = 1;
+  int chunks_ahead = 0;
+};
+// 0 where they do not fit, else the bytes.
+uint32_t HoldRound(const Round& round, StreamLayout* layout) {
   // Static shared memory is padded to the alignment of what follows it.
   constexpr uint32_t kMost = (227 << 10) - 1024;
   const auto align = [](uint32_t at) { return (at + 127) / 128 * 128; };
   StreamLayout& l = *layout;
   const int chunks = static_cast<int>((l.in_features + kChunkInputs - 1) / kChunkInputs);
-  l.stage_chunks = (chunks + num_stages - 1) / num_stages;
+  l.stage_chunks = (chunks + round.num_stages - 1) / round.num_stages;
   l.num_stages = l.weight_slots = l.x_slots = (chunks + l.stage_chunks - 1) / l.stage_chunks;
   l.x_is_resident = 1;
-  l.stream_pitch = l.num_stages * l.stage_chunks * chunk_bytes;
+  l.stream_pitch = (l.num_stages * l.stage_chunks + round.chunks_ahead) * round.chunk_bytes;
   l.x_rows = 1;  // for the engine: a warp sees one, in slots that follow each other
   l.x_pitch = l.stage_chunks * kChunkXBytes;
   l.x_offset = align(16 * (l.x_slots + l.num_warps * l.weight_slots));
-  l.weight_offset = align(l.x_offset + x_rows * 2 * l.in_features);
+  l.weight_offset =
+      align(l.x_offset + round.x_rows * (2 * l.in_features + round.chunks_ahead * kChunkXBytes));
   l.shared_bytes = l.weight_offset + l.num_warps * kUnits * l.stream_pitch;
   return l.shared_bytes <= kMost ? l.shared_bytes : 0;
 }
@@ -283,6 +344,7 @@ struct TokenLaunch {
   StreamLayout layout;
   TokenParameters parameters;
   unsigned num_ctas = 0;
+  unsigned num_threads = 0;
   cudaStream_t stream = nullptr;
   LaunchOrder order = LaunchOrder::kAfterPrevious;
 };
@@ -297,7 +359,7 @@ void Start(const TokenLaunch& launch, uint32_t shared_bytes,
                                  cudaSharedmemCarveoutMaxShared),
             "shared memory of a token's experts");
   LaunchKernel({.grid = dim3(launch.num_ctas),
-                .block = dim3(32 * (launch.layout.num_warps + 1)),
+                .block = dim3(launch.num_threads),
                 .shared_bytes = shared_bytes,
                 .stream = launch.stream,
                 .order = launch.order},
@@ -325,8 +387,9 @@ TokenLaunch LaunchOf(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrde
 
 template <int kScales>
 bool StartGateUp(TokenLaunch* launch) {
-  using Format = CodeFormat<4, kScales>;
-  const uint32_t bytes = HoldRound(Format::kChunkBytes, 2, 1, &launch->layout);
+  using Format = TokenFormat<kScales>;
+  const uint32_t bytes =
+      HoldRound({.chunk_bytes = Format::kChunkBytes, .num_stages = 4}, &launch->layout);
   if (bytes == 0) return false;
   Start(*launch, bytes, GateUpOfTokenKernel<Format>);
   return true;
@@ -334,9 +397,11 @@ bool StartGateUp(TokenLaunch* launch) {
 
 template <int kScales>
 bool StartDown(TokenLaunch* launch) {
-  using Format = CodeFormat<4, kScales>;
-  const uint32_t bytes =
-      HoldRound(Format::kChunkBytes, 1, launch->parameters.num_slots, &launch->layout);
+  using Format = TokenFormat<kScales>;
+  const uint32_t bytes = HoldRound({.chunk_bytes = Format::kChunkBytes,
+                                    .x_rows = launch->parameters.num_slots,
+                                    .chunks_ahead = 1},
+                                   &launch->layout);
   if (bytes == 0) return false;
   Start(*launch, std::max(bytes, kDownBytes), DownOfTokenKernel<Format>);
   return true;
@@ -353,6 +418,7 @@ bool GateUpOfOneToken(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrd
   const int64_t warps = (all + most_ctas - 1) / most_ctas;
   if (warps > kMaxChainWarps || args.shape.in_features % kChunkInputs != 0) return false;
   launch.num_ctas = static_cast<unsigned>((all + warps - 1) / warps);
+  launch.num_threads = static_cast<unsigned>(32 * (warps + 1));
   launch.layout.num_warps = static_cast<int>(warps);
   switch (ScalesPerChunk(args.shape)) {
     case 1:
@@ -372,6 +438,7 @@ bool DownOfOneToken(const MoeExpertsArgs& args, const MoeCombineArgs& combine, c
   p.y_stride = static_cast<int>(args.shape.out_features);
   p.combine = combine;
   launch.num_ctas = static_cast<unsigned>(p.num_pairs);
+  launch.num_threads = static_cast<unsigned>(32 * p.num_slots);
   launch.layout.num_warps = p.num_slots;
   switch (ScalesPerChunk(args.shape)) {
     case 1:
