@@ -201,34 +201,31 @@ struct MyQueries<256> {
   }
 };
 
+// A warpgroup's products with the tiles of both rings.
 template <int kHeadDim>
-__device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, const CtaWork& work,
-                                              uint8_t* shared) {
-  constexpr int kTile = kTileBytes<kHeadDim>;
-  const uint32_t base = SharedAddress(shared);
-  const auto k = Ring<kHeadDim>::Of(base, Tensor::kKeys);
-  const auto v = Ring<kHeadDim>::Of(base, Tensor::kValues);
-  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
-  const int my_query = work.first_query + thread / 32 * 16 + thread % 32 / 4;
-  const OutputTotals<kThreads<kHeadDim>, kHeadDim / 2> outputs(shared + Layout<kHeadDim>::kTotals,
-                                                               thread);
-  const float c = MulRn(a.scale, kLog2E);
-  const MyQueries<kHeadDim> q(a, work, my_query, base + Layout<kHeadDim>::kQueries);
+struct TileProducts {
+  static constexpr int kTile = kTileBytes<kHeadDim>;
+  uint32_t base;
+  Ring<kHeadDim> k, v;
 
-  const auto num_blocks = static_cast<uint32_t>(work.num_blocks);
-  float o[kHeadDim / 2] = {};
-  uint32_t p[16];
-  SegmentState row;
-  RowTotals totals;
-  const auto issue_scores = [&](uint32_t block, float(&s)[32]) {
+  __device__ __forceinline__ explicit TileProducts(uint32_t begin)
+      : base(begin),
+        k(Ring<kHeadDim>::Of(begin, Tensor::kKeys)),
+        v(Ring<kHeadDim>::Of(begin, Tensor::kValues)) {}
+
+  // s = Q K, left in flight.
+  __device__ __forceinline__ void IssueScores(const MyQueries<kHeadDim>& q, uint32_t block,
+                                              float (&s)[32]) const {
     k.WaitForTile(block);
     const uint32_t place = OperandPlace(base + block % kStages<kHeadDim> * kTile);
     FenceSums(s);
     FenceProducts();
     q.IssueScores(s, place);
     CommitProducts();
-  };
-  const auto issue_outputs = [&](uint32_t block) {
+  }
+  // O += P V, left in flight.
+  __device__ __forceinline__ void IssueOutputs(const uint32_t (&p)[16], uint32_t block,
+                                               float (&o)[kHeadDim / 2]) const {
     v.WaitForTile(block);
     const uint32_t place = OperandPlace<(kHeadDim > 64)>(base + Layout<kHeadDim>::kValues +
                                                          block % kStages<kHeadDim> * kTile);
@@ -247,15 +244,29 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
     }
     CommitProducts();
     FenceSums(o);
-  };
+  }
+};
+
+// What a thread's two rows have come to.
+template <int kHeadDim>
+struct RowSums {
+  OutputTotals<kThreads<kHeadDim>, kHeadDim / 2> outputs;
+  RowTotals totals;
+  SegmentState row;
+  float o[kHeadDim / 2] = {};
+  uint32_t p[16];
+
   // Softmax of a tile, then O += P V of it, left in flight. kPending: groups that may be in flight
   // beside those of the tile before.
-  const auto one_tile = [&]<int kPending>(uint32_t block, float(&s)[32]) {
+  template <int kPending>
+  __device__ __forceinline__ void AddTile(const TileProducts<kHeadDim>& products,
+                                          const int (&visible)[2], float c, uint32_t block,
+                                          float (&s)[32]) {
     const bool begins_segment = block % kTilesPerSegment == 0;
     const SegmentState before = row;
     if (begins_segment) row = SegmentState{};
     float alpha[2];
-    SoftmaxTile(s, row, q.visible, static_cast<int>(block) * kAttentionBlock, c, alpha);
+    SoftmaxTile(s, row, visible, static_cast<int>(block) * kAttentionBlock, c, alpha);
     FenceSums(s);
     // The waits stand in branches of their own: in one block with the softmax the compiler moves
     // them before it.
@@ -269,22 +280,35 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) o[i] = MulRn(o[i], alpha[i / 2 % 2]);
     }
-    if (block > 0) v.GiveBack(block - 1);
+    if (block > 0) products.v.GiveBack(block - 1);
     RoundTile(s, p);
-    issue_outputs(block);
-  };
+    products.IssueOutputs(p, block, o);
+  }
+};
+
+template <int kHeadDim>
+__device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, const CtaWork& work,
+                                              uint8_t* shared) {
+  const uint32_t base = SharedAddress(shared);
+  const TileProducts<kHeadDim> products(base);
+  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
+  const int my_query = work.first_query + thread / 32 * 16 + thread % 32 / 4;
+  RowSums<kHeadDim> sums = {.outputs = {shared + Layout<kHeadDim>::kTotals, thread}};
+  const float c = MulRn(a.scale, kLog2E);
+  const MyQueries<kHeadDim> q(a, work, my_query, base + Layout<kHeadDim>::kQueries);
   const auto middle_tile = [&](uint32_t block, float(&mine)[32], float(&next)[32]) {
-    issue_scores(block + 1, next);
-    one_tile.template operator()<1>(block, mine);
+    products.IssueScores(q, block + 1, next);
+    sums.template AddTile<1>(products, q.visible, c, block, mine);
     WaitForProducts<1>();
     FenceSums(next);
-    k.GiveBack(block + 1);
+    products.k.GiveBack(block + 1);
   };
   float s[2][32];
-  issue_scores(0, s[0]);
+  products.IssueScores(q, 0, s[0]);
   WaitForProducts<0>();
   FenceSums(s[0]);
-  k.GiveBack(0);
+  products.k.GiveBack(0);
+  const auto num_blocks = static_cast<uint32_t>(work.num_blocks);
   uint32_t block = 0;
 #pragma unroll 1
   for (; block + 2 < num_blocks; block += 2) {
@@ -297,11 +321,12 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceAttentionArgs& a, cons
     for (int i = 0; i < 32; ++i) s[0][i] = s[1][i];
     ++block;
   }
-  one_tile.template operator()<0>(block, s[0]);
+  sums.template AddTile<0>(products, q.visible, c, block, s[0]);
   WaitForProducts<0>();
-  FenceSums(o);
-  MergeRows(o, row, c, totals, outputs);
-  WriteRows<kHeadDim, kThreads<kHeadDim>>(a, work.seq, my_query, work.head, totals, outputs);
+  FenceSums(sums.o);
+  MergeRows(sums.o, sums.row, c, sums.totals, sums.outputs);
+  WriteRows<kHeadDim, kThreads<kHeadDim>>(a, work.seq, my_query, work.head, sums.totals,
+                                          sums.outputs);
 }
 
 template <int kHeadDim>
