@@ -38,7 +38,7 @@ void AttentionPrefill(const DeviceAttentionArgs& args, cudaStream_t stream, Laun
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args);
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args);
 // Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head, or a cluster of
-// two or four does where there are few; the last CTA of a row tile merges the segments in order.
+// two or four does where there are few; one CTA of a row tile merges the segments in order.
 // Where there are fewer still, one cluster has all segments of a row tile.
 // With kOverlap the kernel before must not write `sequences` or block tables (keys, values and
 // queries it may), nor may one before that which may still run (launch.h).

@@ -9,6 +9,15 @@
 namespace quatrain::cuda {
 namespace {
 
+constexpr int kDecodeThreads = 128;
+constexpr int kScoreStride = kAttentionSegment + 8;  // floats; rows start 8 banks apart
+
+// Where the partial sums of a launch lie, and how many CTAs have left theirs.
+struct DecodeScratch {
+  unsigned* tickets;
+  float* partials;
+};
+
 // Tiles in the ring: few, so that two CTAs share a multiprocessor, or, where there are no more CTAs
 // than multiprocessors, as many as fit, so that most of a segment is on its way at once.
 template <int kHeadDim>
@@ -31,9 +40,115 @@ constexpr int kShallowFew = kHeadDim == 256   ? 2
 template <int kHeadDim>
 constexpr int kShallowest = kHeadDim == 64 ? 4 : 2;
 
-// Shared memory: the ring, and the segment's.
+// Shared memory: the ring, then what is known of the segment. kRows: rows that scores are kept of.
 template <int kHeadDim, int kStages, int kRows>
-using Layout = SegmentLayout<kStages * kTileBytes<kHeadDim>, kRows>;
+struct Layout {
+  static constexpr int kScores = kStages * kTileBytes<kHeadDim>;
+  static constexpr int kWarpMaxima = kScores + kRows * kScoreStride * 4;  // [4][8][16]
+  static constexpr int kAlpha = kWarpMaxima + 4 * kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kShift = kAlpha + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kMax = kShift + kTilesPerSegment * kDecodeRows * 4;
+  static constexpr int kSum = kMax + kDecodeRows * 4;
+  static constexpr int kKeyRows = kSum + kDecodeRows * 4;  // [512]
+  static constexpr int kBytes = kKeyRows + kAttentionSegment * 4;
+};
+
+// Where a row of the tile lives.
+struct RowPlace {
+  int query, head;
+  bool is_there;
+};
+__device__ __forceinline__ RowPlace PlaceOfRow(int flat, int kv_head, int group, int num_queries) {
+  return {flat / group, kv_head * group + flat % group, flat / group < num_queries};
+}
+
+template <int kHeadDim>
+__device__ __forceinline__ void LoadQueries(const DeviceAttentionArgs& a,
+                                            const AttentionSequence& seq, int kv_head,
+                                            int first_row, uint32_t (&q)[kHeadDim / 16][4],
+                                            int (&visible)[2]) {
+  const int lane = threadIdx.x % 32;
+  const int group = a.num_heads / a.num_kv_heads;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const RowPlace place =
+        PlaceOfRow(first_row + lane / 4 + 8 * r, kv_head, group, static_cast<int>(seq.num_queries));
+    visible[r] =
+        place.is_there ? static_cast<int>(seq.num_keys - seq.num_queries) + place.query + 1 : 0;
+    const BFloat16* source = a.q + (seq.q_begin + (place.is_there ? place.query : 0)) * a.q_stride +
+                             static_cast<int64_t>(place.head) * kHeadDim + lane % 4 * 2;
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      q[step][r] = *reinterpret_cast<const uint32_t*>(source + step * 16);
+      q[step][2 + r] = *reinterpret_cast<const uint32_t*>(source + step * 16 + 8);
+    }
+  }
+}
+
+// Scores of 16 rows with the warp's 16 keys of kBatch tiles (first_tile of the segment on), to
+// shared memory, with their maxima. Steps outside, tiles inside: their chains run side by side.
+template <int kHeadDim, int kBatch, int kRows = kDecodeRows>
+__device__ __forceinline__ void ScoreTiles(const uint32_t (&q)[kHeadDim / 16][4],
+                                           const uint32_t (&tiles)[kBatch], int first_key,
+                                           const int (&visible)[2], float* scores, float* maxima) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int key_row = warp * 16 + lane / 16 * 8 + lane % 8;
+  float s[kBatch][2][4] = {};
+#pragma unroll
+  for (int step = 0; step < kHeadDim / 16; ++step) {
+#pragma unroll
+    for (int tile = 0; tile < kBatch; ++tile) {
+      // Matrices: keys 0-7 low k, keys 0-7 high k, keys 8-15 low k, keys 8-15 high k.
+      uint32_t b[4];
+      LoadMatrices(tiles[tile] + PlaceInTile(key_row, 2 * step + lane / 8 % 2), b);
+      ChainStep(s[tile][0], q[step][0], q[step][1], q[step][2], q[step][3], b);
+      ChainStep(s[tile][1], q[step][0], q[step][1], q[step][2], q[step][3], b + 2);
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < kBatch; ++tile) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int column = tile * kAttentionBlock + warp * 16 + 8 * n + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& place = s[tile][n][2 * r + i];
+          if (first_key + column + i >= visible[r]) place = -INFINITY;
+          largest = fmaxf(largest, place);
+        }
+        if (8 * r >= kRows) continue;
+        *reinterpret_cast<float2*>(scores + (lane / 4 + 8 * r) * kScoreStride + column) =
+            make_float2(s[tile][n][2 * r], s[tile][n][2 * r + 1]);
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      if (lane % 4 == 0) {
+        maxima[(warp * kTilesPerSegment + tile) * kDecodeRows + lane / 4 + 8 * r] = largest;
+      }
+    }
+  }
+}
+
+// Thread (row, tile): the running maximum, alpha and shift of every tile.
+__device__ __forceinline__ void ShiftsOfTiles(const float* maxima, int num_tiles, float c,
+                                              float* alpha, float* shift, float* segment_max) {
+  const int row = threadIdx.x / kTilesPerSegment;
+  const int tile = threadIdx.x % kTilesPerSegment;
+  float largest = -INFINITY;
+#pragma unroll
+  for (int warp = 0; warp < 4; ++warp) {
+    const float each = maxima[(warp * kTilesPerSegment + tile) * kDecodeRows + row];
+    if (tile < num_tiles) largest = fmaxf(largest, each);
+  }
+  const RunningShift running = RunningShiftOf(largest, c);
+  alpha[tile * kDecodeRows + row] = running.of_tile.alpha;
+  shift[tile * kDecodeRows + row] = running.of_tile.shift;
+  if (tile == kTilesPerSegment - 1) segment_max[row] = running.max;
+}
 
 // Thread (row, residue): probabilities in the place of scores, and the row's sum.
 __device__ __forceinline__ void Probabilities(float* scores, int num_tiles, float c,
@@ -100,6 +215,67 @@ __device__ __forceinline__ void ValueTile(float (&o)[kHeadDim / 32][4], uint32_t
       ChainStep(o[n + 1], p[0], p[1], p[2], p[3], b + 2);
     }
   }
+}
+
+// What the last CTA merges: partial sums, each kDecodeRows rows of head_dim, their maxima,
+// their sums; those of the next segment lie `stride` floats on.
+struct MergeWork {
+  const float* partials;
+  int64_t stride;
+  int num_segments;
+  int kv_head, first_row;
+};
+
+// Segments ascending: eight threads a row, each an eighth of the columns. kBatch segments are
+// read at once.
+template <int kHeadDim, int kBatch>
+__device__ __forceinline__ void MergeSegments(const DeviceAttentionArgs& a,
+                                              const AttentionSequence& seq, const MergeWork& work) {
+  constexpr int kColumns = kHeadDim / 8;
+  constexpr int kWords = (kColumns + 3) / 4;
+  static_assert(kColumns % 4 == 0);
+  const int row = threadIdx.x / 8;
+  const int first = threadIdx.x % 8 * kColumns;
+  const float c = MulRn(a.scale, kLog2E);
+  const RowPlace place =
+      PlaceOfRow(work.first_row + row, work.kv_head, a.num_heads / a.num_kv_heads,
+                 static_cast<int>(seq.num_queries));
+  if (!place.is_there) return;
+  MergedRow<kColumns> merged;
+#pragma unroll 1
+  for (int begin = 0; begin < work.num_segments; begin += kBatch) {
+    float max[kBatch], sum[kBatch];
+    float o[kBatch][kColumns];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      max[i] = -INFINITY;
+      if (begin + i >= work.num_segments) continue;
+      const float* partial = work.partials + (begin + i) * work.stride;
+      max[i] = __ldcg(partial + kDecodeRows * kHeadDim + row);
+      sum[i] = __ldcg(partial + kDecodeRows * kHeadDim + kDecodeRows + row);
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        SetFour(o[i] + 4 * word,
+                __ldcg(reinterpret_cast<const float4*>(partial + row * kHeadDim + first) + word));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) merged.Add(max[i], sum[i], o[i], c);
+  }
+  StoreMerged<kHeadDim>(a, (seq.q_begin + place.query) * a.num_heads + place.head, first, merged);
+}
+
+// Whether this CTA is the last of `count` to leave its partial sums; what they left is seen then.
+// The ticket is zero again after the last. By all threads.
+__device__ __forceinline__ bool IsLastOf(int count, unsigned* ticket) {
+  __shared__ unsigned taken;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) taken = atomicInc(ticket, static_cast<unsigned>(count) - 1);
+  __syncthreads();
+  if (taken != static_cast<unsigned>(count) - 1) return false;
+  __threadfence();
+  return true;
 }
 
 template <int kHeadDim, int kStages, int kRows>
@@ -274,22 +450,23 @@ int64_t TicketBytes(const DeviceAttentionArgs& args) {
 }  // namespace
 
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args) {
-  return RowTilesOfAll(args) * kDecodeParts;
+  return IsDecodedByMessages(args) ? MessageWords(args) : RowTilesOfAll(args);
 }
 
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args) {
-  return TicketBytes(args) + RowTilesOfAll(args) * Segments(args) * kDecodeRows *
-                                 (args.head_dim + 2 * kDecodeParts) * 4;
+  return TicketBytes(args) +
+         RowTilesOfAll(args) * Segments(args) * kDecodeRows * (args.head_dim + 2) * 4;
 }
 
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order) {
   CheckAttention(args);
   if (args.num_sequences == 0 || args.max_queries == 0 || args.max_keys == 0) return;
+  if (IsDecodedInClusters(args)) return AttentionDecodeInClusters(args, stream, order);
+  if (IsDecodedByMessages(args)) return AttentionDecodeByMessages(args, scratch, stream, order);
   const DecodeScratch parts = {
       static_cast<unsigned*>(scratch),
       reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};
-  if (AttentionDecodeInClusters(args, parts, stream, order)) return;
   if (args.head_dim == 64) return Launch<64>(args, parts, stream, order);
   if (args.head_dim == 128) return Launch<128>(args, parts, stream, order);
   Launch<256>(args, parts, stream, order);

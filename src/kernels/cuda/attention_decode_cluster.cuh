@@ -15,6 +15,11 @@ inline constexpr int kKeysOfGroup = 16;
 inline constexpr int kGroupBytes = kKeysOfGroup * kHeadDim * 2;
 inline constexpr int kGroupsOfTile = kAttentionBlock / kKeysOfGroup;
 
+// Place of 16 bytes of a warp's key or of a query: any eight of them lie in different banks.
+__device__ __forceinline__ uint32_t PlaceOfChunk(int row, int chunk) {
+  return static_cast<uint32_t>(row * kHeadDim * 2 + (chunk ^ row % 8) * 16);
+}
+
 // Threads and shared memory of one of the kParts CTAs that share a segment, with their part of the
 // columns of v, where kSegments segments of kRows (query, head) rows meet: v, keys and later
 // rounded probabilities in their place, scores (later probabilities) in fours of rows, maxima of 16
@@ -69,9 +74,23 @@ struct Cut {
   }
 };
 
-// Place of 16 bytes of a warp's key: any eight keys lie in different banks.
-__device__ __forceinline__ uint32_t PlaceOfKey(int key, int chunk) {
-  return static_cast<uint32_t>(key * kHeadDim * 2 + (chunk ^ key % 8) * 16);
+inline Cut CutOf(const DeviceAttentionArgs& args, LaunchOrder order) {
+  const int tiles = RowTiles(args);
+  const int group = args.num_heads / args.num_kv_heads;
+  return {.block_shift = BlockShift(args),
+          .row_tiles = tiles,
+          .group = group,
+          .of_row_tiles = 1.0f / static_cast<float>(tiles),
+          .of_group = 1.0f / static_cast<float>(group),
+          .comes_first = order == LaunchOrder::kOverlap};
+}
+
+inline bool HasFewRows(const DeviceAttentionArgs& args) {
+  return args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows;
+}
+// Whether a group of keys lies in one page.
+inline bool HasWholeGroups(const DeviceAttentionArgs& args) {
+  return args.head_dim == kHeadDim && (args.block_size == 0 || args.block_size >= kKeysOfGroup);
 }
 
 // What a CTA works on: a segment, from first_key of num_keys keys on, whose num_tiles tiles it
@@ -159,18 +178,20 @@ __device__ __forceinline__ void SumRows(uint8_t* shared, int fours, int num_tile
   if (lane % 8 == 0) reinterpret_cast<float2*>(shared + L::kEnds)[row].y = t;
 }
 
-// O of the segment for 16 columns from `columns` of the part on.
-template <class L>
-__device__ __forceinline__ void WalkValues(uint8_t* shared, int columns, int num_tiles) {
+// O of the segment for 16 columns from `columns` of the part on. wait_for(tile) waits for the
+// tile's values.
+template <class L, class WaitFor>
+__device__ __forceinline__ void WalkValues(const uint8_t* shared, int columns, int num_tiles,
+                                           float (&o)[L::kRows / 8][4], const WaitFor& wait_for) {
   constexpr int kEights = L::kRows / 8;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t base = SharedAddress(shared);
   const auto* const alpha = reinterpret_cast<const float*>(shared + L::kAlpha) + lane % 4 * 2;
   // Matrices: eight rows of 8 keys each, of 32 keys.
   const uint32_t rounded = base + L::kRounded + lane % 8 * L::kRoundedStride + lane / 8 * 16;
-  float o[kEights][4] = {};
 #pragma unroll 2
   for (int tile = 0; tile < num_tiles; ++tile) {
+    wait_for(tile);
 #pragma unroll
     for (int n = 0; n < kEights; ++n) {
 #pragma unroll
@@ -198,9 +219,15 @@ __device__ __forceinline__ void WalkValues(uint8_t* shared, int columns, int num
       }
     }
   }
+}
+
+template <class L>
+__device__ __forceinline__ void KeepOutputs(uint8_t* shared, int columns,
+                                            const float (&o)[L::kRows / 8][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   auto* const out = reinterpret_cast<float*>(shared + L::kOutputs) + columns + lane / 4;
 #pragma unroll
-  for (int n = 0; n < kEights; ++n) {
+  for (int n = 0; n < L::kRows / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 8 * n + lane % 4 * 2 + i % 2;
@@ -213,7 +240,11 @@ __device__ __forceinline__ void WalkValues(uint8_t* shared, int columns, int num
 template <class L>
 __device__ __forceinline__ void WalkSegment(uint8_t* shared, int num_rows, int num_tiles) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < L::kOutputWarps) return WalkValues<L>(shared, warp * 16, num_tiles);
+  if (warp < L::kOutputWarps) {
+    float o[L::kRows / 8][4] = {};
+    WalkValues<L>(shared, warp * 16, num_tiles, o, [](int) {});
+    return KeepOutputs<L>(shared, warp * 16, o);
+  }
   for (int fours = warp - L::kOutputWarps; fours * 4 < num_rows;
        fours += L::kWarps - L::kOutputWarps) {
     SumRows<L>(shared, fours, num_tiles);
@@ -256,59 +287,12 @@ __device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, cons
     if (segment * kAttentionSegment >= work.num_keys) break;
     const int row = segment * L::kRows + of.row;
     const float2 ends = reinterpret_cast<const float2*>(shared + L::kEnds)[row];
-    const float4 o[1] = {*reinterpret_cast<const float4*>(
-        shared + L::kOutputs + (row * L::kOutputStride + of.column) * 4)};
+    float o[4];
+    SetFour(o, *reinterpret_cast<const float4*>(shared + L::kOutputs +
+                                                (row * L::kOutputStride + of.column) * 4));
     merged.Add(ends.x, ends.y, o, c);
   }
   StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
 }
-
-// What CTAs of several clusters leave: [segments][kDecodeRows][kWidth] outputs, then
-// [kDecodeRows][2] ends of each.
-template <class L>
-struct Partials {
-  static constexpr int64_t kStride = kDecodeRows * (L::kWidth + 2);
-  float* first;
-
-  __device__ __forceinline__ float4* Outputs(int segment, const OutputPlace& of) const {
-    return reinterpret_cast<float4*>(first + segment * kStride + of.row * L::kWidth + of.column);
-  }
-  __device__ __forceinline__ float2* Ends(int segment, int row) const {
-    return reinterpret_cast<float2*>(first + segment * kStride + kDecodeRows * L::kWidth) + row;
-  }
-  __device__ __forceinline__ void Leave(int segment, const OutputPlace& of,
-                                        const uint8_t* shared) const {
-    if (of.row < 0) return;
-    *Outputs(segment, of) = *reinterpret_cast<const float4*>(
-        shared + L::kOutputs + (of.row * L::kOutputStride + of.column) * 4);
-    if (of.column == 0) {
-      *Ends(segment, of.row) = reinterpret_cast<const float2*>(shared + L::kEnds)[of.row];
-    }
-  }
-  // Segments ascending; eight are read at once.
-  __device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, const PartWork& work,
-                                                const OutputPlace& of, int num_segments) const {
-    constexpr int kBatch = 8;
-    if (of.row < 0) return;
-    const float c = MulRn(a.scale, kLog2E);
-    MergedRow<4> merged;
-#pragma unroll 1
-    for (int begin = 0; begin < num_segments; begin += kBatch) {
-      float2 ends[kBatch];
-      float4 o[kBatch][1];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int segment = min(begin + i, num_segments - 1);
-        ends[i] = __ldcg(Ends(segment, of.row));
-        o[i][0] = __ldcg(Outputs(segment, of));
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i < num_segments) merged.Add(ends[i].x, ends[i].y, o[i], c);
-      }
-    }
-    StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
-  }
-};
 
 }  // namespace quatrain::cuda::decode_cluster
