@@ -142,6 +142,11 @@ class LinearBench {
         for (const int groups : {1, 2}) {
           if (groups == 2 && m <= 64) continue;
           for (const int boxes : {1, 2, 4}) SweepOnePlain(c, m, {rows, groups, boxes});
+          if (rows < 32 || m <= 64 * groups) continue;
+          for (const int boxes : {1, 2}) {
+            SweepOnePlain(c, m,
+                          {.rows = rows, .num_warpgroups = groups, .boxes = boxes, .sharing = 2});
+          }
         }
       }
     }
@@ -182,9 +187,10 @@ class LinearBench {
       Graph graph(stream_, kSweepLaunches, [&](int i) {
         cuda::LinearPlain(ArgsOf(c, m, i), plan, stream_, LaunchOrder::kOverlap);
       });
-      std::printf("plain %lldx%lld m %d rows %d groups %d boxes %d us %.2f differ %d\n",
+      std::printf("plain %lldx%lld m %d rows %d groups %d boxes %d sharing %d us %.2f differ %d\n",
                   static_cast<long long>(c.n), static_cast<long long>(c.k), m, plan.rows,
-                  plan.num_warpgroups, plan.boxes, MeasureInterleaved({&graph}, 5)[0], bits);
+                  plan.num_warpgroups, plan.boxes, plan.sharing, MeasureInterleaved({&graph}, 5)[0],
+                  bits);
     } catch (const Error&) {
       // No room for this plan.
     }
@@ -395,8 +401,9 @@ void RunAll(const std::string& which, LinearBench* bench) {
     }
   }
   if (wants("bf16")) {
-    bench->Run({WeightType::kBFloat16, 5120, 2048, 0}, {1, 8, 16, 32, 64, 128});
-    bench->Run({WeightType::kBFloat16, 2048, 4096, 0}, {1, 8, 16, 32, 64, 128});
+    bench->Run({WeightType::kBFloat16, 5120, 2048, 0}, {1, 8, 16, 32, 64, 96, 128});
+    bench->Run({WeightType::kBFloat16, 2048, 4096, 0}, {1, 8, 16, 32, 64, 96, 128});
+    bench->Run({WeightType::kBFloat16, 4096, 4096, 0}, {1, 16, 64, 96, 128});
     bench->Run({WeightType::kBFloat16, 151936, 2048, 0}, {1, 8, 16, 64, 128});
   }
   if (wants("int8")) bench->Run({WeightType::kInt8, 8192, 8192, 128}, {1, 8, 16});

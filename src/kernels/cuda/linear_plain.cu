@@ -1,330 +1,16 @@
-// The linear over BF16 weights: tokens on the m64 side of wgmma, rows of the matrix on the n side,
-// 16 to 128 of them, so that small matrices, too, fill all multiprocessors.
-//
-//   one CTA = 1 or 2 warpgroups, 64 tokens each, + two copying warps
-//
-//   one ----boxes of the tile's rows of the matrix, K64 each------->  [slot][slot]...
-//   other --boxes of x for its tokens------------------------------>  [slot][slot]...
-//                                                                         |
-//   warpgroup: both in place -> 4 products a K64, one chain over all of K
-//
-// A tile is a block of rows and up to 128 tokens; a CTA takes every gridDim.x-th, and the copying
-// warps run ahead into the next one. The first copies of weights are under way before
-// griddepcontrol.wait. Where there are fewer than 64 tokens, the products of the others are made of
-// whatever lies behind the box, and not stored.
+// Plans and launches of the linear over BF16 weights; its story stands in linear_plain_kernel.cuh.
 #include <algorithm>
 #include <limits>
 
-#include "kernels/bfloat16.h"
-#include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/linear_plain.h"
-#include "kernels/cuda/linear_wide_stream.cuh"
-#include "kernels/cuda/plain_product.cuh"
+#include "kernels/cuda/linear_plain_kernel.cuh"
 #include "kernels/cuda/tensor_map.h"
 
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kTokensOfGroup = 64;
-constexpr int kMostWarpgroups = 2;
-
-// Outputs that a thread stores together: one, or eight where y, N and what is added allow it.
-enum class StorePart { kOne, kEight };
-
-struct PlainParameters {
-  const BFloat16* bias;
-  const BFloat16* residual;
-  BFloat16* y;
-  float* y_float;
-  int out_features;
-  int num_tokens;
-  StorePart part;
-  int is_in_row;  // boxes of a slot come in one copy
-  int num_boxes;  // of K
-  int num_tiles;
-  int token_tiles;
-  int box_rows;  // tokens in a box of x
-  int x_slots;
-  int weight_slots;
-  uint32_t weights_at;  // the first slot of them in shared memory
-};
-
-struct PlainMaps {
-  CUtensorMap weight, x;
-};
-
-// What a CTA multiplies at a time.
-struct PlainTile {
-  int row_begin, token_begin;
-
-  __device__ PlainTile(const PlainParameters& p, int index, int rows, int tokens)
-      : row_begin(index / p.token_tiles * rows), token_begin(index % p.token_tiles * tokens) {}
-};
-
-// A slot of a ring to the copy engine: kBoxes boxes from `box` and `row` on.
-template <int kBoxes>
-struct SlotCopy {
-  const CUtensorMap* map;
-  int is_in_row;
-  uint32_t box_bytes;
-
-  __device__ __forceinline__ void Issue(uint32_t to, int box, int row, uint32_t full) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (lane == 0) BarrierExpect(full, kBoxes * box_bytes);
-    __syncwarp();
-    if (lane >= (is_in_row ? 1 : kBoxes)) return;
-    const BoxPlace from = {is_in_row ? 0 : (box + lane) * kBoxColumns, row, is_in_row ? box : 0};
-    CopyBoxes(to + lane * box_bytes, map, from, full);
-  }
-};
-
-// The warp that copies weights.
-template <int kRows, int kBoxes>
-__device__ __forceinline__ void CopyWeights(const PlainParameters& p, const CUtensorMap* map,
-                                            uint32_t base, int tokens) {
-  const SlotCopy<kBoxes> copy = {map, p.is_in_row, kRows * kBoxRowBytes};
-  const WideBarriers barriers(base, p);
-  WideSlot slot = {0, 1};
-  for (int index = static_cast<int>(blockIdx.x); index < p.num_tiles; index += gridDim.x) {
-    const PlainTile tile(p, index, kRows, tokens);
-    for (int box = 0; box < p.num_boxes; box += kBoxes) {
-      BarrierWait(barriers.weight_empty + 8 * slot.index, slot.parity);
-      copy.Issue(base + p.weights_at + slot.index * kBoxes * copy.box_bytes, box, tile.row_begin,
-                 barriers.weight_full + 8 * slot.index);
-      slot.Advance(p.weight_slots);
-    }
-  }
-}
-
-// The warp that copies x.
-template <int kRows, int kBoxes>
-__device__ __forceinline__ void CopyTokens(const PlainParameters& p, const CUtensorMap* map,
-                                           uint32_t base, int tokens) {
-  const SlotCopy<kBoxes> copy = {map, p.is_in_row,
-                                 static_cast<uint32_t>(p.box_rows) * kBoxRowBytes};
-  const WideBarriers barriers(base, p);
-  WideSlot slot = {0, 1};
-  for (int index = static_cast<int>(blockIdx.x); index < p.num_tiles; index += gridDim.x) {
-    const PlainTile tile(p, index, kRows, tokens);
-    for (int box = 0; box < p.num_boxes; box += kBoxes) {
-      BarrierWait(barriers.x_empty + 8 * slot.index, slot.parity);
-      copy.Issue(base + kBarrierBytes + slot.index * kBoxes * copy.box_bytes, box, tile.token_begin,
-                 barriers.x_full + 8 * slot.index);
-      slot.Advance(p.x_slots);
-    }
-  }
-}
-
-// Lower half of an operand's descriptor; what is added to it is added to its place.
-__device__ __forceinline__ uint32_t LowOfOperand(uint32_t address) {
-  return static_cast<uint32_t>(SwizzledOperand(OperandPlace(address)));
-}
-__device__ __forceinline__ uint64_t OperandOf(uint32_t low) {
-  return SwizzledOperand(0) & 0xFFFFFFFF00000000ull | low;
-}
-
-// A warpgroup's chains.
-template <int kRows, int kBoxes>
-struct PlainWalk {
-  static constexpr uint32_t kWeightBox = kRows * kBoxRowBytes;
-
-  const PlainParameters& p;
-  const uint32_t base;
-  const WideBarriers barriers;
-  const uint32_t group_offset;
-  const uint32_t x_box;
-  WideSlot x_slot = {0, 0}, weight_slot = {0, 0};
-  uint32_t x_used = 0, weight_used = 0;  // barriers of slots whose products may still run
-
-  __device__ PlainWalk(const PlainParameters& parameters, uint32_t shared, int group)
-      : p(parameters),
-        base(shared),
-        barriers(shared, parameters),
-        group_offset(group * kTokensOfGroup * kBoxRowBytes),
-        x_box(parameters.box_rows * kBoxRowBytes) {}
-
-  __device__ __forceinline__ void GiveBack(int lane) const {
-    __syncwarp();
-    ArriveAsWarp(x_used, lane);
-    ArriveAsWarp(weight_used, lane);
-  }
-  __device__ __forceinline__ void Multiply(uint32_t x, uint32_t weights,
-                                           float (&d)[kRows / 8][4]) const {
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      constexpr uint32_t kStep = kStepBytes >> 4;
-      WideProductOfShared<kRows>(d, OperandOf(x + step * kStep), OperandOf(weights + step * kStep));
-    }
-  }
-  // The products of the next slots' first boxes, kSome of them in a group; then gives back the
-  // slots before.
-  template <int kSome>
-  __device__ __forceinline__ void WalkSlot(int boxes, int lane, float (&d)[kRows / 8][4]) {
-    BarrierWaitBoth(barriers.x_full + 8 * x_slot.index, x_slot.parity,
-                    barriers.weight_full + 8 * weight_slot.index, weight_slot.parity);
-    uint32_t x = LowOfOperand(base + kBarrierBytes + x_slot.index * kBoxes * x_box + group_offset);
-    uint32_t weights = LowOfOperand(base + p.weights_at + weight_slot.index * kBoxes * kWeightBox);
-#pragma unroll 1
-    for (int done = 0; done < boxes; done += kSome) {
-      FenceProducts();
-#pragma unroll
-      for (int i = 0; i < kSome; ++i) {
-        Multiply(x + OperandPlace(i * x_box), weights + OperandPlace(i * kWeightBox), d);
-      }
-      CommitProducts();
-      x += OperandPlace(kSome * x_box);
-      weights += OperandPlace(kSome * kWeightBox);
-    }
-    WaitForProducts<1>();
-    // Everything of the slots before has been used.
-    if (x_used != 0) GiveBack(lane);
-    x_used = barriers.x_empty + 8 * x_slot.index;
-    weight_used = barriers.weight_empty + 8 * weight_slot.index;
-    x_slot.Advance(p.x_slots);
-    weight_slot.Advance(p.weight_slots);
-  }
-  // Over the whole of K.
-  __device__ __forceinline__ void Run(float (&d)[kRows / 8][4]) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    FenceSums(d);
-    int left = p.num_boxes;
-#pragma unroll 1
-    for (; left >= kBoxes; left -= kBoxes) WalkSlot<kBoxes>(kBoxes, lane, d);
-    if (left > 0) WalkSlot<1>(left, lane, d);
-    WaitForProducts<0>();
-    GiveBack(lane);
-    x_used = 0;
-    FenceSums(d);
-  }
-};
-
-__device__ __forceinline__ void StoreOne(const PlainParameters& p, int64_t at, int n, float sum) {
-  if (n >= p.out_features) return;
-  if (p.bias != nullptr) sum = AddRn(sum, ToFloat(p.bias[n]));
-  if (p.y_float != nullptr) {
-    p.y_float[at] = sum;
-    return;
-  }
-  BFloat16 value = ToBFloat16(sum);
-  if (p.residual != nullptr) value = ToBFloat16(AddRn(ToFloat(p.residual[at]), ToFloat(value)));
-  p.y[at] = value;
-}
-
-// Two neighbouring outputs n of a token, rounded, with bias and residual.
-__device__ __forceinline__ uint32_t RoundTwo(const PlainParameters& p, int64_t at, int n, float low,
-                                             float high) {
-  if (n >= p.out_features) return 0;
-  if (p.bias != nullptr) {
-    const uint32_t bias = *reinterpret_cast<const uint32_t*>(p.bias + n);
-    low = AddRn(low, LowOfPair(bias));
-    high = AddRn(high, HighOfPair(bias));
-  }
-  const uint32_t value = RoundPair(low, high);
-  if (p.residual == nullptr) return value;
-  const uint32_t residual = *reinterpret_cast<const uint32_t*>(p.residual + at);
-  return RoundPair(AddRn(LowOfPair(residual), LowOfPair(value)),
-                   AddRn(HighOfPair(residual), HighOfPair(value)));
-}
-
-// Lane q of four has the pairs q of parts 0 to 3; afterwards all pairs of part q.
-__device__ __forceinline__ void TransposeQuad(uint32_t (&v)[4], int lane) {
-#pragma unroll
-  for (int distance = 1; distance < 4; distance *= 2) {
-    const bool is_upper = (lane & distance) != 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((i & distance) != 0) continue;
-      const uint32_t given = is_upper ? v[i] : v[i + distance];
-      const uint32_t taken = __shfl_xor_sync(0xFFFFFFFFu, given, distance);
-      if (is_upper) {
-        v[i] = taken;
-      } else {
-        v[i + distance] = taken;
-      }
-    }
-  }
-}
-
-// The sums of a warp: 16 tokens from `token` on, kRows outputs from `row` on.
-template <int kRows>
-__device__ __forceinline__ void StoreTile(const PlainParameters& p, int token, int row,
-                                          const float (&d)[kRows / 8][4]) {
-  constexpr int kParts = kRows / 8;
-  if (token >= p.num_tokens) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int n = row + lane % 4 * 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int m = token + 8 * half + lane / 4;
-    const bool is_there = m < p.num_tokens;
-    const int64_t at = static_cast<int64_t>(m) * p.out_features + n;
-    if (p.part == StorePart::kOne) {
-#pragma unroll
-      for (int i = 0; is_there && i < kParts; ++i) {
-        StoreOne(p, at + 8 * i, n + 8 * i, d[i][2 * half]);
-        StoreOne(p, at + 8 * i + 1, n + 8 * i + 1, d[i][2 * half + 1]);
-      }
-      continue;
-    }
-#pragma unroll
-    for (int first = 0; first < kParts; first += 4) {
-      uint32_t v[4] = {};
-#pragma unroll
-      for (int i = 0; i < 4 && first + i < kParts; ++i) {
-        const int j = first + i;
-        if (is_there) v[i] = RoundTwo(p, at + 8 * j, n + 8 * j, d[j][2 * half], d[j][2 * half + 1]);
-      }
-      TransposeQuad(v, lane);
-      const int part = first + lane % 4;
-      const int column = row + 8 * part;
-      if (is_there && part < kParts && column < p.out_features) {
-        *reinterpret_cast<uint4*>(p.y + static_cast<int64_t>(m) * p.out_features + column) =
-            make_uint4(v[0], v[1], v[2], v[3]);
-      }
-    }
-  }
-}
-
-template <int kRows, int kBoxes>
-__global__ void __launch_bounds__(128 * kMostWarpgroups + kCopyingThreads, 1)
-    PlainKernel(const __grid_constant__ PlainParameters p, const __grid_constant__ PlainMaps maps) {
-  extern __shared__ __align__(1024) uint8_t shared[];
-  const uint32_t base = SharedAddress(shared);
-  // The same for a whole warp, which the compiler then knows.
-  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
-  const int num_warps = (static_cast<int>(blockDim.x) - kCopyingThreads) / 32;
-  const int tokens = num_warps * 16;
-  LetNextKernelStart();
-  if (threadIdx.x == 0) {
-    const WideBarriers barriers(base, p);
-    for (int i = 0; i < p.x_slots; ++i) {
-      BarrierInit(barriers.x_full + 8 * i, 1);
-      BarrierInit(barriers.x_empty + 8 * i, ArrivalsOf(num_warps));
-    }
-    for (int i = 0; i < p.weight_slots; ++i) {
-      BarrierInit(barriers.weight_full + 8 * i, 1);
-      BarrierInit(barriers.weight_empty + 8 * i, ArrivalsOf(num_warps));
-    }
-    FenceForCopies();
-  }
-  __syncthreads();
-  if (warp == num_warps) {
-    CopyWeights<kRows, kBoxes>(p, &maps.weight, base, tokens);
-  } else if (warp == num_warps + 1) {
-    PrefetchMap(&maps.x);
-    WaitForPreviousKernel();
-    CopyTokens<kRows, kBoxes>(p, &maps.x, base, tokens);
-  } else {
-    PlainWalk<kRows, kBoxes> walk(p, base, warp / 4);
-#pragma unroll 1
-    for (int index = static_cast<int>(blockIdx.x); index < p.num_tiles; index += gridDim.x) {
-      float d[kRows / 8][4] = {};
-      walk.Run(d);
-      const PlainTile tile(p, index, kRows, tokens);
-      StoreTile<kRows>(p, tile.token_begin + warp * 16, tile.row_begin, d);
-    }
-  }
-}
+// Of a tile of CTAs that share weights.
+constexpr int kFewestRowsShared = 32;
 
 StorePart PartOf(const PlainParameters& p) {
   const auto is_multiple = [](const void* pointer, uintptr_t bytes) {
@@ -332,31 +18,42 @@ StorePart PartOf(const PlainParameters& p) {
   };
   return p.y != nullptr && p.out_features % 8 == 0 && is_multiple(p.y, 16) &&
                  is_multiple(p.bias, 4) && is_multiple(p.residual, 4)
-             ? StorePart::kEight
+             ? StorePart::kBox
              : StorePart::kOne;
 }
 
-// Slots of x and of weights; what the products of absent tokens read lies in them, too.
+// Tokens of a CTA's tile: those that there are, dealt evenly; warps' boxes of outputs lie apart.
+int TileTokens(int64_t num_tokens, const PlainPlan& plan) {
+  const int64_t most = plan.num_warpgroups * kTokensOfGroup;
+  const int64_t tiles = std::max<int64_t>((num_tokens + most - 1) / most, plan.sharing);
+  const int64_t unit = tiles > 1 ? kTokensOfWarp : 8;
+  return static_cast<int>(((num_tokens + tiles - 1) / tiles + unit - 1) / unit * unit);
+}
+
+// Slots of x and of weights, and a corner for each warp's outputs; what the products of absent
+// tokens read lies in them, too.
 template <int kRows, int kBoxes>
 size_t CutPlainMemory(const PlainPlan& plan, PlainParameters* p) {
   constexpr int kWeightBytes = kBoxes * kRows * kBoxRowBytes;
   const int x_bytes = kBoxes * p->box_rows * kBoxRowBytes;
-  const int room = kSharedBudget - kBarrierBytes;
+  const int warps = (p->box_rows + kTokensOfWarp - 1) / kTokensOfWarp;
+  const int staging = warps * kTokensOfWarp * kRows * 2;
+  const int room = kSharedBudget - kBarrierBytes - staging;
   p->x_slots = std::min(room / (x_bytes + kWeightBytes), kMostSlots);
   p->weight_slots = std::min((room - p->x_slots * x_bytes) / kWeightBytes, kMostSlots);
   QT_CHECK(p->x_slots >= 2 && p->weight_slots >= 2, "no room for {} rows", kRows);
   p->weights_at = kBarrierBytes + p->x_slots * x_bytes;
+  p->staging_at = p->weights_at + p->weight_slots * kWeightBytes;
   const int tokens_end = static_cast<int>(p->weights_at) +
                          (plan.num_warpgroups * kTokensOfGroup - p->box_rows) * kBoxRowBytes;
-  return std::max(tokens_end, static_cast<int>(p->weights_at) + p->weight_slots * kWeightBytes);
+  return std::max(tokens_end, static_cast<int>(p->staging_at) + staging);
 }
 
-template <int kRows, int kBoxes>
+template <int kRows, int kBoxes, int kCtas>
 void Launch(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_t stream,
             LaunchOrder order) {
   const int64_t n = args.shape.out_features;
   const int64_t k = args.shape.in_features;
-  const int tokens = plan.num_warpgroups * kTokensOfGroup;
   PlainParameters p = {};
   p.bias = args.bias;
   p.residual = args.residual;
@@ -367,35 +64,42 @@ void Launch(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_t st
   p.part = PartOf(p);
   p.is_in_row = k % kBoxColumns == 0 && kBoxes > 1 ? 1 : 0;
   p.num_boxes = static_cast<int>((k + kBoxColumns - 1) / kBoxColumns);
-  p.token_tiles = (p.num_tokens + tokens - 1) / tokens;
+  p.box_rows = TileTokens(args.num_tokens, plan);
+  const int begin_of_last = (p.num_tokens - 1) / p.box_rows * p.box_rows;
+  p.last_rows = (p.num_tokens - begin_of_last + 7) / 8 * 8;
+  p.token_tiles = (p.num_tokens + kCtas * p.box_rows - 1) / (kCtas * p.box_rows);
   p.num_tiles = static_cast<int>((n + kRows - 1) / kRows) * p.token_tiles;
-  p.box_rows = std::min(tokens, (p.num_tokens + 7) / 8 * 8);
   const size_t shared_bytes = CutPlainMemory<kRows, kBoxes>(plan, &p);
-  const int most = plan.ctas > 0 ? plan.ctas : NumMultiprocessors();
-  const int64_t x_stride = args.x_stride == 0 ? k : args.x_stride;
+  const int most = std::max((plan.ctas > 0 ? plan.ctas : NumMultiprocessors()) / kCtas, 1);
+  const DeviceMatrix x = {args.x, args.num_tokens, k, args.x_stride == 0 ? k : args.x_stride};
   const int in_copy = p.is_in_row ? kBoxes : 1;
   const PlainMaps maps = {
       .weight = BoxesInRow({static_cast<const BFloat16*>(args.weight), n, k, k}, kRows, in_copy),
-      .x = BoxesInRow({args.x, args.num_tokens, k, x_stride}, p.box_rows, in_copy)};
-  const auto kernel = PlainKernel<kRows, kBoxes>;
+      .x = BoxesInRow(x, p.box_rows, in_copy),
+      .last_x = BoxesInRow(x, p.last_rows, in_copy),
+      .y = p.part == StorePart::kBox
+               ? StoredBoxesOf({args.y, args.num_tokens, n, n}, kTokensOfWarp, kStoreColumns<kRows>)
+               : CUtensorMap{}};
+  const auto kernel = PlainKernel<kRows, kBoxes, kCtas>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes)),
             "shared memory of linear_plain");
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(std::min(p.num_tiles, most))),
+  LaunchKernel({.grid = dim3(static_cast<unsigned>(kCtas * std::min(p.num_tiles, most))),
                 .block = dim3(static_cast<unsigned>(128 * plan.num_warpgroups + kCopyingThreads)),
                 .shared_bytes = shared_bytes,
                 .stream = stream,
-                .order = order},
+                .order = order,
+                .cluster = kCtas},
                kernel, p, maps);
 }
 
-// Boxes of a copy: long ones, of which some find room; longer where a CTA reads weights alone, by
-// many rows.
+// Boxes of a copy: long ones, of which some find room; longer where a CTA has all tokens, and many
+// rows.
 int BoxesFor(const LinearDecodeArgs& args, const PlainPlan& plan) {
-  const int64_t tokens = std::min<int64_t>(plan.num_warpgroups * kTokensOfGroup, args.num_tokens);
-  const bool is_alone = tokens == args.num_tokens && plan.rows > kTokensOfGroup;
-  const int64_t most_bytes = (is_alone ? 64 : 40) << 10;
-  const int64_t box_bytes = (plan.rows + (tokens + 7) / 8 * 8) * kBoxRowBytes;
+  const int tokens = TileTokens(args.num_tokens, plan);
+  const bool is_alone = tokens >= args.num_tokens && plan.rows > kTokensOfGroup;
+  const int most_bytes = (is_alone ? 56 : 40) << 10;
+  const int box_bytes = (plan.rows + tokens) * kBoxRowBytes;
   for (const int boxes : {4, 2}) {
     if (boxes * box_bytes <= most_bytes) return boxes;
   }
@@ -407,37 +111,57 @@ void LaunchRows(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_
                 LaunchOrder order) {
   constexpr int kMostBoxes = kRows <= 64 ? 4 : 2;
   const int boxes = plan.boxes > 0 ? plan.boxes : BoxesFor(args, plan);
-  if (boxes >= kMostBoxes) return Launch<kRows, kMostBoxes>(args, plan, stream, order);
-  if (boxes == 2) return Launch<kRows, 2>(args, plan, stream, order);
-  Launch<kRows, 1>(args, plan, stream, order);
+  if (plan.sharing > 1) {
+    QT_CHECK(plan.sharing == 2 && kRows >= kFewestRowsShared, "{} CTAs share {} rows", plan.sharing,
+             kRows);
+    if constexpr (kRows >= kFewestRowsShared) {
+      if (boxes >= 2) return Launch<kRows, 2, 2>(args, plan, stream, order);
+      return Launch<kRows, 1, 2>(args, plan, stream, order);
+    }
+  }
+  if (boxes >= kMostBoxes) return Launch<kRows, kMostBoxes, 1>(args, plan, stream, order);
+  if (boxes == 2) return Launch<kRows, 2, 1>(args, plan, stream, order);
+  Launch<kRows, 1, 1>(args, plan, stream, order);
+}
+
+// What a plan takes, in its own unit: waves of tiles times what a tile reads. Measured on an H100
+// (bench/cuda/bench_linear_decode.cu plain).
+int64_t CostOf(const LinearDecodeArgs& args, const PlainPlan& plan, int num_multiprocessors) {
+  const int64_t tokens = TileTokens(args.num_tokens, plan);
+  const int64_t token_tiles = (args.num_tokens + tokens - 1) / tokens;
+  // Weights that several CTAs read on their own count 1.6 times.
+  const int64_t weight_cost = token_tiles > plan.sharing ? 8 * plan.rows : 5 * plan.rows;
+  const int64_t tiles = (args.shape.out_features + plan.rows - 1) / plan.rows *
+                        ((token_tiles + plan.sharing - 1) / plan.sharing);
+  const int64_t at_once = std::max(num_multiprocessors / plan.sharing, 1);
+  const int64_t waves = (tiles + at_once - 1) / at_once;
+  return waves * (weight_cost + 5 * tokens);
 }
 
 }  // namespace
 
-// Measured on an H100 (bench/cuda/bench_linear_decode.cu plain).
 PlainPlan PlanLinearPlain(const LinearDecodeArgs& args, int num_multiprocessors) {
-  const int64_t n = args.shape.out_features;
   const int64_t m = args.num_tokens;
-  PlainPlan plan;
+  PlainPlan best;
   int64_t least = std::numeric_limits<int64_t>::max();
+  const auto consider = [&](const PlainPlan& plan) {
+    const int64_t cost = CostOf(args, plan, num_multiprocessors);
+    if (cost >= least) return;
+    least = cost;
+    best = plan;
+  };
   for (int groups = 1; groups <= (m > kTokensOfGroup ? kMostWarpgroups : 1); ++groups) {
     const int64_t tokens = groups * kTokensOfGroup;
-    const int64_t token_tiles = (m + tokens - 1) / tokens;
-    const int64_t present = std::min(m, tokens);
     for (const int rows : kPlainRows) {
-      if (rows > kTokensOfGroup && present < kTokensOfGroup) continue;
-      // What a tile reads, with weights that several read counted 1.6 times.
-      const int64_t weight_cost = token_tiles > 1 ? 8 * rows : 5 * rows;
-      const int64_t tiles = (n + rows - 1) / rows * token_tiles;
-      const int64_t waves = (tiles + num_multiprocessors - 1) / num_multiprocessors;
-      const int64_t cost = waves * (weight_cost + 5 * present);
-      if (cost >= least) continue;
-      least = cost;
-      plan.rows = rows;
-      plan.num_warpgroups = groups;
+      if (rows > kTokensOfGroup && m < kTokensOfGroup) continue;
+      consider({.rows = rows, .num_warpgroups = groups});
+      // Two CTAs that have all tokens.
+      if (rows >= kFewestRowsShared && m > tokens && m <= 2 * tokens) {
+        consider({.rows = rows, .num_warpgroups = groups, .sharing = 2});
+      }
     }
   }
-  return plan;
+  return best;
 }
 
 bool IsPlain(const LinearDecodeArgs& args) {
@@ -468,6 +192,8 @@ void LinearPlain(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream
       return LaunchRows<48>(args, plan, stream, order);
     case 64:
       return LaunchRows<64>(args, plan, stream, order);
+    case 80:
+      return LaunchRows<80>(args, plan, stream, order);
     case 96:
       return LaunchRows<96>(args, plan, stream, order);
     default:

@@ -52,6 +52,10 @@ std::vector<PlainPlan> AllPlans() {
       for (const int boxes : {1, 2, 4}) {
         plans.push_back({.rows = rows, .num_warpgroups = groups, .boxes = boxes});
         plans.push_back({.rows = rows, .num_warpgroups = groups, .boxes = boxes, .ctas = 5});
+        if (rows < 32) continue;
+        plans.push_back({.rows = rows, .num_warpgroups = groups, .boxes = boxes, .sharing = 2});
+        plans.push_back(
+            {.rows = rows, .num_warpgroups = groups, .boxes = boxes, .ctas = 5, .sharing = 2});
       }
     }
   }
@@ -59,24 +63,32 @@ std::vector<PlainPlan> AllPlans() {
 }
 
 std::string Name(const PlainPlan& plan, int64_t tokens) {
-  return fmt::format("{} rows, {} warpgroups, {} boxes, {} CTAs, {} tokens", plan.rows,
-                     plan.num_warpgroups, plan.boxes, plan.ctas, tokens);
+  return fmt::format("{} rows, {} warpgroups, {} boxes, {} CTAs, {} share, {} tokens", plan.rows,
+                     plan.num_warpgroups, plan.boxes, plan.ctas, plan.sharing, tokens);
 }
 
-// K of whole boxes and of a part of one; one tile and many a CTA; every launch overlaps the one
-// before.
+// Sums and rounded outputs, which leave one by one and as boxes; K of whole boxes and of a part of
+// one; one tile and many a CTA; every launch overlaps the one before.
 TEST(LinearPlainGpu, EveryPlanGivesTheBitsOfTheChain) {
   QT_NEEDS_DEVICE();
   for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1000, 1152}, {520, 616}}) {
     Product product(n, k);
-    for (const int64_t tokens : {1, 8, 17, 64, 130, 300}) {
+    for (const int64_t tokens : {1, 8, 17, 64, 90, 130, 300}) {
       const std::vector<float> expected = product.Expected(tokens);
+      std::vector<BFloat16> rounded(expected.size());
+      std::transform(expected.begin(), expected.end(), rounded.begin(), ToBFloat16);
       for (const PlainPlan& plan : AllPlans()) {
-        DeviceVector<float> y(tokens * n);
+        DeviceVector<float> sums(tokens * n);
+        DeviceVector<BFloat16> y(tokens * n);
         LinearDecodeArgs args = product.Args(tokens);
-        args.y_float = y.data();
+        args.y_float = sums.data();
         for (int i = 0; i < 3; ++i) LinearPlain(args, plan, nullptr, LaunchOrder::kOverlap);
-        EXPECT_EQ(CountDifferences(y.Download(), expected), 0) << k << ": " << Name(plan, tokens);
+        args.y_float = nullptr;
+        args.y = y.data();
+        for (int i = 0; i < 3; ++i) LinearPlain(args, plan, nullptr, LaunchOrder::kOverlap);
+        EXPECT_EQ(CountDifferences(sums.Download(), expected), 0)
+            << k << ": " << Name(plan, tokens);
+        EXPECT_EQ(CountDifferences(y.Download(), rounded), 0) << k << ": " << Name(plan, tokens);
       }
     }
   }
@@ -123,6 +135,8 @@ TEST(LinearPlainGpu, PlansAreOfTheRowsThereAre) {
                   std::end(kPlainRows));
         EXPECT_GE(plan.num_warpgroups, 1);
         EXPECT_LE(plan.num_warpgroups, 2);
+        EXPECT_GE(plan.sharing, 1);
+        EXPECT_LE(plan.sharing, plan.rows >= 32 && tokens > 64 ? 2 : 1);
       }
     }
   }

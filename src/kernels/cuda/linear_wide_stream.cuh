@@ -98,6 +98,17 @@ __device__ __forceinline__ void CopyBoxToAll(uint32_t destination, const void* m
       : "memory");
 }
 
+// The same with a map of three dimensions (tensor_map.h, BoxesInRow).
+__device__ __forceinline__ void CopyBoxesToAll(uint32_t destination, const void* map,
+                                               const BoxPlace& from, uint32_t barrier,
+                                               uint16_t ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
+      "l"(map), "r"(from.column), "r"(from.row), "r"(from.box), "r"(barrier), "h"(ctas)
+      : "memory");
+}
+
 __device__ __forceinline__ uint32_t RankInCluster() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -48,6 +48,18 @@ __device__ __forceinline__ void WideProductOfShared<48>(float (&d)[6][4], uint64
 }
 
 template <>
+__device__ __forceinline__ void WideProductOfShared<80>(float (&d)[10][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+      "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39}, "
+      "%40, %41, 1, 1, 1, 0, 0;\n"
+      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3), QT_ROW(4), QT_ROW(5), QT_ROW(6), QT_ROW(7),
+        QT_ROW(8), QT_ROW(9)
+      : "l"(a), "l"(b));
+}
+
+template <>
 __device__ __forceinline__ void WideProductOfShared<96>(float (&d)[12][4], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "

@@ -78,6 +78,20 @@ CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes) 
        .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
+CUtensorMap StoredBoxesOf(const DeviceMatrix& matrix, int box_rows, int box_columns) {
+  const CUtensorMapSwizzle swizzle = box_columns == 16   ? CU_TENSOR_MAP_SWIZZLE_32B
+                                     : box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B
+                                                         : CU_TENSOR_MAP_SWIZZLE_NONE;
+  return Encode(
+      matrix.data,
+      {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+       .sizes = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)},
+       .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
+       .box = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)},
+       .swizzle = swizzle});
+}
+
 CUtensorMap BoxesOfUnits(const DeviceUnits& units, int box_units, int chunk_bytes) {
   return Encode(units.data, {.type = CU_TENSOR_MAP_DATA_TYPE_INT64,
                              .sizes = {static_cast<cuuint64_t>(units.unit_bytes / 8),

@@ -31,6 +31,11 @@ CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows);
 // are a multiple of 64, else (column, row, 0).
 CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes);
 
+// Boxes of `box_rows` by `box_columns`, a multiple of 8, to be stored. Rows of 32, 64 and 128 bytes
+// are swizzled by as many: the 16-byte parts of row r stand at part ^ r / 4 % 2, part ^ r / 2 % 4
+// and part ^ r % 8; others are plain. Nothing is stored outside the matrix. Throws as BoxesOf does.
+CUtensorMap StoredBoxesOf(const DeviceMatrix& matrix, int box_rows, int box_columns);
+
 // Weights in kernel layout (packed_layout.h).
 struct DeviceUnits {
   const void* data = nullptr;  // 16-byte aligned
