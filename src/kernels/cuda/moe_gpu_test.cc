@@ -365,7 +365,8 @@ TEST_P(MoeTokenGpu, TakesReplayedIdsInAnyOrderAndMoreThanOnce) {
 INSTANTIATE_TEST_SUITE_P(Layers, MoeTokenGpu,
                          testing::Values(LayerCase{16, 8, 2048, 768, 32},
                                          LayerCase{144, 8, 128, 128, 32},
-                                         LayerCase{24, 3, 384, 128, 128}));
+                                         LayerCase{24, 3, 384, 128, 128},
+                                         LayerCase{16, 4, 320, 128, 32}));
 
 class MoeManyRowsGpu : public testing::TestWithParam<std::tuple<int64_t, LayerCase>> {};
 
