@@ -13,9 +13,9 @@ namespace quatrain::cuda {
 
 inline constexpr int kQueryRows = 64;  // of a warpgroup
 
-// Descriptors of B operands: rows of 128 bytes, swizzled. A place of shared memory stands for the
-// lower half of one; places add up as addresses do, in units of 16 bytes. Panels of 64 columns, if
-// the product is wider and its rows are k, lie kPanelBytes apart.
+// Descriptors of B operands (OperandAt): a place of shared memory stands for the lower half of one;
+// places add up as addresses do, in units of 16 bytes. Panels of 64 columns, if the product is
+// wider and its rows are k, lie kPanelBytes apart.
 inline constexpr uint32_t kStepPlaces = 2;  // a k16 step along rows
 inline constexpr uint32_t kPanelPlaces = kPanelBytes / 16;
 inline constexpr uint32_t kRowsStepPlaces = 16 * 8;  // a k16 step of rows
@@ -23,11 +23,6 @@ template <bool kIsWide = false>
 __device__ __forceinline__ uint32_t OperandPlace(uint32_t address) {
   constexpr uint32_t kPanel = (kIsWide ? kPanelBytes : 1024) / 16;
   return ((address & 0x3FFFFu) >> 4) | kPanel << 16;
-}
-__device__ __forceinline__ uint64_t OperandAt(uint32_t place) {
-  constexpr uint32_t kSwizzle128 = 1u << 30;
-  constexpr uint32_t kEightRows = 1024 / 16;
-  return uint64_t{kSwizzle128 | kEightRows} << 32 | place;
 }
 
 // d (64 x 64) = a (64 x 16) b (16 x 64) + d, or without d if !accumulate. kTransposed: b's rows are

@@ -129,14 +129,10 @@ __device__ __forceinline__ void CopyRows(const GradParameters& p, const GradMaps
   }
 }
 
-// A descriptor of boxes whose rows are the steps of the sum: eight rows are 1024 bytes, the next 64
-// columns a box further.
+// Descriptor of boxes whose rows are the steps of the sum: the next 64 columns lie a box further.
 __device__ __forceinline__ uint64_t RowsOperand(uint32_t place) {
-  constexpr uint32_t kSwizzle128 = 1u << 30;
-  constexpr uint32_t kEightRows = 1024 >> 4;
   constexpr uint32_t kNextColumns = kBoxBytes >> 4;
-  const uint32_t high = kSwizzle128 | kEightRows;
-  return (uint64_t{high} << 32) | (place | kNextColumns << 16);
+  return OperandAt(place | kNextColumns << 16);
 }
 
 // Keeps what the compiler does with the sums out of the pipeline of products.

@@ -20,6 +20,15 @@ __device__ __forceinline__ void WaitForProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Descriptor of an operand in shared memory, of rows of 128 bytes in which 16-byte part c of row r
+// lies at c ^ (r % 8), from its lower half: the place (address / 16) of its first byte, and from
+// bit 16 on the places from 64 columns to the next 64, where rows are k.
+__device__ __forceinline__ uint64_t OperandAt(uint32_t low) {
+  constexpr uint32_t kSwizzle128 = 1u << 30;
+  constexpr uint32_t kEightRows = 1024 / 16;
+  return uint64_t{kSwizzle128 | kEightRows} << 32 | low;
+}
+
 // Eight FP32 sums of a product as operands of its instruction.
 #define QT_EIGHT(d, i)                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \

@@ -25,10 +25,8 @@ __device__ __forceinline__ uint32_t OperandPlace(uint32_t address) {
 }
 // Descriptor of B; `place` is that of the first byte of the k16 step.
 __device__ __forceinline__ uint64_t SwizzledOperand(uint32_t place) {
-  constexpr uint32_t kSwizzle128 = 1u << 30;
   constexpr uint32_t kEightRows = 1024 >> 4;
-  const uint32_t high = kSwizzle128 | kEightRows;
-  return (uint64_t{high} << 32) | (place | kEightRows << 16);
+  return OperandAt(place | kEightRows << 16);
 }
 
 template <int kTokens>
