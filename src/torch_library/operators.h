@@ -57,7 +57,8 @@ struct MoeCall {
   int64_t experts_per_token = 0;
   bool norm_topk_prob = true;
   // int32 [T, experts_per_token] to replay, or undefined: experts 0 .. E - 1, each token's
-  // distinct. The caller answers for that on CUDA, where looking would stop the stream.
+  // distinct, which gradients need. The caller answers for both on CUDA, where looking would stop
+  // the stream.
   at::Tensor ids_TK;
 };
 // [T, D].

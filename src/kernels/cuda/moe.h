@@ -52,8 +52,8 @@ struct MoeRouterArgs {
   const BFloat16* weight_ED = nullptr;  // row-major
   int64_t num_tokens = 0;
   int64_t hidden = 0;
-  const int32_t* replayed_ids = nullptr;  // [T, S] or null: take these, each token's distinct,
-                                          // compute weights only
+  const int32_t* replayed_ids = nullptr;  // [T, S] or null: take these and compute weights only;
+                                          // one that repeats is served once a slot
   float* logits_TE = nullptr;             // FP32, finite
   MoeRouting routing = {};
   int32_t* counters = nullptr;  // [RouterCounters(T)], 8-byte aligned; zero before the first call

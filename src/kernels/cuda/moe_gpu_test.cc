@@ -362,11 +362,12 @@ TEST_P(MoeTokenGpu, TakesReplayedIdsInAnyOrderAndMoreThanOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layers, MoeTokenGpu,
-                         testing::Values(LayerCase{16, 8, 2048, 768, 32},
-                                         LayerCase{144, 8, 128, 128, 32},
-                                         LayerCase{24, 3, 384, 128, 128},
-                                         LayerCase{16, 4, 320, 128, 32}));
+INSTANTIATE_TEST_SUITE_P(
+    Layers, MoeTokenGpu,
+    testing::Values(LayerCase{16, 8, 2048, 768, 32}, LayerCase{144, 8, 128, 128, 32},
+                    LayerCase{24, 3, 384, 128, 128}, LayerCase{16, 4, 320, 128, 32},
+                    // A last copy shorter than the others.
+                    LayerCase{12, 4, 1152, 256, 64}, LayerCase{9, 3, 896, 224, 32}));
 
 class MoeManyRowsGpu : public testing::TestWithParam<std::tuple<int64_t, LayerCase>> {};
 
@@ -472,32 +473,47 @@ TEST_P(MoeGraphGpu, ServesEveryRouting) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tokens, MoeGraphGpu,
-                         testing::Values(std::pair{1, 16}, std::pair{12, 16}, std::pair{256, 16},
-                                         std::pair{64, 128}, std::pair{160, 64}));
+                         testing::Values(std::pair{1, 16}, std::pair{1, 144}, std::pair{12, 16},
+                                         std::pair{256, 16}, std::pair{64, 128},
+                                         std::pair{160, 64}));
+
+struct ManyRouters {
+  int64_t tokens, experts, hidden;
+  int routers, replays;
+};
+class ManyRoutersGpu : public testing::TestWithParam<ManyRouters> {};
 
 // CTAs of the next routers start on multiprocessors where one still sorts.
-TEST(MoeRouterGpu, ManyInAGraphLeaveWhatOneLeaves) {
+TEST_P(ManyRoutersGpu, InAGraphLeaveWhatOneLeaves) {
   QT_NEEDS_DEVICE();
-  for (const auto& [tokens, experts] : {std::pair<int64_t, int64_t>{256, 128}, {512, 64}}) {
-    Layer layer({experts, 8, 512, 64, 32}, tokens);
-    Routing routing(tokens, experts, 8);
-    cudaStream_t stream;
-    CheckCuda(cudaStreamCreate(&stream), "stream");
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-    for (int i = 0; i < 24; ++i) layer.Route(tokens, &routing, stream, LaunchOrder::kOverlap);
-    CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-    CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
-    for (int replay = 0; replay < 2; ++replay) CheckCuda(cudaGraphLaunch(exec, stream), "replay");
-    CheckCuda(cudaStreamSynchronize(stream), "routers");
-    routing.ExpectSorted(8);
-    for (const int32_t counter : routing.counters.Download()) EXPECT_EQ(counter, 0);
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
-    cudaStreamDestroy(stream);
+  const ManyRouters& c = GetParam();
+  Layer layer({c.experts, 8, c.hidden, 64, 32}, c.tokens);
+  Routing routing(c.tokens, c.experts, 8);
+  cudaStream_t stream;
+  CheckCuda(cudaStreamCreate(&stream), "stream");
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+  for (int i = 0; i < c.routers; ++i) {
+    layer.Route(c.tokens, &routing, stream, LaunchOrder::kOverlap);
   }
+  CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
+  CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  for (int i = 0; i < c.replays; ++i) CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+  CheckCuda(cudaStreamSynchronize(stream), "routers");
+  routing.ExpectSorted(8);
+  for (const int32_t counter : routing.counters.Download()) EXPECT_EQ(counter, 0);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
 }
+
+INSTANTIATE_TEST_SUITE_P(Short, ManyRoutersGpu,
+                         testing::Values(ManyRouters{256, 128, 512, 24, 2},
+                                         ManyRouters{512, 64, 512, 24, 2}));
+INSTANTIATE_TEST_SUITE_P(Long, ManyRoutersGpu,
+                         testing::Values(ManyRouters{256, 128, 2048, 48, 4},
+                                         ManyRouters{512, 64, 2048, 48, 4}));
 
 TEST(MoeExpertsGpu, CombineAddsTheResidualAfterItsRounding) {
   QT_NEEDS_DEVICE();
