@@ -337,6 +337,8 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
     }
     if (merges) merger.Outputs(a, seq, work, cut, warp - L::kOutputWarps);
   } else if (warp == kWithFactors && merges) {
+    // Before its own values are there a look at messages would take as long as they do.
+    BarrierWait(base + L::kValuesThere + 8 * (work.num_tiles - 1), 0);
     merger.Factors(a, seq, work, cut);
     __syncwarp();
     ArriveAsWarp(base + L::kFactorsThere, thread % 32);
@@ -368,14 +370,15 @@ void Launch(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
       kernel, args, cut, tickets, reinterpret_cast<uint4*>(tickets + Tickets(args, kParts)));
 }
 
-// CTAs that share a segment: one of the multiprocessors each, 0 if there is no room.
+// CTAs that share a segment, each with a multiprocessor of its own; 0 if there is no room. Four
+// where two would leave three quarters of the multiprocessors idle.
 int PartsOf(const DeviceAttentionArgs& args) {
   const int64_t row_tiles = RowTilesOfAll(args);
   if (row_tiles == 0 || !HasWholeGroups(args) || IsDecodedInClusters(args)) return 0;
   const int64_t room = NumMultiprocessors() / row_tiles;
   const int segments = Segments(args);
-  if (segments < 2 || segments > kMostSegments) return 0;
-  return room >= 4 * segments ? 4 : room >= 2 * segments ? 2 : 0;
+  if (segments < 2 || segments > kMostSegments || room < 2 * segments) return 0;
+  return room >= 8 * segments ? 4 : 2;
 }
 
 template <int kParts>
