@@ -32,11 +32,18 @@ __device__ __forceinline__ void GiveOutputs(const PartWork& work, const OutputPl
            other + L::kOutputsThere);
 }
 
-// Two barriers, at which gifts count: scores, and outputs of other segments.
+// Two barriers, at which gifts count: scores, and outputs of other segments; and one for each tile
+// of values, where they are waited for, at which all threads of the warps that copy it count.
 template <class L>
 __device__ __forceinline__ void PrepareBarriers(const PartWork& work, uint32_t base) {
   BarrierInit(base + L::kScoresThere, 1);
   BarrierInit(base + L::kOutputsThere, 1);
+  if (L::kValuesWait) {
+#pragma unroll
+    for (int i = 0; i < kTilesPerSegment; ++i) {
+      BarrierInit(base + L::kValuesThere + 8 * i, kGroupsOfTile * 32);
+    }
+  }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   BarrierExpect(base + L::kScoresThere,
                 work.num_tiles * kGroupsOfTile * BytesOfGroup(work.num_rows));
@@ -81,18 +88,29 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   CommitCopies();
   CopyKeys(a, work, rows.OfKeys(), first_key, my_keys);
   CommitCopies();
+  const auto copy_values = [&] {
 #pragma unroll
-  for (int i = 0; i < kParts; ++i) CopyValues<L>(a, work, rows, i, base);
-  CommitCopies();
-  // Not earlier: kernels that wait would bring their keys before those of the ones before them.
-  LetNextKernelStart();
+    for (int i = 0; i < kParts; ++i) {
+      CopyValues<L>(a, work, rows, i, base);
+      if (L::kValuesWait) {
+        ArriveWithCopies(base + L::kValuesThere +
+                         GroupRows<L>::GroupOfValues(i) / kGroupsOfTile * 8);
+      }
+    }
+    CommitCopies();
+    // Not earlier: kernels that wait would bring their keys before those of the ones before them.
+    LetNextKernelStart();
+  };
+  if (!L::kValuesWait) copy_values();
   const OutputPlace of = OutputPlace::Of<L>(a, seq, work, cut);
   const Visible<kRows / 8> visible(seq, work, cut);
   WaitForCluster();  // all barriers are there
-  WaitForCopies<2>();
+  constexpr int kBehindKeys = L::kValuesWait ? 0 : 1;
+  WaitForCopies<1 + kBehindKeys>();
   __syncthreads();  // queries
-  WaitForCopies<1>();
+  WaitForCopies<kBehindKeys>();
   __syncwarp();  // the warp's keys
+  if (L::kValuesWait) copy_values();
   if (group < work.num_tiles * kGroupsOfTile) {
     ScoreGroup<L>(my_keys, visible, work, group, base);
   }
@@ -101,9 +119,12 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   ShiftsOfSegment<L>(shared, work.num_tiles, c);
   __syncthreads();
   Probabilities<L>(shared, work.num_rows, c);
-  WaitForCopies<0>();
+  if (!L::kValuesWait) WaitForCopies<0>();
   __syncthreads();
-  WalkSegment<L>(shared, work.num_rows, work.num_tiles);
+  WalkSegment<L>(shared, work.num_rows, work.num_tiles, [&](int tile) {
+    if (L::kValuesWait) BarrierWait(base + L::kValuesThere + 8 * tile, 0);
+  });
+  WaitForCopies<0>();  // no thread ends before its copies
   __syncthreads();
   if (work.first_cta > 0) return GiveOutputs<L>(work, of, shared, base);
   if (kSegments > 1) BarrierWaitForCluster(base + L::kOutputsThere);

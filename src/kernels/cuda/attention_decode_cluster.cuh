@@ -52,7 +52,11 @@ struct Layout {
   static constexpr int kOutputs = kEnds + kSegments * kRows * 8;  // [kSegments][kRows][kWidth + 4]
   static constexpr int kScoresThere = kOutputs + kSegments * kRows * kOutputStride * 4;
   static constexpr int kOutputsThere = kScoresThere + 8;
-  static constexpr int kBytes = kOutputsThere + 8;
+  static constexpr int kValuesThere = kOutputsThere + 8;  // [8]: tiles, where they are waited for
+  static constexpr int kBytes = kValuesThere + 8 * kTilesPerSegment;
+  // Whether values are asked for when the warp's keys are there, which alone keep the memory busy,
+  // and walked tile by tile as they come. A cluster for several segments gains nothing by it.
+  static constexpr bool kValuesWait = kSegments == 1 && kWarps * kGroupBytes >= 1 << 16;
 
   // Place of 16 bytes of a row of v: any eight rows lie in different banks.
   static __device__ __forceinline__ uint32_t PlaceOfValues(int key, int chunk) {
@@ -237,12 +241,13 @@ __device__ __forceinline__ void KeepOutputs(uint8_t* shared, int columns,
 }
 
 // Outputs by some warps, 16 columns each, sums by the others.
-template <class L>
-__device__ __forceinline__ void WalkSegment(uint8_t* shared, int num_rows, int num_tiles) {
+template <class L, class WaitFor>
+__device__ __forceinline__ void WalkSegment(uint8_t* shared, int num_rows, int num_tiles,
+                                            const WaitFor& wait_for) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < L::kOutputWarps) {
     float o[L::kRows / 8][4] = {};
-    WalkValues<L>(shared, warp * 16, num_tiles, o, [](int) {});
+    WalkValues<L>(shared, warp * 16, num_tiles, o, wait_for);
     return KeepOutputs<L>(shared, warp * 16, o);
   }
   for (int fours = warp - L::kOutputWarps; fours * 4 < num_rows;

@@ -17,10 +17,6 @@ namespace {
 
 constexpr int kAtOnce = 8;  // segments whose messages a thread waits for at once
 constexpr int kMostSegments = 100;
-// Values are asked for when the warp's keys are there, if these alone keep the memory busy.
-template <class L>
-constexpr bool kValuesWait = L::kWarps* kGroupBytes >= 1 << 16;
-
 // What a CTA leaves, in units of four words: outputs of 16 columns and eight rows, a unit a lane,
 // for each warp that has outputs; then the ends of two rows a unit.
 template <int kParts, int kRows>
@@ -35,17 +31,15 @@ struct Message {
   }
 };
 
-// Behind what all kernels in clusters have: barriers for each tile of values and for the factors;
-// the ticket. In the place of keys, behind the probabilities: what merged rows are multiplied with,
-// factors of all segments.
+// Behind what all kernels in clusters have: a barrier for the factors, the ticket. In the place of
+// keys, behind the probabilities: what merged rows are multiplied with, factors of all segments.
 template <int kPartsOf, int kRowsOf>
 struct MessageLayout : Layout<kPartsOf, 1, kRowsOf> {
   using Base = Layout<kPartsOf, 1, kRowsOf>;
   static constexpr int kShares = Base::kRounded + kRowsOf * Base::kRoundedStride;  // [kRows]
   static constexpr int kFactors = kShares + kRowsOf * 4;  // [segments][kRows][2]: old, new
   static_assert(kFactors % 16 == 0 && kFactors + kMostSegments * kRowsOf * 8 <= Base::kScores);
-  static constexpr int kValuesThere = Base::kBytes;
-  static constexpr int kFactorsThere = kValuesThere + 8 * kTilesPerSegment;
+  static constexpr int kFactorsThere = Base::kBytes;
   static constexpr int kTicket = kFactorsThere + 8;
   static constexpr int kBytes = kTicket + 8;
 };
@@ -225,11 +219,6 @@ __device__ __forceinline__ void PrepareBarriers(const PartWork& work, uint32_t b
                 work.num_tiles * kGroupsOfTile * BytesOfGroup(work.num_rows));
 }
 
-// The thread's copies so far arrive at the barrier when they are there.
-__device__ __forceinline__ void ArriveWithCopies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 template <int kParts, int kRows>
 __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
     MessageDecodeKernel(const __grid_constant__ DeviceAttentionArgs a,
@@ -284,18 +273,18 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
   };
   const Visible<kRows / 8> visible(seq, work, cut);
   // Two groups of copies, or three.
-  constexpr int kBehindKeys = kValuesWait<L> ? 0 : 1;
-  if (!kValuesWait<L>) {
+  constexpr int kBehindKeys = L::kValuesWait ? 0 : 1;
+  if (!L::kValuesWait) {
     WaitForCluster();
     __syncthreads();  // barriers are there
     copy_values();
   }
   WaitForCopies<1 + kBehindKeys>();
-  if (kValuesWait<L>) WaitForCluster();
+  if (L::kValuesWait) WaitForCluster();
   __syncthreads();  // queries
   WaitForCopies<kBehindKeys>();
   __syncwarp();  // the warp's keys
-  if (kValuesWait<L>) copy_values();
+  if (L::kValuesWait) copy_values();
   // Not earlier: kernels that wait would bring their keys before those of the ones before them.
   LetNextKernelStart();
   if (group < work.num_tiles * kGroupsOfTile) {
