@@ -22,7 +22,7 @@ nvidia-smi -L > /dev/null || { echo "gpu_check: no GPU here" >&2; exit 2; }
 
 # The library's products, and cases whose kernels smaller ones run, too.
 long=(
-  '*LinearLibrary*' 'Long/*' 'LinearWideGpu.EveryPlanGives*' '*LinearDecodeGpuShapes*/7'
+  '*LinearLibrary*' 'Long*/*' 'LinearWideGpu.EveryPlanGives*' '*LinearDecodeGpuShapes*/7'
 )
 every="*Gpu*:-$(IFS=:; echo "${long[*]}")"
 # Each test in a program of its own, JOBS at a time: the tool's time is the processor's.

@@ -34,14 +34,16 @@ struct DeviceAttentionArgs {
 void AttentionPrefill(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrder order);
 
 // Scratch of AttentionDecode in bytes; its first AttentionDecodeTickets(args) * 4 bytes must be
-// zero before the first launch and are zero again after each.
+// zero before the first launch and are zero again after each. A scratch made for the most sequences
+// and keys serves every smaller call of the same heads in any order, one after the other, up to
+// 16384 tiles of 16 rows.
 int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args);
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args);
 // Every CTA takes one segment of 512 keys and 16 (query, head) rows of one kv head, or a cluster of
-// two or four does where there are few; one CTA of a row tile merges the segments in order.
-// Where there are fewer still, one cluster has all segments of a row tile.
-// With kOverlap the kernel before must not write `sequences` or block tables (keys, values and
-// queries it may), nor may one before that which may still run (launch.h).
+// two or four does where there are few; one CTA merges the segments of a row tile, or of its part
+// of the columns, in order. Where there are fewer still, one cluster has all segments of a row
+// tile. With kOverlap the kernel before must not write `sequences` or block tables (keys, values
+// and queries it may), nor may one before that which may still run (launch.h).
 void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
                      LaunchOrder order);
 

@@ -3,6 +3,8 @@
 // then maxima, shifts and probabilities of the whole segment at once (one thread per row and tile,
 // then per row and residue), then O (each warp a quarter of the columns), one chain over the
 // segment. The last CTA of a tile of rows merges its segments in order.
+#include <algorithm>
+
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_decode.cuh"
 
@@ -11,12 +13,6 @@ namespace {
 
 constexpr int kDecodeThreads = 128;
 constexpr int kScoreStride = kAttentionSegment + 8;  // floats; rows start 8 banks apart
-
-// Where the partial sums of a launch lie, and how many CTAs have left theirs.
-struct DecodeScratch {
-  unsigned* tickets;
-  float* partials;
-};
 
 // Tiles in the ring: few, so that two CTAs share a multiprocessor, or, where there are no more CTAs
 // than multiprocessors, as many as fit, so that most of a segment is on its way at once.
@@ -443,18 +439,23 @@ void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaS
   LaunchWith<kHeadDim, kShallow<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
 }
 
-int64_t TicketBytes(const DeviceAttentionArgs& args) {
-  return (AttentionDecodeTickets(args) * 4 + 255) / 256 * 256;
+// Of messages and tickets.
+int64_t ZeroBytes(const DeviceAttentionArgs& args) {
+  return MessageBytes() + (std::max(kLeastTickets, RowTilesOfAll(args)) * 4 + 255) / 256 * 256;
+}
+
+DecodeScratch ScratchOf(const DeviceAttentionArgs& args, void* scratch) {
+  auto* const bytes = static_cast<uint8_t*>(scratch);
+  return {reinterpret_cast<uint4*>(bytes), reinterpret_cast<unsigned*>(bytes + MessageBytes()),
+          reinterpret_cast<float*>(bytes + ZeroBytes(args))};
 }
 
 }  // namespace
 
-int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args) {
-  return IsDecodedByMessages(args) ? MessageWords(args) : RowTilesOfAll(args);
-}
+int64_t AttentionDecodeTickets(const DeviceAttentionArgs& args) { return ZeroBytes(args) / 4; }
 
 int64_t AttentionDecodeScratchBytes(const DeviceAttentionArgs& args) {
-  return TicketBytes(args) +
+  return ZeroBytes(args) +
          RowTilesOfAll(args) * Segments(args) * kDecodeRows * (args.head_dim + 2) * 4;
 }
 
@@ -463,10 +464,8 @@ void AttentionDecode(const DeviceAttentionArgs& args, void* scratch, cudaStream_
   CheckAttention(args);
   if (args.num_sequences == 0 || args.max_queries == 0 || args.max_keys == 0) return;
   if (IsDecodedInClusters(args)) return AttentionDecodeInClusters(args, stream, order);
-  if (IsDecodedByMessages(args)) return AttentionDecodeByMessages(args, scratch, stream, order);
-  const DecodeScratch parts = {
-      static_cast<unsigned*>(scratch),
-      reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + TicketBytes(args))};
+  const DecodeScratch parts = ScratchOf(args, scratch);
+  if (IsDecodedByMessages(args)) return AttentionDecodeByMessages(args, parts, stream, order);
   if (args.head_dim == 64) return Launch<64>(args, parts, stream, order);
   if (args.head_dim == 128) return Launch<128>(args, parts, stream, order);
   Launch<256>(args, parts, stream, order);

@@ -1,5 +1,5 @@
 // What the decode kernels of attention share: 16 rows (query, head) of one kv head against a
-// segment of 512 keys, and the merge of segments by the last CTA.
+// segment of 512 keys, the merge of segments, and where their scratch lies.
 #pragma once
 
 #include "kernels/cuda/attention_tile.cuh"
@@ -18,17 +18,26 @@ inline int64_t RowTilesOfAll(const DeviceAttentionArgs& a) {
   return int64_t{a.num_sequences} * a.num_kv_heads * RowTiles(a);
 }
 
+// Scratch: messages, tickets, then partial sums. The first two are zero between calls, and where
+// they lie depends on nothing that changes from call to call, so that one scratch serves calls of
+// any kernel: as long as these have at most kLeastTickets row tiles, or as many as the largest.
+struct DecodeScratch {
+  uint4* messages;    // attention_decode_messages.cu
+  unsigned* tickets;  // how many CTAs have begun (there), or have left their sums
+  float* partials;
+};
+inline constexpr int64_t kLeastTickets = 16384;
+int64_t MessageBytes();  // whatever the call; a multiple of 256
+
 // The kernel for few sequences of few segments (attention_decode_cluster.cu).
 bool IsDecodedInClusters(const DeviceAttentionArgs& args);
 void AttentionDecodeInClusters(const DeviceAttentionArgs& args, cudaStream_t stream,
                                LaunchOrder order);
 
-// The kernel for more segments of few sequences (attention_decode_messages.cu); as many words of
-// its scratch must be zero before the first launch and are zero again after each.
+// The kernel for more segments of few sequences (attention_decode_messages.cu).
 bool IsDecodedByMessages(const DeviceAttentionArgs& args);
-int64_t MessageWords(const DeviceAttentionArgs& args);
-void AttentionDecodeByMessages(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
-                               LaunchOrder order);
+void AttentionDecodeByMessages(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
+                               cudaStream_t stream, LaunchOrder order);
 
 // By eight threads in a row, a tile each, with the maximum of it: what it multiplies and subtracts,
 // and the maximum so far.

@@ -1,5 +1,6 @@
-// What a CTA of the cluster kernel does (attention_decode_cluster.cu): where things lie in its
-// shared memory, and how the scores of all keys become its columns of the outputs.
+// What a CTA of the kernels in clusters does (attention_decode_cluster.cu,
+// attention_decode_messages.cu): where things lie in its shared memory, and how the scores of all
+// keys become its columns of the outputs.
 #pragma once
 
 #include <algorithm>

@@ -129,19 +129,27 @@ struct Merger {
     }
   }
 
-  // A first segment has factors 0 and 1 then, one without a visible key 1 and 0, as in prefill
-  // (MergeRow of attention_rows.cuh).
+  // A negative old factor stands for a first segment, which is taken as it is, a negative new one
+  // for a segment without a visible key.
   static __device__ __forceinline__ void AddEnds(float segment_max, float segment_sum, float c,
                                                  bool is_there, float* max, float* sum,
                                                  SegmentFactors* factors) {
     float new_max = *max;
     float new_sum = *sum;
     SegmentFactors f = MergeSegment(segment_max, segment_sum, c, &new_max, &new_sum);
+    const bool is_first = *max == -INFINITY;
     const bool is_seen = is_there && segment_max != -INFINITY;
-    if (segment_max == -INFINITY) f = {1.0f, 0.0f};
+    if (is_first) f.old_factor = -1.0f;
+    if (!is_seen) f = {0.0f, -1.0f};
     *max = is_seen ? new_max : *max;
-    *sum = is_seen ? new_sum : *sum;
+    *sum = !is_seen ? *sum : is_first ? segment_sum : new_sum;
     if (factors != nullptr) *factors = f;
+  }
+  static __device__ __forceinline__ float Merged(float old, uint32_t word,
+                                                 const SegmentFactors& f) {
+    const float of_segment = NumberOf(word);
+    const float merged = MergeOutput(old, of_segment, f);
+    return f.new_factor < 0.0f ? old : f.old_factor < 0.0f ? of_segment : merged;
   }
 
   static __device__ __forceinline__ int64_t PlaceOf(const DeviceAttentionArgs& a,
@@ -181,13 +189,12 @@ struct Merger {
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
           const float4 f = factors[(begin + min(i, count - 1)) * (kRows / 2)];
-          const bool is_there = i < count;
-          const SegmentFactors low = {f.x, f.y};
-          const SegmentFactors high = {f.z, f.w};
-          o[0] = is_there ? MergeOutput(o[0], NumberOf(units[i].x), low) : o[0];
-          o[1] = is_there ? MergeOutput(o[1], NumberOf(units[i].y), high) : o[1];
-          o[2] = is_there ? MergeOutput(o[2], NumberOf(units[i].z), low) : o[2];
-          o[3] = is_there ? MergeOutput(o[3], NumberOf(units[i].w), high) : o[3];
+          const SegmentFactors low = {f.x, i < count ? f.y : -1.0f};
+          const SegmentFactors high = {f.z, i < count ? f.w : -1.0f};
+          o[0] = Merged(o[0], units[i].x, low);
+          o[1] = Merged(o[1], units[i].y, high);
+          o[2] = Merged(o[2], units[i].z, low);
+          o[3] = Merged(o[3], units[i].w, high);
         }
       }
       const float2 share = reinterpret_cast<const float2*>(shared + L::kShares)[first_row / 2];
@@ -335,20 +342,14 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
   WaitForCopies<0>();  // no thread ends before its copies
 }
 
-// A multiple of 16 bytes.
-int64_t Tickets(const DeviceAttentionArgs& args, int parts) {
-  return (RowTilesOfAll(args) * parts + 3) / 4 * 4;
-}
-
 template <int kParts, int kRows>
-void Launch(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
+void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
             LaunchOrder order) {
   using L = MessageLayout<kParts, kRows>;
   const auto kernel = MessageDecodeKernel<kParts, kRows>;
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kBytes),
             "attention, shared memory");
   const Cut cut = CutOf(args, order);
-  auto* const tickets = static_cast<unsigned*>(scratch);
   LaunchKernel(
       {.grid = dim3(kParts * Segments(args), args.num_kv_heads * cut.row_tiles, args.num_sequences),
        .block = dim3(L::kThreads),
@@ -356,7 +357,7 @@ void Launch(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
        .stream = stream,
        .order = order,
        .cluster = kParts},
-      kernel, args, cut, tickets, reinterpret_cast<uint4*>(tickets + Tickets(args, kParts)));
+      kernel, args, cut, scratch.tickets, scratch.messages);
 }
 
 // CTAs that share a segment, each with a multiprocessor of its own; 0 if there is no room. Four
@@ -371,14 +372,7 @@ int PartsOf(const DeviceAttentionArgs& args) {
 }
 
 template <int kParts>
-int64_t WordsOf(const DeviceAttentionArgs& args) {
-  const int units =
-      HasFewRows(args) ? Message<kParts, kFewRows>::kUnits : Message<kParts, kDecodeRows>::kUnits;
-  return Tickets(args, kParts) + RowTilesOfAll(args) * kParts * Segments(args) * units * 4;
-}
-
-template <int kParts>
-void LaunchFor(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
+void LaunchFor(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream,
                LaunchOrder order) {
   if (HasFewRows(args)) return Launch<kParts, kFewRows>(args, scratch, stream, order);
   Launch<kParts, kDecodeRows>(args, scratch, stream, order);
@@ -391,13 +385,16 @@ bool IsDecodedByMessages(const DeviceAttentionArgs& args) {
   return decode_cluster::PartsOf(args) > 0;
 }
 
-int64_t MessageWords(const DeviceAttentionArgs& args) {
-  return decode_cluster::PartsOf(args) == 4 ? decode_cluster::WordsOf<4>(args)
-                                            : decode_cluster::WordsOf<2>(args);
+int64_t MessageBytes() {
+  // Every CTA has a multiprocessor.
+  using decode_cluster::Message;
+  constexpr int kUnits = Message<2, kDecodeRows>::kUnits;
+  static_assert(kUnits >= Message<4, kDecodeRows>::kUnits);
+  return (int64_t{NumMultiprocessors()} * kUnits * 16 + 255) / 256 * 256;
 }
 
-void AttentionDecodeByMessages(const DeviceAttentionArgs& args, void* scratch, cudaStream_t stream,
-                               LaunchOrder order) {
+void AttentionDecodeByMessages(const DeviceAttentionArgs& args, const DecodeScratch& scratch,
+                               cudaStream_t stream, LaunchOrder order) {
   if (decode_cluster::PartsOf(args) == 4) {
     return decode_cluster::LaunchFor<4>(args, scratch, stream, order);
   }

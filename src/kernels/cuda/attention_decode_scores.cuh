@@ -1,5 +1,6 @@
-// How a warp of a kernel in clusters has the scores of its 16 keys and gives them to all CTAs of
-// the segment, through their shared memory (attention_decode_cluster.cu, attention_decode_pair.cu).
+// How a warp of a kernel in clusters brings keys and values, has the scores of its 16 keys and
+// gives them to all CTAs of the segment, through their shared memory (attention_decode_cluster.cu,
+// attention_decode_messages.cu).
 #pragma once
 
 #include "kernels/cuda/attention_decode_cluster.cuh"

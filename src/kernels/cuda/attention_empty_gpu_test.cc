@@ -116,7 +116,7 @@ class EmptyCall {
 class EmptyAttentionGpu : public testing::TestWithParam<EmptyCase> {};
 
 // A kernel waits for the one before it, and no further: so an empty call must not end before the
-// writer does.
+// writer does. (An H100 holds its end back whether it waits or not, so there this passes anyway.)
 TEST_P(EmptyAttentionGpu, EndsAfterTheKernelBefore) {
   QT_NEEDS_DEVICE();
   constexpr int kChains = 6;

@@ -1,4 +1,5 @@
 #if defined(QT_WITH_CUDA)
+#include <algorithm>
 #include <numeric>
 #include <tuple>
 
@@ -53,6 +54,63 @@ class Problem {
     std::vector<AttentionSequence> sequences;
     for (const int i : queries) sequences.push_back(Sequence(i, i + 1, true));
     return Run(sequences, 0, true, true);
+  }
+
+  // The same beside requests without queries, without keys, without either.
+  Output DecodeBesideEmpty(const std::vector<int>& queries) {
+    std::vector<AttentionSequence> sequences = {{}};
+    for (const int i : queries) sequences.push_back(Sequence(i, i + 1, true));
+    sequences.insert(sequences.begin() + 2, {.num_keys = 40, .block_table = pages_.data()});
+    sequences.push_back({});
+    return Run(sequences, 0, true, true);
+  }
+
+  // Some queries, a call each, all with one scratch, in a graph in which calls start early. The
+  // outputs after each of some replays.
+  std::vector<Output> DecodeInTurn(const std::vector<int>& queries, int replays) {
+    DeviceVector<BFloat16> out(q_.size());
+    DeviceVector<float> lse(int64_t{shape_.length} * shape_.heads);
+    std::vector<AttentionSequence> sequences;
+    for (const int i : queries) sequences.push_back(Sequence(i, i + 1, true));
+    DeviceVector<AttentionSequence> device(sequences);
+    std::vector<DeviceAttentionArgs> calls;
+    int64_t bytes = 0, words = 0;
+    for (size_t i = 0; i < queries.size(); ++i) {
+      DeviceAttentionArgs args = Args(true);
+      args.out = out.data();
+      args.lse = lse.data();
+      args.sequences = device.data() + i;
+      args.num_sequences = 1;
+      args.max_queries = 1;
+      args.max_keys = queries[i] + 1;
+      bytes = std::max(bytes, AttentionDecodeScratchBytes(args));
+      words = std::max(words, AttentionDecodeTickets(args));
+      calls.push_back(args);
+    }
+    DeviceVector<uint8_t> scratch(bytes);
+    CheckCuda(cudaMemset(scratch.data(), 0, words * 4), "tickets");
+    cudaStream_t stream;
+    CheckCuda(cudaStreamCreate(&stream), "stream");
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+    for (const DeviceAttentionArgs& args : calls) {
+      AttentionDecode(args, scratch.data(), stream, LaunchOrder::kOverlap);
+    }
+    CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
+    CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    std::vector<Output> outputs;
+    for (int replay = 0; replay < replays; ++replay) {
+      CheckCuda(cudaMemset(out.data(), 0xA5, 2 * out.size()), "poison");
+      CheckCuda(cudaDeviceSynchronize(), "poison");
+      CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+      outputs.push_back({out.Download(), lse.Download()});
+    }
+    ExpectZero(scratch, words);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    return outputs;
   }
 
   // Several queries of the sequence in one call of decode.
@@ -120,27 +178,34 @@ class Problem {
     return pages;
   }
 
+  DeviceAttentionArgs Args(bool is_paged) {
+    return {.q = dq_.data(),
+            .k = is_paged ? k_pages_.data() : dk_.data(),
+            .v = is_paged ? v_pages_.data() : dv_.data(),
+            .q_stride = shape_.heads * shape_.head_dim,
+            .kv_stride = shape_.kv_heads * shape_.head_dim,
+            .num_heads = shape_.heads,
+            .num_kv_heads = shape_.kv_heads,
+            .head_dim = shape_.head_dim,
+            .block_size = is_paged ? shape_.block_size : 0,
+            .scale = Scale()};
+  }
+
+  static void ExpectZero(const DeviceVector<uint8_t>& scratch, int64_t words) {
+    const std::vector<uint8_t> bytes = scratch.Download();
+    EXPECT_EQ(std::count(bytes.begin(), bytes.begin() + words * 4, 0), words * 4) << "left behind";
+  }
+
   Output Run(const std::vector<AttentionSequence>& sequences, int begin, bool is_paged,
              bool is_decode) {
     DeviceVector<AttentionSequence> device(sequences);
     DeviceVector<BFloat16> out(q_.size());
     DeviceVector<float> lse(int64_t{shape_.length} * shape_.heads);
-    DeviceAttentionArgs args = {
-        .q = dq_.data(),
-        .k = is_paged ? k_pages_.data() : dk_.data(),
-        .v = is_paged ? v_pages_.data() : dv_.data(),
-        .out = out.data(),
-        .lse = lse.data(),
-        .q_stride = shape_.heads * shape_.head_dim,
-        .kv_stride = shape_.kv_heads * shape_.head_dim,
-        .num_heads = shape_.heads,
-        .num_kv_heads = shape_.kv_heads,
-        .head_dim = shape_.head_dim,
-        .block_size = is_paged ? shape_.block_size : 0,
-        .scale = Scale(),
-        .sequences = device.data(),
-        .num_sequences = static_cast<int>(sequences.size()),
-    };
+    DeviceAttentionArgs args = Args(is_paged);
+    args.out = out.data();
+    args.lse = lse.data();
+    args.sequences = device.data();
+    args.num_sequences = static_cast<int>(sequences.size());
     int end = begin;
     for (const AttentionSequence& s : sequences) {
       args.max_queries = std::max(args.max_queries, static_cast<int>(s.num_queries));
@@ -150,10 +215,13 @@ class Problem {
     if (is_decode) {
       DeviceVector<uint8_t> scratch(AttentionDecodeScratchBytes(args));
       CheckCuda(cudaMemset(scratch.data(), 0, AttentionDecodeTickets(args) * 4), "tickets");
-      // Twice: the tickets must come back to zero.
+      // Twice, each time to the same place: what must be zero is zero again.
       AttentionDecode(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
+      const auto once = out.Download();
+      CheckCuda(cudaMemset(out.data(), 0xA5, 2 * out.size()), "poison");
       AttentionDecode(args, scratch.data(), nullptr, LaunchOrder::kAfterPrevious);
-      CheckCuda(cudaDeviceSynchronize(), "decode");
+      EXPECT_EQ(CountDifferences(out.Download(), once), 0) << "second launch";
+      ExpectZero(scratch, AttentionDecodeTickets(args));
     } else {
       AttentionPrefill(args, nullptr, LaunchOrder::kAfterPrevious);
     }
@@ -276,6 +344,11 @@ INSTANTIATE_TEST_SUITE_P(Short, AttentionGpuShapes, testing::ValuesIn(ShortShape
 INSTANTIATE_TEST_SUITE_P(Long, AttentionGpuShapes, testing::ValuesIn(LongShapes()), NameOf);
 INSTANTIATE_TEST_SUITE_P(Short, ManyRequestsGpu, testing::ValuesIn(ShortShapesOfMany()), NameOf);
 INSTANTIATE_TEST_SUITE_P(Long, ManyRequestsGpu, testing::ValuesIn(LongShapes()), NameOf);
+// Segments of the same row tile by CTAs that share a multiprocessor, all 16 rows.
+INSTANTIATE_TEST_SUITE_P(LongRows, ManyRequestsGpu,
+                         testing::Values(Shape{600, 12, 1, 128}, Shape{600, 12, 1, 64},
+                                         Shape{600, 12, 1, 256}, Shape{530, 2, 1, 64}),
+                         NameOf);
 
 // The last queries of a sequence of many segments, by every kernel that shares them among CTAs.
 // What a chunk of prefill gives is what the whole gives (above).
@@ -295,7 +368,8 @@ TEST_P(LongDecodeGpu, GivesTheBitsOfPrefill) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, LongDecodeGpu,
-                         testing::Values(Shape{2049, 8, 2, 128}, Shape{2600, 2, 2, 128},
+                         testing::Values(Shape{4200, 4, 2, 128},  // more than eight segments
+                                         Shape{2049, 8, 2, 128}, Shape{2600, 2, 2, 128},
                                          Shape{3100, 32, 8, 128}, Shape{4096, 32, 8, 128},
                                          Shape{4097, 16, 1, 128}, Shape{2570, 8, 1, 128, 64},
                                          Shape{2111, 8, 4, 128, 256}, Shape{2111, 8, 4, 128, 4},
@@ -327,6 +401,7 @@ std::vector<std::vector<int>> UnlikeQueries() {
           {0, 100, 511, 512, 1023, 1024, 1535},
           {5, 512, 1100, 1536, 1800, 2047},
           {30, 2570},  // one segment and six
+          {0, 50, 63, 120, 200, 250, 300, 400, 450, 511},
           many};
 }
 
@@ -334,6 +409,40 @@ INSTANTIATE_TEST_SUITE_P(Lengths, UnlikeLengthsGpu,
                          testing::Combine(testing::Values(Heads{2, 2}, Heads{6, 2}, Heads{16, 2},
                                                           Heads{32, 2}),
                                           testing::ValuesIn(UnlikeQueries())));
+
+// A growing and a shrinking request on one scratch: messages, segments, a cluster. Every call has
+// another query.
+TEST(AttentionGpu, OneScratchServesCallsOfAllKernels) {
+  QT_NEEDS_DEVICE();
+  const Shape shape = {5000, 16, 8, 128};
+  Problem problem(shape);
+  const std::vector<int> queries = {2999, 4999, 3000, 599, 2990, 2980, 4990, 2570, 40, 2960};
+  const std::vector<Output> replays = problem.DecodeInTurn(queries, 3);
+  for (const int i : queries) {
+    SCOPED_TRACE(testing::Message() << "query " << i);
+    const Output expected = problem.Prefill(i, i + 1, true);
+    for (const Output& all : replays) {
+      ExpectSameBits(Part(all, shape, i, i + 1), expected, "decode");
+    }
+  }
+}
+
+// Requests in a cluster, by messages, segments.
+TEST(AttentionGpu, EmptyRequestsBesideOthersChangeNothing) {
+  QT_NEEDS_DEVICE();
+  std::vector<int> many(70);
+  std::iota(many.begin(), many.end(), 480);
+  for (const std::vector<int>& queries :
+       std::vector<std::vector<int>>{{3, 500}, {2700, 2999}, many}) {
+    const Shape shape = {queries.back() + 1, 2, 2, 128};
+    Problem problem(shape);
+    const Output some = problem.DecodeBesideEmpty(queries);
+    for (const int i : queries) {
+      SCOPED_TRACE(testing::Message() << "query " << i << " of " << queries.size());
+      ExpectSameBits(Part(some, shape, i, i + 1), problem.Prefill(i, i + 1, true), "decode");
+    }
+  }
+}
 
 TEST(AttentionGpu, LogSumExpIsTheNaturalOne) {
   QT_NEEDS_DEVICE();
