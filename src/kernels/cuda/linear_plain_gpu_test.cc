@@ -65,19 +65,27 @@ std::string Name(const PlainPlan& plan, int64_t tokens) {
                      plan.num_warpgroups, plan.boxes, plan.ctas, plan.sharing, tokens);
 }
 
-class LinearPlainRowsGpu : public testing::TestWithParam<int> {};
+// Rows of a tile, and the matrices and numbers of tokens that its plans meet.
+struct RowsCase {
+  int rows;
+  std::vector<std::pair<int64_t, int64_t>> matrices;  // N and K
+  std::vector<int64_t> tokens;
+};
+void PrintTo(const RowsCase& c, std::ostream* out) { *out << c.rows << " rows"; }
+
+class LinearPlainRowsGpu : public testing::TestWithParam<RowsCase> {};
 
 // Sums and rounded outputs, which leave one by one and as boxes; K of whole boxes and of a part of
 // one; one tile and many a CTA; the second launch overlaps the first.
 TEST_P(LinearPlainRowsGpu, EveryPlanGivesTheBitsOfTheChain) {
   QT_NEEDS_DEVICE();
-  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1000, 1152}, {520, 616}}) {
+  for (const auto& [n, k] : GetParam().matrices) {
     Product product(n, k);
-    for (const int64_t tokens : {1, 17, 64, 90, 130, 300}) {
+    for (const int64_t tokens : GetParam().tokens) {
       const std::vector<float> expected = product.Expected(tokens);
       std::vector<BFloat16> rounded(expected.size());
       std::transform(expected.begin(), expected.end(), rounded.begin(), ToBFloat16);
-      for (const PlainPlan& plan : PlansOf(GetParam())) {
+      for (const PlainPlan& plan : PlansOf(GetParam().rows)) {
         DeviceVector<float> sums(tokens * n);
         DeviceVector<BFloat16> y(tokens * n);
         LinearDecodeArgs to_sums = product.Args(tokens);
@@ -94,7 +102,19 @@ TEST_P(LinearPlainRowsGpu, EveryPlanGivesTheBitsOfTheChain) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, LinearPlainRowsGpu, testing::ValuesIn(kPlainRows));
+std::vector<RowsCase> EveryNumberOfRows(const std::vector<std::pair<int64_t, int64_t>>& matrices,
+                                        const std::vector<int64_t>& tokens) {
+  std::vector<RowsCase> cases;
+  for (const int rows : kPlainRows) cases.push_back({rows, matrices, tokens});
+  return cases;
+}
+
+// Five CTAs with several tiles each, and rings that go round more than once.
+INSTANTIATE_TEST_SUITE_P(Short, LinearPlainRowsGpu,
+                         testing::ValuesIn(EveryNumberOfRows({{520, 616}}, {130})));
+INSTANTIATE_TEST_SUITE_P(Long, LinearPlainRowsGpu,
+                         testing::ValuesIn(EveryNumberOfRows({{1000, 1152}, {520, 616}},
+                                                             {1, 17, 64, 90, 130, 300})));
 
 // Outputs as boxes and, with an odd N, one by one; rows of x that lie apart.
 TEST(LinearPlainGpu, BiasAndResidualAreThoseOfTheKernelForFewTokens) {

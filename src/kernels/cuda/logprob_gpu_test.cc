@@ -59,28 +59,31 @@ struct OnDevice {
   }
 };
 
-TEST(LogprobGpu, IsCloseToTheCpuAndTheSameForAnySlices) {
+class LogprobVocabGpu : public testing::TestWithParam<int64_t> {};
+
+TEST_P(LogprobVocabGpu, IsCloseToTheCpuAndTheSameForAnySlices) {
   QT_NEEDS_DEVICE();
   ThreadPool pool(4);
-  for (const int64_t vocab : {1, 127, 128, 129, 5000, 151936}) {
-    SCOPED_TRACE(vocab);
-    const Problem p = NewProblem(9, vocab);
-    std::vector<float> logprobs(p.rows), entropy(p.rows);
-    LogprobForward(pool, p.logits.data(), p.targets, p.inv_temperature, vocab, logprobs.data(),
-                   entropy.data());
-    const OnDevice whole(p, vocab);
-    const Row device = {whole.logprobs.Download(), whole.entropy.Download()};
-    for (int64_t r = 0; r < p.rows; ++r) {
-      EXPECT_NEAR(device.logprobs[r], logprobs[r], 1e-5f * (1.0f + std::fabs(logprobs[r])));
-      EXPECT_NEAR(device.entropy[r], entropy[r], 2e-5f * (1.0f + std::fabs(entropy[r])));
-    }
-    for (const int64_t width : {128, 1024, 4096}) {
-      const OnDevice sliced(p, width);
-      EXPECT_EQ(CountDifferences(sliced.logprobs.Download(), device.logprobs), 0) << width;
-      EXPECT_EQ(CountDifferences(sliced.entropy.Download(), device.entropy), 0) << width;
-    }
+  const int64_t vocab = GetParam();
+  const Problem p = NewProblem(9, vocab);
+  std::vector<float> logprobs(p.rows), entropy(p.rows);
+  LogprobForward(pool, p.logits.data(), p.targets, p.inv_temperature, vocab, logprobs.data(),
+                 entropy.data());
+  const OnDevice whole(p, vocab);
+  const Row device = {whole.logprobs.Download(), whole.entropy.Download()};
+  for (int64_t r = 0; r < p.rows; ++r) {
+    EXPECT_NEAR(device.logprobs[r], logprobs[r], 1e-5f * (1.0f + std::fabs(logprobs[r])));
+    EXPECT_NEAR(device.entropy[r], entropy[r], 2e-5f * (1.0f + std::fabs(entropy[r])));
+  }
+  for (const int64_t width : {128, 1024, 4096}) {
+    const OnDevice sliced(p, width);
+    EXPECT_EQ(CountDifferences(sliced.logprobs.Download(), device.logprobs), 0) << width;
+    EXPECT_EQ(CountDifferences(sliced.entropy.Download(), device.entropy), 0) << width;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Short, LogprobVocabGpu, testing::Values(1, 127, 128, 129, 5000));
+INSTANTIATE_TEST_SUITE_P(Long, LogprobVocabGpu, testing::Values(151936));
 
 TEST(LogprobGpu, MaskedLogitsHaveNoShare) {
   QT_NEEDS_DEVICE();
