@@ -6,7 +6,7 @@
 # test       (default) all of them: bits, then kernels_test's other tests
 # memcheck   compute-sanitizer over all of them but the library's products: a minute and a half
 # racecheck  its race detector over all but a few long cases whose kernels smaller ones run too:
-#            three minutes; BUILD_DIR configured with -DQT_RACECHECK=ON, in which all lanes of a
+#            some minutes; BUILD_DIR configured with -DQT_RACECHECK=ON, in which all lanes of a
 #            warp arrive at barriers where one would do (src/kernels/cuda/warp_arrival.cuh)
 #
 # Status 0: everything passed and the sanitizer found nothing. JOBS (10): tests at a time under it.
