@@ -38,11 +38,11 @@ check() {
     log=$folder/$(echo "{}" | tr / _)
     if compute-sanitizer --tool '"$1"' --error-exitcode 1 "$program" --gtest_brief=1 \
       --gtest_filter="{}" > "$log" 2>&1; then
-      echo "clean {}"
+      echo "clean {} ($SECONDS s)"
     elif grep -q "terminated before first instrumented" "$log" && grep -q "PASSED" "$log"; then
       echo "launches nothing {}"
     else
-      echo "NOT CLEAN {}"; tail -n 40 "$log"; exit 1
+      echo "NOT CLEAN {} ($SECONDS s)"; tail -n 40 "$log"; exit 1
     fi' < "$folder/names" || failed=1
   echo "gpu_check: $(wc -l < "$folder/names") tests under $1"
   exit "$failed"
