@@ -31,53 +31,36 @@ template <int kTransposed>
 __device__ __forceinline__ void Product64(float* d, const uint32_t* a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"
-      "%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}\n"
-      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24)
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
+      "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}\n"
+      : QT_SUMS_32(d, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
 }
 
 // d (64 x 128) = a (64 x 16) b (16 x 128) + d; b's rows are k, in two panels.
 __device__ __forceinline__ void Product128(float* d, const uint32_t* a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-      "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"
-      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24), QT_EIGHT(d, 32),
-        QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QT_NAMES_64
+               "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"
+               : QT_SUMS_64(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // The same, not transposed, with a in shared memory.
 __device__ __forceinline__ void Product64Shared(float* d, uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24)
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
+      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+      : QT_SUMS_32(d, 0)
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
 // d (64 x 256) = a (64 x 16) b (16 x 256) + d; b's rows are k, in four panels.
 __device__ __forceinline__ void Product256(float* d, const uint32_t* a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
-      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
-      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
-      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
-      "%121,%122,%123,%124,%125,%126,%127}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"
-      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24), QT_EIGHT(d, 32),
-        QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56), QT_EIGHT(d, 64), QT_EIGHT(d, 72),
-        QT_EIGHT(d, 80), QT_EIGHT(d, 88), QT_EIGHT(d, 96), QT_EIGHT(d, 104), QT_EIGHT(d, 112),
-        QT_EIGHT(d, 120)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" QT_NAMES_128
+               "}, {%128,%129,%130,%131}, %132, 1, 1, 1, 1;\n"
+               : QT_SUMS_128(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // Waits for `threads` threads of the CTA at barrier `index` (0 is __syncthreads').

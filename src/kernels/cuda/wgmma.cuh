@@ -29,29 +29,38 @@ __device__ __forceinline__ uint64_t OperandAt(uint32_t low) {
   return uint64_t{kSwizzle128 | kEightRows} << 32 | low;
 }
 
-// Eight FP32 sums of a product as operands of its instruction.
-#define QT_EIGHT(d, i)                                                                        \
+// The first registers of an instruction by their names in it, for its sums.
+#define QT_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define QT_NAMES_32 \
+  QT_NAMES_16       \
+  ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define QT_NAMES_64                                                                   \
+  QT_NAMES_32                                                                         \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51," \
+  "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define QT_NAMES_128                                                                     \
+  QT_NAMES_64                                                                            \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,"    \
+  "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103," \
+  "%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,"     \
+  "%120,%121,%122,%123,%124,%125,%126,%127"
+// FP32 sums of a product, from the i-th on, as operands of its instruction.
+#define QT_SUMS_8(d, i)                                                                       \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
+#define QT_SUMS_32(d, i) \
+  QT_SUMS_8(d, i), QT_SUMS_8(d, i + 8), QT_SUMS_8(d, i + 16), QT_SUMS_8(d, i + 24)
+#define QT_SUMS_64(d, i) QT_SUMS_32(d, i), QT_SUMS_32(d, i + 32)
+#define QT_SUMS_128(d, i) QT_SUMS_64(d, i), QT_SUMS_64(d, i + 64)
 
 // d (64 x 256) = a (64 x 16) b (16 x 256) + d, by descriptors of operands in shared memory; b's
 // rows are k, and a's with kTransposed.
 template <int kTransposed>
 __device__ __forceinline__ void Product256Shared(float* d, uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,"
-      "%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,"
-      "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,"
-      "%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
-      "%121,%122,%123,%124,%125,%126,%127}, %128, %129, 1, 1, 1, %130, 1;\n"
-      : QT_EIGHT(d, 0), QT_EIGHT(d, 8), QT_EIGHT(d, 16), QT_EIGHT(d, 24), QT_EIGHT(d, 32),
-        QT_EIGHT(d, 40), QT_EIGHT(d, 48), QT_EIGHT(d, 56), QT_EIGHT(d, 64), QT_EIGHT(d, 72),
-        QT_EIGHT(d, 80), QT_EIGHT(d, 88), QT_EIGHT(d, 96), QT_EIGHT(d, 104), QT_EIGHT(d, 112),
-        QT_EIGHT(d, 120)
-      : "l"(a), "l"(b), "n"(kTransposed));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" QT_NAMES_128
+               "}, %128, %129, 1, 1, 1, %130, 1;\n"
+               : QT_SUMS_128(d, 0)
+               : "l"(a), "l"(b), "n"(kTransposed));
 }
 
 }  // namespace quatrain::cuda

@@ -38,77 +38,63 @@ __device__ __forceinline__ void WideProductOfShared(float (&d)[kTokens / 8][4], 
                                                     uint64_t b);
 
 #define QT_ROW(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+#define QT_ROWS_4(t) QT_ROW(t), QT_ROW(t + 1), QT_ROW(t + 2), QT_ROW(t + 3)
+#define QT_ROWS_8(t) QT_ROWS_4(t), QT_ROWS_4(t + 4)
 
 template <>
 __device__ __forceinline__ void WideProduct<32>(float (&d)[4][4], const uint32_t (&a)[4],
                                                 uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-      "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" QT_NAMES_16
+               "}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;\n"
+               : QT_ROWS_4(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 template <>
 __device__ __forceinline__ void WideProduct<64>(float (&d)[8][4], const uint32_t (&a)[4],
                                                 uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3), QT_ROW(4), QT_ROW(5), QT_ROW(6), QT_ROW(7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
+               "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;\n"
+               : QT_ROWS_8(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 template <>
 __device__ __forceinline__ void WideProduct<128>(float (&d)[16][4], const uint32_t (&a)[4],
                                                  uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-      "{%64,%65,%66,%67}, %68, 1, 1, 1, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3), QT_ROW(4), QT_ROW(5), QT_ROW(6), QT_ROW(7),
-        QT_ROW(8), QT_ROW(9), QT_ROW(10), QT_ROW(11), QT_ROW(12), QT_ROW(13), QT_ROW(14), QT_ROW(15)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QT_NAMES_64
+               "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;\n"
+               : QT_ROWS_8(0), QT_ROWS_8(8)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 template <>
 __device__ __forceinline__ void WideProductOfShared<32>(float (&d)[4][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-      "%16, %17, 1, 1, 1, 0, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3)
-      : "l"(a), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" QT_NAMES_16
+               "}, %16, %17, 1, 1, 1, 0, 0;\n"
+               : QT_ROWS_4(0)
+               : "l"(a), "l"(b));
 }
 
 template <>
 __device__ __forceinline__ void WideProductOfShared<64>(float (&d)[8][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, 0, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3), QT_ROW(4), QT_ROW(5), QT_ROW(6), QT_ROW(7)
-      : "l"(a), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
+               "}, %32, %33, 1, 1, 1, 0, 0;\n"
+               : QT_ROWS_8(0)
+               : "l"(a), "l"(b));
 }
 
 template <>
 __device__ __forceinline__ void WideProductOfShared<128>(float (&d)[16][4], uint64_t a,
                                                          uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"
-      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,"
-      "%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-      "%64, %65, 1, 1, 1, 0, 0;\n"
-      : QT_ROW(0), QT_ROW(1), QT_ROW(2), QT_ROW(3), QT_ROW(4), QT_ROW(5), QT_ROW(6), QT_ROW(7),
-        QT_ROW(8), QT_ROW(9), QT_ROW(10), QT_ROW(11), QT_ROW(12), QT_ROW(13), QT_ROW(14), QT_ROW(15)
-      : "l"(a), "l"(b));
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QT_NAMES_64
+               "}, %64, %65, 1, 1, 1, 0, 0;\n"
+               : QT_ROWS_8(0), QT_ROWS_8(8)
+               : "l"(a), "l"(b));
 }
 
+#undef QT_ROWS_8
+#undef QT_ROWS_4
 #undef QT_ROW
 
 }  // namespace quatrain::cuda
