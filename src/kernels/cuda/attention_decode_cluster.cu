@@ -32,21 +32,14 @@ __device__ __forceinline__ void GiveOutputs(const PartWork& work, const OutputPl
            other + L::kOutputsThere);
 }
 
-// Two barriers, at which gifts count: scores, and outputs of other segments; and one for each tile
-// of values, where they are waited for, at which all threads of the warps that copy it count.
+// Two barriers, at which gifts count: scores, and outputs of other segments; and those of values,
+// where they are waited for.
 template <class L>
 __device__ __forceinline__ void PrepareBarriers(const PartWork& work, uint32_t base) {
   BarrierInit(base + L::kScoresThere, 1);
   BarrierInit(base + L::kOutputsThere, 1);
-  if (L::kValuesWait) {
-#pragma unroll
-    for (int i = 0; i < kTilesPerSegment; ++i) {
-      BarrierInit(base + L::kValuesThere + 8 * i, kGroupsOfTile * 32);
-    }
-  }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  BarrierExpect(base + L::kScoresThere,
-                work.num_tiles * kGroupsOfTile * BytesOfGroup(work.num_rows));
+  if (L::kValuesWait) InitValueBarriers<L>(base);
+  ExpectScores<L>(work, base);
   if (L::kSegments == 1 || work.first_cta > 0) return;
   const int others = (work.num_keys - 1) / kAttentionSegment;
   BarrierExpect(base + L::kOutputsThere, others * work.num_rows * (L::kWidth * 4 + 8));
@@ -60,19 +53,10 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = SharedAddress(shared);
   const AttentionSequence seq = LoadSequence(a.sequences + blockIdx.z);
-  const int num_queries = static_cast<int>(seq.num_queries);
-  PartWork work;
-  work.num_keys = static_cast<int>(seq.num_keys);
-  work.part = static_cast<int>(blockIdx.x) % kParts;
-  work.first_cta = static_cast<int>(blockIdx.x) - work.part;
-  work.first_key = static_cast<int>(blockIdx.x) / kParts * kAttentionSegment;
-  work.kv_head = Cut::Quotient(static_cast<int>(blockIdx.y), cut.of_row_tiles);
-  work.first_row = (static_cast<int>(blockIdx.y) - work.kv_head * cut.row_tiles) * kDecodeRows;
-  work.num_rows = min(kRows, num_queries * cut.group - work.first_row);
+  PartWork work = WorkOf<kParts, kRows>(seq, cut);
   // So do all CTAs of the cluster.
   if (work.num_keys <= 0 || work.num_rows <= 0) return EndWithoutWork();
-  work.num_tiles = min(kTilesPerSegment,
-                       (work.num_keys - work.first_key + kAttentionBlock - 1) / kAttentionBlock);
+  work.num_tiles = NumTilesOf(work);
   if (threadIdx.x == 0 && work.num_tiles > 0) PrepareBarriers<L>(work, base);
   ArriveInCluster();
   if (work.num_tiles <= 0) return WaitForCluster();

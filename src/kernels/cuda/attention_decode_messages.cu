@@ -211,19 +211,13 @@ struct Merger {
   }
 };
 
-// Barriers for gifts and factors, and one for each tile of values, at which all threads of the
-// warps that copy it count.
+// Barriers for gifts, factors and values.
 template <class L>
 __device__ __forceinline__ void PrepareBarriers(const PartWork& work, uint32_t base) {
   BarrierInit(base + L::kScoresThere, 1);
   BarrierInit(base + L::kFactorsThere, ArrivalsOf(1));
-#pragma unroll
-  for (int i = 0; i < kTilesPerSegment; ++i) {
-    BarrierInit(base + L::kValuesThere + 8 * i, kGroupsOfTile * 32);
-  }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  BarrierExpect(base + L::kScoresThere,
-                work.num_tiles * kGroupsOfTile * BytesOfGroup(work.num_rows));
+  InitValueBarriers<L>(base);
+  ExpectScores<L>(work, base);
 }
 
 template <int kParts, int kRows>
@@ -238,18 +232,11 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
   const int warp = thread / 32;
   const AttentionSequence seq = LoadSequence(a.sequences + blockIdx.z);
   const int segment = static_cast<int>(blockIdx.x) / kParts;
-  PartWork work;
-  work.num_keys = static_cast<int>(seq.num_keys);
-  work.part = static_cast<int>(blockIdx.x) % kParts;
-  work.first_cta = 0;
-  work.first_key = segment * kAttentionSegment;
-  work.kv_head = Cut::Quotient(static_cast<int>(blockIdx.y), cut.of_row_tiles);
-  work.first_row = (static_cast<int>(blockIdx.y) - work.kv_head * cut.row_tiles) * kDecodeRows;
-  work.num_rows = min(kRows, static_cast<int>(seq.num_queries) * cut.group - work.first_row);
+  PartWork work = WorkOf<kParts, kRows>(seq, cut);
+  work.first_cta = 0;  // the cluster has one segment
   // So do all CTAs of the cluster.
   if (work.num_keys <= work.first_key || work.num_rows <= 0) return EndWithoutWork();
-  work.num_tiles = min(kTilesPerSegment,
-                       (work.num_keys - work.first_key + kAttentionBlock - 1) / kAttentionBlock);
+  work.num_tiles = NumTilesOf(work);
   const int num_segments = (work.num_keys + kAttentionSegment - 1) / kAttentionSegment;
   const int64_t tile_index =
       (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * kParts + work.part;

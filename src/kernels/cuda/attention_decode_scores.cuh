@@ -54,6 +54,31 @@ __device__ __forceinline__ AttentionSequence LoadSequence(const AttentionSequenc
   for (int i = 0; i < 5; ++i) words[i] = __shfl_sync(0xFFFFFFFFu, mine, i);
   return {words[0], words[1], words[2], reinterpret_cast<const int32_t*>(words[3]), words[4]};
 }
+// What the CTA works on, in a grid of kParts CTAs a segment, row tiles of all kv heads, sequences.
+template <int kParts, int kRows>
+__device__ __forceinline__ PartWork WorkOf(const AttentionSequence& seq, const Cut& cut) {
+  PartWork work;
+  work.num_keys = static_cast<int>(seq.num_keys);
+  work.part = static_cast<int>(blockIdx.x) % kParts;
+  work.first_cta = static_cast<int>(blockIdx.x) - work.part;
+  work.first_key = static_cast<int>(blockIdx.x) / kParts * kAttentionSegment;
+  work.kv_head = Cut::Quotient(static_cast<int>(blockIdx.y), cut.of_row_tiles);
+  work.first_row = (static_cast<int>(blockIdx.y) - work.kv_head * cut.row_tiles) * kDecodeRows;
+  work.num_rows = min(kRows, static_cast<int>(seq.num_queries) * cut.group - work.first_row);
+  return work;
+}
+__device__ __forceinline__ int NumTilesOf(const PartWork& work) {
+  return min(kTilesPerSegment,
+             (work.num_keys - work.first_key + kAttentionBlock - 1) / kAttentionBlock);
+}
+// A barrier for each tile of values, at which all threads of the warps that copy it count.
+template <class L>
+__device__ __forceinline__ void InitValueBarriers(uint32_t base) {
+#pragma unroll
+  for (int i = 0; i < kTilesPerSegment; ++i) {
+    BarrierInit(base + L::kValuesThere + 8 * i, kGroupsOfTile * 32);
+  }
+}
 // 256 bytes into the L2.
 __device__ __forceinline__ void PrefetchRow(const BFloat16* source) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], 256;" ::"l"(source) : "memory");
@@ -261,6 +286,13 @@ __device__ __forceinline__ void ScoreGroup(uint32_t keys, const Visible<L::kRows
 // Bytes that a CTA gets of a group.
 __device__ __forceinline__ int BytesOfGroup(int num_rows) {
   return (num_rows + 3) / 4 * 16 * kKeysOfGroup + (num_rows + 1) / 2 * 8;
+}
+// After all are set up: seen by the cluster, the scores that will be given expected.
+template <class L>
+__device__ __forceinline__ void ExpectScores(const PartWork& work, uint32_t base) {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  BarrierExpect(base + L::kScoresThere,
+                work.num_tiles * kGroupsOfTile * BytesOfGroup(work.num_rows));
 }
 
 }  // namespace quatrain::cuda::decode_cluster
