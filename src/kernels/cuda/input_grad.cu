@@ -151,11 +151,9 @@ template <int kTokens>
 using Sums = float[2][kTokens / 8][4];
 
 template <int kTokens>
-__device__ __forceinline__ void FenceSums(Sums<kTokens>& d) {
-#pragma unroll
-  for (int i = 0; i < kTokens; ++i) {
-    asm volatile("" : "+f"(d[i / (kTokens / 2)][i / 4 % (kTokens / 8)][i % 4])::"memory");
-  }
+__device__ __forceinline__ void FenceBothSums(Sums<kTokens>& d) {
+  FenceSums(d[0]);
+  FenceSums(d[1]);
 }
 
 // A warpgroup's chains over the whole of N; slot is left at the one after the last.
@@ -173,7 +171,7 @@ __device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t ba
   const uint32_t my_scales = kDyBytes<kTokens> + kCodeBytes + group * kUnitScaleBytes;
   HalfFragments a[2][2];
   uint32_t before = 0;  // barrier of the slot whose products may still run
-  FenceSums<kTokens>(d);
+  FenceBothSums<kTokens>(d);
 #pragma unroll 1
   for (int step = 0; step < p.num_steps; ++step) {
     const uint32_t full = base + 8 * slot.index;
@@ -207,7 +205,7 @@ __device__ __forceinline__ void SumOverRows(const GradParameters& p, uint32_t ba
   }
   WaitForProducts<0>();
   ArriveAsWarp(before, lane);
-  FenceSums<kTokens>(d);
+  FenceBothSums<kTokens>(d);
 }
 
 // Where part t of nibble j stands in a staged row, in 16-byte parts: the eight rows of a matrix

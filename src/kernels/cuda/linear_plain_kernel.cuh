@@ -158,9 +158,6 @@ __device__ __forceinline__ void CopyTokens(const PlainTiles<kCtas>& tiles, const
 __device__ __forceinline__ uint32_t LowOfOperand(uint32_t address) {
   return static_cast<uint32_t>(SwizzledOperand(OperandPlace(address)));
 }
-__device__ __forceinline__ uint64_t OperandOf(uint32_t low) {
-  return SwizzledOperand(0) & 0xFFFFFFFF00000000ull | low;
-}
 
 // A warpgroup's chains.
 template <int kRows, int kBoxes, int kCtas>
@@ -197,7 +194,7 @@ struct PlainWalk {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       constexpr uint32_t kStep = kStepBytes >> 4;
-      WideProductOfShared<kRows>(d, OperandOf(x + step * kStep), OperandOf(weights + step * kStep));
+      WideProductOfShared<kRows>(d, OperandAt(x + step * kStep), OperandAt(weights + step * kStep));
     }
   }
   // The products of the next slots' first boxes, kSome of them in a group; then gives back the

@@ -55,12 +55,7 @@ CUtensorMap Encode(const void* data, const MapShape& shape) {
 }  // namespace
 
 CUtensorMap BoxesOf(const DeviceMatrix& matrix, int box_rows) {
-  return Encode(matrix.data, {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                              .sizes = {static_cast<cuuint64_t>(matrix.columns),
-                                        static_cast<cuuint64_t>(matrix.rows)},
-                              .row_bytes = {static_cast<cuuint64_t>(2 * matrix.stride)},
-                              .box = {kBoxColumns, static_cast<cuuint32_t>(box_rows)},
-                              .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+  return StoredBoxesOf(matrix, box_rows, kBoxColumns);
 }
 
 CUtensorMap BoxesInRow(const DeviceMatrix& matrix, int box_rows, int num_boxes) {

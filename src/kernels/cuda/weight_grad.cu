@@ -135,12 +135,6 @@ __device__ __forceinline__ uint64_t RowsOperand(uint32_t place) {
   return OperandAt(place | kNextColumns << 16);
 }
 
-// Keeps what the compiler does with the sums out of the pipeline of products.
-__device__ __forceinline__ void FenceSums(float (&d)[32][4]) {
-#pragma unroll
-  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
-}
-
 // Rows from `count` on of every box, by all warps that sum; ends with their barrier.
 __device__ __forceinline__ void ClearAfter(uint32_t boxes, int count) {
   const int parts = (kSlotRows - count) * 8;  // of 16 bytes, a box
