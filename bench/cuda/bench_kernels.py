@@ -288,7 +288,7 @@ def prefill_of(q, k, v):
     args = Attention(q=q, k=k, v=v, out=out, lse=lse, sequences=sequences, scratch=None, heads=heads,
                      kv_heads=k.shape[1], head_dim=dim, block_size=0, num_sequences=1, max_queries=tokens,
                      max_keys=tokens)
-    return lambda keep=(q, k, v, sequences): call("QtAttentionPrefill", args), out, lse
+    return lambda keep=(q, k, v, out, lse, sequences): call("QtAttentionPrefill", args), out, lse
 
 
 def bench_prefill():

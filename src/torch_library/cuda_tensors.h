@@ -65,6 +65,12 @@ inline int64_t ExpertsOf(const at::Tensor& scale) {
   return c10::multiply_integers(scale.sizes().slice(0, scale.dim() - 2));
 }
 
+// Matrices that the weights of this scale lie in memory as, one after the other: one where the
+// kernels' units of 8 rows do not cross from a leading index to the next.
+inline int64_t MatricesOf(const at::Tensor& scale) {
+  return scale.size(-2) % cuda::kUnitRows == 0 ? 1 : ExpertsOf(scale);
+}
+
 inline void CheckBFloat16(const at::Tensor& x) {
   if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16", ShapeOf(x));
 }

@@ -84,7 +84,7 @@ void MultiplyCodes(const Product& call, const at::Tensor& y) {
   if (call.packed.scalar_type() != at::kByte) {
     // As one matrix: units of 8 rows go across leading dimensions.
     layout = LayoutOf(call.packed.flatten(0, -2), call.scale.flatten(0, -2), shape);
-  } else if (call.scale.size(-2) % 8 == 0 || call.scale.size(-2) == shape.rows) {
+  } else if (MatricesOf(call.scale) == 1) {
     layout = LayoutOf(call.packed, call.scale, shape);
   } else {
     ThrowShape("packed", "codes, or a kernel layout of [..., O, I] with O a multiple of 8",

@@ -170,9 +170,7 @@ at::Tensor InputGradCpu(const at::Tensor& dy, const at::Tensor& packed, const at
                         int64_t in_features) {
   const MatrixShape shape = ShapeOfScale(scale, in_features);
   CheckCodes(packed, shape);
-  if (dy.dim() < 1 || dy.size(-1) != shape.rows) {
-    ThrowShape("dy", fmt::format("[..., {}]", shape.rows), ShapeOf(dy));
-  }
+  CheckOutputGrad(dy, shape);
   const at::Tensor weight = UnpackCpu(packed, scale).view({shape.rows, in_features});
   return at::matmul(dy, weight.to(dy.scalar_type()));
 }

@@ -269,9 +269,7 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
 at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
                          int64_t in_features) {
   const MatrixShape shape = ShapeOfScale(scale, in_features);
-  if (dy.dim() < 1 || dy.size(-1) != shape.rows) {
-    ThrowShape("dy", fmt::format("[..., {}]", shape.rows), ShapeOf(dy));
-  }
+  CheckOutputGrad(dy, shape);
   const c10::DeviceGuard guard(dy.device());
   const at::Tensor dy_RN = Dense(dy.to(at::kBFloat16).reshape({-1, shape.rows}));
   // Leading dimensions of the weight follow each other in units of 8 rows then.

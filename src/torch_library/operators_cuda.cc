@@ -5,15 +5,6 @@
 #include "torch_library/cuda_tensors.h"
 
 namespace quatrain::torch_library {
-namespace {
-
-// Matrices that the weights of this scale lie in memory as, one after the other: one where the
-// kernels' units of 8 rows do not cross from a leading index to the next.
-int64_t MatricesOf(const at::Tensor& scale) {
-  return scale.size(-2) % cuda::kUnitRows == 0 ? 1 : ExpertsOf(scale);
-}
-
-}  // namespace
 
 at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape) {
   const int64_t matrices = MatricesOf(scale);

@@ -62,6 +62,13 @@ inline void CheckCodes(const at::Tensor& packed, const MatrixShape& shape) {
   }
 }
 
+// Throws unless dy is a gradient of that matrix's outputs.
+inline void CheckOutputGrad(const at::Tensor& dy, const MatrixShape& shape) {
+  if (dy.dim() < 1 || dy.size(-1) != shape.rows) {
+    ThrowShape("dy", "[..., " + std::to_string(shape.rows) + "]", ShapeOf(dy));
+  }
+}
+
 // Shape of a weight's `last` dimension replaced.
 inline std::vector<int64_t> WithLast(const at::Tensor& tensor, int64_t last) {
   std::vector<int64_t> sizes = tensor.sizes().vec();
