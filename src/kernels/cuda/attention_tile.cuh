@@ -1,4 +1,4 @@
-// What both attention kernels share beside the scalar steps of canonical.cuh: where a key lies,
+// What the attention kernels share beside the scalar steps of canonical.cuh: where a key lies,
 // tiles of 64 keys in shared memory (swizzled as wgmma and ldmatrix want them), and the checks of
 // the arguments.
 #pragma once
