@@ -8,7 +8,8 @@ Int4Linear holds codes and scales only: what a rollout or a server reads. The sc
 INT4 weights, packs it, and shows that the packed network answers as the trained one; trained without QAT it does not.
 
 QatExperts is a mixture of experts whose training forward is the rollout's arithmetic (w4a16_moe_train): a packed copy
-of it, Int4Experts, answers with the same bits, so that rollout and training never differ.
+of it, Int4Experts, answers with the same bits, so that rollout and training never differ. All of it may be compiled:
+torch.compile(model) traces the operators, whose bits stay what they are.
 """
 
 import sys
@@ -17,6 +18,12 @@ import torch
 from torch import nn
 
 GROUP = 32
+
+
+def pack(weight):
+    """Codes as the device's kernels read them, and scales."""
+    packed, scale = torch.ops.quatrain.pack_int4(weight.detach(), GROUP)
+    return torch.ops.quatrain.kernel_layout_int4(packed, scale) if packed.is_cuda else packed, scale
 
 
 class QatLinear(nn.Linear):
@@ -32,9 +39,7 @@ class Int4Linear(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        packed, scale = torch.ops.quatrain.pack_int4(linear.weight.detach(), GROUP)
-        if packed.is_cuda:
-            packed = torch.ops.quatrain.kernel_layout_int4(packed, scale)
+        packed, scale = pack(linear.weight)
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
@@ -64,16 +69,16 @@ class Int4Experts(nn.Module):
 
     def __init__(self, trained):
         super().__init__()
-        self.slots, self.router = trained.slots, trained.router.detach().to(torch.bfloat16)
-        self.weights = []
-        for weight in (trained.gate_up, trained.down):
-            packed, scale = torch.ops.quatrain.pack_int4(weight.detach(), GROUP)
-            if packed.is_cuda:
-                packed = torch.ops.quatrain.kernel_layout_int4(packed, scale)
-            self.weights.append((packed, scale))
+        self.slots = trained.slots
+        self.register_buffer("router", trained.router.detach().to(torch.bfloat16))
+        for name in ("gate_up", "down"):
+            packed, scale = pack(getattr(trained, name))
+            self.register_buffer(name, packed)
+            self.register_buffer(name + "_scale", scale)
 
     def forward(self, x):
-        return torch.ops.quatrain.w4a16_moe(x.to(torch.bfloat16), self.router, *self.weights, self.slots).to(x.dtype)
+        return torch.ops.quatrain.w4a16_moe(x.to(torch.bfloat16), self.router, (self.gate_up, self.gate_up_scale),
+                                            (self.down, self.down_scale), self.slots).to(x.dtype)
 
 
 def swap(model, old, make):

@@ -32,10 +32,4 @@ inline WeightView ViewOf(const at::Tensor& packed, const at::Tensor& scale,
           .scale = DataOf<BFloat16>(scale) + begin * (shape.columns / shape.group_size)};
 }
 
-inline void CheckActivation(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16 && x.scalar_type() != at::kFloat) {
-    ThrowShape("x", "BF16 or FP32", ShapeOf(x));
-  }
-}
-
 }  // namespace quatrain::torch_library

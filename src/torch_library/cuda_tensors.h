@@ -5,7 +5,6 @@
 #include <ATen/ATen.h>
 #include <ATen/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <c10/util/accumulate.h>
 
 #include "kernels/cuda/pack.h"
 #include "torch_library/shapes.h"
@@ -46,7 +45,7 @@ inline at::Tensor Empty(const at::Tensor& beside, at::IntArrayRef sizes, at::Sca
   return at::empty(sizes, beside.options().dtype(type));
 }
 
-// Of one of `experts` weights that lie one after the other.
+// Of one of `experts` weights, none of them empty, that lie one after the other.
 inline cuda::PackedShape PackedShapeOf(const MatrixShape& shape, int64_t experts) {
   const cuda::PackedShape packed{.out_features = shape.rows / experts,
                                  .in_features = shape.columns,
@@ -60,23 +59,12 @@ inline cuda::CodeTensors TensorsOf(const at::Tensor& packed, const at::Tensor& s
   return {DeviceData<int32_t>(packed, packed), DeviceData<BFloat16>(scale, packed)};
 }
 
-// Leading dimensions of a weight.
-inline int64_t ExpertsOf(const at::Tensor& scale) {
-  return c10::multiply_integers(scale.sizes().slice(0, scale.dim() - 2));
-}
-
-// Matrices that the weights of this scale lie in memory as, one after the other: one where the
-// kernels' units of 8 rows do not cross from a leading index to the next.
-inline int64_t MatricesOf(const at::Tensor& scale) {
-  return scale.size(-2) % cuda::kUnitRows == 0 ? 1 : ExpertsOf(scale);
-}
-
 inline void CheckBFloat16(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16", ShapeOf(x));
+  if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16 on CUDA", ShapeOf(x));
 }
 
-// The kernel layout of `packed`, which may be it already. Codes are packed by the call, which reads
-// and writes all of them.
+// The kernel layout of `packed` (checked: CheckPacked), which may be it already. Codes are packed
+// by the call, which reads and writes all of them.
 at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape);
 
 }  // namespace quatrain::torch_library

@@ -15,9 +15,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The operator of this name below the gradients, on whichever device.
+// The operator of this name, on whichever device; inside a forward the one below the gradients.
 template <class Signature>
-auto Below(const char* name) {
+auto Operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
@@ -25,7 +25,7 @@ class FakeQuantFunction : public torch::autograd::Function<FakeQuantFunction> {
  public:
   static at::Tensor forward(AutogradContext*, const at::Tensor& weight, int64_t group_size) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return Below<at::Tensor(const at::Tensor&, int64_t)>("quatrain::fake_quant_int4")
+    return Operator<at::Tensor(const at::Tensor&, int64_t)>("quatrain::fake_quant_int4")
         .call(weight, group_size);
   }
   static variable_list backward(AutogradContext*, variable_list dy) {
@@ -37,13 +37,13 @@ using Pair = std::tuple<at::Tensor, at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
 Pair Pack(const at::Tensor& weight, int64_t group_size) {
-  return Below<Pair(const at::Tensor&, int64_t)>("quatrain::pack_int4").call(weight, group_size);
+  return Operator<Pair(const at::Tensor&, int64_t)>("quatrain::pack_int4").call(weight, group_size);
 }
 
 at::Tensor Multiply(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                     const OptionalTensor& bias) {
-  return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                          const OptionalTensor&)>("quatrain::w4a16_linear")
+  return Operator<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                             const OptionalTensor&)>("quatrain::w4a16_linear")
       .call(x, packed, scale, bias);
 }
 
@@ -51,13 +51,17 @@ at::Tensor Multiply(const at::Tensor& x, const at::Tensor& packed, const at::Ten
 Pair PackForKernels(const at::Tensor& weight, int64_t group_size) {
   auto [packed, scale] = Pack(weight, group_size);
   if (packed.is_cuda()) {
-    packed = Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::kernel_layout_int4")
-                 .call(packed, scale);
+    packed =
+        Operator<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::kernel_layout_int4")
+            .call(packed, scale);
   }
   return {packed, scale};
 }
 
-// dy w', which has a gradient of its own: w4a16_linear of that of dx.
+using InputGradSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                      int64_t);
+
+// dy w', whose gradient is w4a16_linear of that of dx.
 class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& dy,
@@ -65,8 +69,7 @@ class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
                             int64_t in_features) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({packed, scale});
-    return Below<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(
-               "quatrain::_linear_input_grad")
+    return Operator<InputGradSignature>("quatrain::_linear_input_grad")
         .call(dy, packed, scale, in_features);
   }
   static variable_list backward(AutogradContext* context, variable_list ddx) {
@@ -75,9 +78,26 @@ class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
   }
 };
 
-at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy) {
-  if (!context->saved_data["has_bias"].toBool()) return {};
-  return dy.reshape({-1, dy.size(-1)}).sum(0);
+// What the backward of a linear asks of its forward's arguments.
+void SaveLinear(AutogradContext* context, const at::Tensor& x, const OptionalTensor& bias) {
+  context->saved_data["has_bias"] = bias.has_value();
+  context->saved_data["in_features"] = x.dim() < 1 ? 0 : SizeOf(x, -1);
+}
+
+// dx of a linear, where x, its first tensor, asks for it.
+at::Tensor InputGrad(AutogradContext* context, const at::Tensor& dy, const at::Tensor& packed,
+                     const at::Tensor& scale) {
+  if (!context->needs_input_grad(0)) return {};
+  return Operator<InputGradSignature>("quatrain::_linear_input_grad")
+      .call(dy, packed, scale, context->saved_data["in_features"].toInt());
+}
+
+// The same of the bias, tensor number `bias_index` of the operator's.
+at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy, size_t bias_index) {
+  if (!context->saved_data["has_bias"].toBool() || !context->needs_input_grad(bias_index)) {
+    return {};
+  }
+  return AsRows(dy).sum(0);
 }
 
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
@@ -86,18 +106,13 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
                             const at::Tensor& scale, const OptionalTensor& bias) {
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({packed, scale});
-    context->saved_data["has_bias"] = bias.has_value();
-    context->saved_data["in_features"] = x.dim() < 1 ? 0 : x.size(-1);
+    SaveLinear(context, x, bias);
     return Multiply(x, packed, scale, bias);
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
-    at::Tensor dx;
-    if (context->needs_input_grad(0)) {
-      dx = InputGradFunction::apply(dy[0], saved[0], saved[1],
-                                    context->saved_data["in_features"].toInt());
-    }
-    return {dx, at::Tensor(), at::Tensor(), BiasGrad(context, dy[0])};
+    return {InputGrad(context, dy[0], saved[0], saved[1]), at::Tensor(), at::Tensor(),
+            BiasGrad(context, dy[0], 3)};
   }
 };
 
@@ -110,26 +125,26 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
     const at::Tensor weight_OI = weight.dim() > 2 ? weight.flatten(0, -2) : weight;
     const auto [packed, scale] = PackForKernels(weight_OI, group_size);
     context->save_for_backward({x, packed, scale});
-    context->saved_data["has_bias"] = bias.has_value();
+    SaveLinear(context, x, bias);
     context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
-    context->saved_data["weight_sizes"] = weight.sizes().vec();
+    std::vector<int64_t> sizes;
+    for (int64_t dim = 0; dim < weight.dim(); ++dim) sizes.push_back(SizeOf(weight, dim));
+    context->saved_data["weight_sizes"] = sizes;
     return Multiply(x, packed, scale, bias);
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
     const auto type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
-    at::Tensor dx, dweight;
-    if (context->needs_input_grad(0)) {
-      dx = InputGradFunction::apply(dy[0], saved[1], saved[2], saved[0].size(-1));
-    }
+    at::Tensor dweight;
     if (context->needs_input_grad(1)) {
-      dweight =
-          Below<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::_linear_weight_grad")
-              .call(dy[0], saved[0])
-              .view(context->saved_data["weight_sizes"].toIntVector())
-              .to(type);
+      dweight = Operator<at::Tensor(const at::Tensor&, const at::Tensor&)>(
+                    "quatrain::_linear_weight_grad")
+                    .call(dy[0], saved[0])
+                    .view(context->saved_data["weight_sizes"].toIntVector())
+                    .to(type);
     }
-    return {dx, dweight, at::Tensor(), BiasGrad(context, dy[0])};
+    return {InputGrad(context, dy[0], saved[1], saved[2]), dweight, at::Tensor(),
+            BiasGrad(context, dy[0], 2)};
   }
 };
 
@@ -153,7 +168,7 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
     const auto [up_codes, up_scale] = PackForKernels(gate_up, group_size);
     const auto [down_codes, down_scale] = PackForKernels(down, group_size);
     variable_list saved = {x, router, up_codes, up_scale, down_codes, down_scale};
-    const variable_list left = Below<MoeForwardSignature>("quatrain::_moe_forward")
+    const variable_list left = Operator<MoeForwardSignature>("quatrain::_moe_forward")
                                    .call(x, router, {up_codes, up_scale}, {down_codes, down_scale},
                                          experts_per_token, norm_topk_prob, ids);
     // The output itself is not needed again; an empty tensor keeps its place.
@@ -172,7 +187,7 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
     };
     const at::TensorList all(saved);
     variable_list grads =
-        Below<MoeBackwardSignature>("quatrain::_moe_backward")
+        Operator<MoeBackwardSignature>("quatrain::_moe_backward")
             .call(dout[0], all.slice(kMoeInputs), saved[0], saved[1], all.slice(2, 2),
                   all.slice(4, 2), context->saved_data["norm_topk_prob"].toBool());
     // FP32 gradients of experts are large: each is let go once it has been rounded.
@@ -201,6 +216,11 @@ at::Tensor LinearWithGradient(const at::Tensor& x, const at::Tensor& packed,
   return LinearFunction::apply(x, packed, scale, bias);
 }
 
+at::Tensor InputGradWithGradient(const at::Tensor& dy, const at::Tensor& packed,
+                                 const at::Tensor& scale, int64_t in_features) {
+  return InputGradFunction::apply(dy, packed, scale, in_features);
+}
+
 at::Tensor LinearTrain(const at::Tensor& x, const at::Tensor& weight_OI, int64_t group_size,
                        const std::optional<at::Tensor>& bias) {
   const auto [packed, scale] = Pack(weight_OI, group_size);
@@ -218,7 +238,7 @@ at::Tensor MoeTrain(const at::Tensor& x_TD, const at::Tensor& router_ED, const a
                     bool norm_topk_prob, const std::optional<at::Tensor>& ids) {
   const auto [up_codes, up_scale] = Pack(gate_up, group_size);
   const auto [down_codes, down_scale] = Pack(down, group_size);
-  return Below<MoeForwardSignature>("quatrain::_moe_forward")
+  return Operator<MoeForwardSignature>("quatrain::_moe_forward")
       .call(x_TD, router_ED, {up_codes, up_scale}, {down_codes, down_scale}, experts_per_token,
             norm_topk_prob, ids)[0];
 }

@@ -13,6 +13,9 @@ at::Tensor FakeQuantWithGradient(const at::Tensor& weight_OI, int64_t group_size
 // dx = dy w', dbias; from codes and, on CUDA, from the kernel layout.
 at::Tensor LinearWithGradient(const at::Tensor& x, const at::Tensor& packed,
                               const at::Tensor& scale, const std::optional<at::Tensor>& bias);
+// d dy = ddx w'^T, of _linear_input_grad (moe.h).
+at::Tensor InputGradWithGradient(const at::Tensor& dy, const at::Tensor& packed,
+                                 const at::Tensor& scale, int64_t in_features);
 
 // w4a16_linear over the codes of `weight` (BF16 or FP32), with d weight = dy^T x, summed in FP32.
 at::Tensor LinearTrain(const at::Tensor& x, const at::Tensor& weight_OI, int64_t group_size,

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/function.h>
 
 #include "torch_library/operators.h"
 
@@ -46,6 +47,47 @@ TEST(TorchLibraryGradients, WithoutBiasOnlyTheInputHasOne) {
   LinearWithGradient(x, packed, scale, std::nullopt).sum().backward();
   EXPECT_TRUE(x.grad().defined());
   EXPECT_FALSE(scale.grad().defined());
+}
+
+TEST(TorchLibraryGradients, NobodySumsForABiasThatAsksForNothing) {
+  LoadLibrary();
+  const auto [packed, scale] = PackCpu(Leaf({16, 64}, 7).detach(), 64);
+  const at::Tensor bias = Leaf({16}, 9).detach(), weight = Leaf({16, 64}, 10);
+  for (const bool is_train : {false, true}) {
+    const at::Tensor x = Leaf({3, 64}, 8);
+    const at::Tensor y = is_train ? LinearTrainWithGradient(x, weight, 32, bias)
+                                  : LinearWithGradient(x, packed, scale, bias);
+    const auto edges = y.grad_fn()->next_edges();
+    ASSERT_EQ(edges.size(), is_train ? 3u : 4u);
+    EXPECT_FALSE(edges.back().is_valid());
+    const torch::autograd::variable_list grads = (*y.grad_fn())({at::ones_like(y)});
+    EXPECT_TRUE(grads.front().defined());
+    EXPECT_FALSE(grads.back().defined());
+  }
+}
+
+TEST(TorchLibraryGradients, OfNothingAreEmptyOrZero) {
+  LoadLibrary();
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{0, 64}, {0, 12, 64}, {3, 0, 64}}) {
+    const at::Tensor x = Leaf({5, 64}, 13), weight = Leaf(sizes, 14), bias = Leaf({0}, 15);
+    LinearTrainWithGradient(x, weight, 32, bias).sum().backward();
+    EXPECT_TRUE(at::equal(x.grad(), at::zeros({5, 64})));
+    EXPECT_EQ(weight.grad().sizes(), at::IntArrayRef(sizes));
+    EXPECT_EQ(bias.grad().sizes(), (at::IntArrayRef{0}));
+    const auto [packed, scale] = PackCpu(weight.detach(), 32);
+    const at::Tensor again = Leaf({5, 64}, 16);
+    LinearWithGradient(again, packed, scale, std::nullopt).sum().backward();
+    EXPECT_TRUE(at::equal(again.grad(), at::zeros({5, 64})));
+  }
+  const at::Tensor x = Leaf({0, 64}, 17), weight = Leaf({16, 64}, 18), bias = Leaf({16}, 19);
+  LinearTrainWithGradient(x, weight, 32, bias).sum().backward();
+  EXPECT_EQ(x.grad().sizes(), (at::IntArrayRef{0, 64}));
+  EXPECT_TRUE(at::equal(weight.grad(), at::zeros({16, 64})));
+  EXPECT_TRUE(at::equal(bias.grad(), at::zeros({16})));
+  const std::vector<at::Tensor> moe = {Leaf({0, 64}, 1), Leaf({6, 64}, 2), Leaf({6, 64, 64}, 3),
+                                       Leaf({6, 64, 32}, 4)};
+  MoeTrainWithGradient(moe[0], moe[1], moe[2], moe[3], 32, 2, true, std::nullopt).sum().backward();
+  for (const at::Tensor& leaf : moe) EXPECT_TRUE(at::equal(leaf.grad(), at::zeros_like(leaf)));
 }
 
 TEST(TorchLibraryGradients, LinearTrainIsLinearOverTheCodesOfItsWeight) {

@@ -108,19 +108,14 @@ at::Tensor LinearCuda(const at::Tensor& x, const at::Tensor& packed, const at::T
   Product call;
   call.packed = packed;
   call.scale = scale;
-  call.shape = ShapeOfScale(scale, x.dim() < 1 ? 0 : x.size(-1));
+  call.shape = CheckLinear(x, packed, scale, bias);
   const c10::DeviceGuard guard(x.device());
-  call.rows = Dense(x.reshape({-1, call.shape.columns}));
-  if (bias) {
-    if (bias->dim() != 1 || bias->size(0) != call.shape.rows) {
-      ThrowShape("bias", fmt::format("[{}]", call.shape.rows), ShapeOf(*bias));
-    }
-    call.bias = Dense(bias->to(at::kBFloat16));
-  }
+  call.rows = Dense(AsRows(x));
+  if (bias) call.bias = Dense(bias->to(at::kBFloat16));
   const int64_t m = call.rows.size(0);
   const at::Tensor y = Empty(x, {m, call.shape.rows}, at::kBFloat16);
   const bool is_long = m >= FewestLibraryRows(call);
-  if (!is_long || !MultiplyByLibrary(call, y)) MultiplyCodes(call, y);
+  if (y.numel() > 0 && (!is_long || !MultiplyByLibrary(call, y))) MultiplyCodes(call, y);
   return y.view(WithLast(x, call.shape.rows));
 }
 

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "torch_library/gradients.h"
+#include "torch_library/meta.h"
 #include "torch_library/moe.h"
 #include "torch_library/operators.h"
 #include "torch_library/shapes.h"
@@ -18,8 +19,8 @@ MoeCall CallOf(const at::Tensor& x, const at::Tensor& router, at::TensorList gat
                at::TensorList down, int64_t experts_per_token, bool norm_topk_prob,
                const OptionalTensor& ids) {
   if (gate_up.size() != 2 || down.size() != 2) {
-    ThrowShape("w4a16_moe", "codes and scales of gate_up and of down",
-               std::to_string(gate_up.size()) + " and " + std::to_string(down.size()) + " tensors");
+    ThrowShape("gate_up and down", "two tensors each, codes and scales",
+               std::to_string(gate_up.size()) + " and " + std::to_string(down.size()));
   }
   return {x,
           router,
@@ -53,38 +54,66 @@ std::vector<at::Tensor> MoeBackward(const at::Tensor& dout, at::TensorList saved
                                     const at::Tensor& x, const at::Tensor& router,
                                     at::TensorList gate_up, at::TensorList down,
                                     bool norm_topk_prob) {
+  if (saved.size() != MoeSaved::kTensors) {
+    ThrowShape("saved", std::to_string(MoeSaved::kTensors) + " tensors",
+               std::to_string(saved.size()));
+  }
   const MoeSaved forward = MoeSaved::FromList(saved);
   const MoeGrads grads = kBackward(
-      CallOf(x, router, gate_up, down, forward.ids_TK.size(1), norm_topk_prob, std::nullopt),
+      CallOf(x, router, gate_up, down, SizeOf(forward.ids_TK, 1), norm_topk_prob, std::nullopt),
       forward, dout);
   return {grads.dx, grads.drouter, grads.dgate_up, grads.ddown};
 }
 
 TORCH_LIBRARY(quatrain, library) {
-  library.def("fake_quant_int4(Tensor weight, int group_size) -> Tensor");
-  library.def("pack_int4(Tensor weight, int group_size) -> (Tensor, Tensor)");
-  library.def("unpack_int4(Tensor packed, Tensor scale) -> Tensor");
-  library.def("kernel_layout_int4(Tensor packed, Tensor scale) -> Tensor");
-  library.def("unpack_layout_int4(Tensor layout, Tensor scale, int in_features) -> Tensor");
-  library.def("w4a16_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias=None) -> Tensor");
-  library.def(
+  // Their Meta kernels are tested with torch.library.opcheck.
+  const auto define = [&](const char* schema) {
+    library.def(schema, {at::Tag::pt2_compliant_tag});
+  };
+  define("fake_quant_int4(Tensor weight, int group_size) -> Tensor");
+  define("pack_int4(Tensor weight, int group_size) -> (Tensor, Tensor)");
+  define("unpack_int4(Tensor packed, Tensor scale) -> Tensor");
+  define("kernel_layout_int4(Tensor packed, Tensor scale) -> Tensor");
+  define("unpack_layout_int4(Tensor layout, Tensor scale, int in_features) -> Tensor");
+  define("w4a16_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias=None) -> Tensor");
+  define(
       "w4a16_moe(Tensor x, Tensor router, Tensor[] gate_up, Tensor[] down, int experts_per_token, "
       "bool norm_topk_prob=True, Tensor? ids=None) -> Tensor");
-  library.def(
+  define(
       "w4a16_linear_train(Tensor x, Tensor weight, int group_size, Tensor? bias=None) -> Tensor");
-  library.def(
+  define(
       "w4a16_moe_train(Tensor x, Tensor router, Tensor gate_up, Tensor down, int group_size, "
       "int experts_per_token, bool norm_topk_prob=True, Tensor? ids=None) -> Tensor");
   // Parts of the training forms.
-  library.def(
-      "_linear_input_grad(Tensor dy, Tensor packed, Tensor scale, int in_features) -> Tensor");
-  library.def("_linear_weight_grad(Tensor dy, Tensor x) -> Tensor");
-  library.def(
+  define("_linear_input_grad(Tensor dy, Tensor packed, Tensor scale, int in_features) -> Tensor");
+  define("_linear_weight_grad(Tensor dy, Tensor x) -> Tensor");
+  define(
       "_moe_forward(Tensor x, Tensor router, Tensor[] gate_up, Tensor[] down, "
       "int experts_per_token, bool norm_topk_prob, Tensor? ids) -> Tensor[]");
-  library.def(
+  define(
       "_moe_backward(Tensor dout, Tensor[] saved, Tensor x, Tensor router, Tensor[] gate_up, "
       "Tensor[] down, bool norm_topk_prob) -> Tensor[]");
+}
+
+// Shapes and types alone: what torch.compile traces with.
+TORCH_LIBRARY_IMPL(quatrain, Meta, library) {
+  library.impl("fake_quant_int4", FakeQuantMeta);
+  library.impl("pack_int4", PackMeta);
+  library.impl("unpack_int4", UnpackMeta);
+  library.impl("kernel_layout_int4", KernelLayoutMeta);
+  library.impl("unpack_layout_int4", UnpackLayoutMeta);
+  library.impl("w4a16_linear", LinearMeta);
+  library.impl("w4a16_moe", Moe<MoeMeta>);
+  library.impl("_linear_input_grad", InputGradMeta);
+  library.impl("_linear_weight_grad", WeightGradMeta);
+  library.impl("_moe_forward", MoeForward<MoeForwardMeta>);
+  library.impl("_moe_backward", MoeBackward<MoeBackwardMeta>);
+}
+
+// Made of the others, on any device.
+TORCH_LIBRARY_IMPL(quatrain, CompositeExplicitAutograd, library) {
+  library.impl("w4a16_linear_train", LinearTrain);
+  library.impl("w4a16_moe_train", MoeTrain);
 }
 
 TORCH_LIBRARY_IMPL(quatrain, CPU, library) {
@@ -93,8 +122,6 @@ TORCH_LIBRARY_IMPL(quatrain, CPU, library) {
   library.impl("unpack_int4", UnpackCpu);
   library.impl("w4a16_linear", LinearCpu);
   library.impl("w4a16_moe", Moe<MoeCpu>);
-  library.impl("w4a16_linear_train", LinearTrain);
-  library.impl("w4a16_moe_train", MoeTrain);
   library.impl("_linear_input_grad", InputGradCpu);
   library.impl("_linear_weight_grad", WeightGradCpu);
   library.impl("_moe_forward", MoeForward<MoeForwardCpu>);
@@ -110,8 +137,6 @@ TORCH_LIBRARY_IMPL(quatrain, CUDA, library) {
   library.impl("w4a16_linear", LinearCuda);
   library.impl("w4a16_moe", Moe<MoeCuda>);
   library.impl("unpack_layout_int4", UnpackLayoutCuda);
-  library.impl("w4a16_linear_train", LinearTrain);
-  library.impl("w4a16_moe_train", MoeTrain);
   library.impl("_linear_input_grad", InputGradCuda);
   library.impl("_linear_weight_grad", WeightGradCuda);
   library.impl("_moe_forward", MoeForward<MoeForwardCuda>);
@@ -122,9 +147,19 @@ TORCH_LIBRARY_IMPL(quatrain, CUDA, library) {
 TORCH_LIBRARY_IMPL(quatrain, Autograd, library) {
   library.impl("fake_quant_int4", FakeQuantWithGradient);
   library.impl("w4a16_linear", LinearWithGradient);
+  library.impl("_linear_input_grad", InputGradWithGradient);
   library.impl("w4a16_linear_train", LinearTrainWithGradient);
   library.impl("w4a16_moe_train", MoeTrainWithGradient);
-  // A second derivative through these is an error, not a missing gradient.
+  // Codes and what is made of them have no gradient: training goes through fake_quant_int4 or the
+  // training forms.
+  for (const char* name :
+       {"pack_int4", "unpack_int4", "kernel_layout_int4", "unpack_layout_int4"}) {
+    library.impl(name, torch::CppFunction::makeFallthrough());
+  }
+  // A gradient through these is an error, not a missing one: the rollout's layer has none, the
+  // others no second derivative.
+  library.impl("w4a16_moe", torch::autograd::autogradNotImplementedFallback());
+  library.impl("_moe_forward", torch::autograd::autogradNotImplementedFallback());
   library.impl("_linear_weight_grad", torch::autograd::autogradNotImplementedFallback());
   library.impl("_moe_backward", torch::autograd::autogradNotImplementedFallback());
 }

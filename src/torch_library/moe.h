@@ -19,6 +19,7 @@ struct MoeSaved {
   at::Tensor row_token;     // int32 [R]
   at::Tensor slot_row;      // int32 [T, K]
 
+  static constexpr size_t kTensors = 9;
   std::vector<at::Tensor> ToList() const {
     return {out_TD, logits_TE, ids_TK, weights_TK, h_RF, y_RD, expert_begin, row_token, slot_row};
   }
@@ -30,7 +31,7 @@ struct MoeSaved {
 MoeSaved MoeForwardCpu(const MoeCall& call);
 MoeSaved MoeForwardCuda(const MoeCall& call);
 
-// FP32 but for dx on CUDA, which is BF16.
+// FP32 but for dx, which has the type of x.
 struct MoeGrads {
   at::Tensor dx, drouter, dgate_up, ddown;
 };

@@ -12,21 +12,21 @@ struct Layer {
   MatrixShape up_shape, down_shape;
   at::Tensor x_TD, router_ED, gate_up, gate_up_scale, down, down_scale;
 
-  explicit Layer(const MoeCall& call)
-      : inner(CheckMoe(call)),
-        hidden(call.x_TD.size(1)),
-        num_experts(call.router_ED.size(0)),
-        up_shape(ShapeOfScale(call.gate_up_scale, hidden)),
-        down_shape(ShapeOfScale(call.down_scale, inner)),
+  explicit Layer(const MoeCall& call) : Layer(call, CheckMoe(call)) {}
+  Layer(const MoeCall& call, const MoeShape& shape)
+      : inner(shape.inner),
+        hidden(shape.hidden),
+        num_experts(shape.num_experts),
+        up_shape(shape.up),
+        down_shape(shape.down),
         x_TD(call.x_TD.contiguous()),
         router_ED(call.router_ED.contiguous()),
         gate_up(call.gate_up.contiguous()),
         gate_up_scale(call.gate_up_scale.contiguous()),
         down(call.down.contiguous()),
         down_scale(call.down_scale.contiguous()) {
-    CheckActivation(x_TD);
-    CheckCodes(gate_up, up_shape);
-    CheckCodes(down, down_shape);
+    CheckCodes("gate_up", gate_up, gate_up_scale, up_shape);
+    CheckCodes("down", down, down_scale, down_shape);
   }
   WeightView Router() const {
     return {.type = x_TD.scalar_type() == at::kFloat ? WeightType::kFloat32 : WeightType::kBFloat16,
@@ -86,7 +86,7 @@ MoeSaved MoeForwardCpu(const MoeCall& call) {
   saved.logits_TE = LinearLogits(ctx, layer.x_TD, layer.Router());
   const Routing routing =
       Route(ctx, {layer.num_experts, call.experts_per_token, call.norm_topk_prob}, saved.logits_TE,
-            call.ids_TK.defined() ? call.ids_TK.contiguous() : call.ids_TK);
+            call.ids_TK.defined() ? call.ids_TK.clone(at::MemoryFormat::Contiguous) : call.ids_TK);
   saved.ids_TK = routing.ids_TK;
   saved.weights_TK = routing.weights_TK;
   const MoePermutation permutation = PermutationOf(saved.ids_TK, layer.num_experts);
@@ -113,6 +113,7 @@ at::Tensor MoeCpu(const MoeCall& call) { return MoeForwardCpu(call).out_TD; }
 
 MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
   const Layer layer(call);
+  CheckMoeGrad(call, dout);
   CallThreads threads;
   const OpContext& ctx = threads.context();
   const MoePermutation permutation = PermutationOf(saved.ids_TK, layer.num_experts);
@@ -155,31 +156,31 @@ MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Te
   drows_RD.add_(by_up_RD);
   const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
   grads.drouter = ZeroTensor({layer.num_experts, layer.hidden}, at::kFloat);
-  grads.dx = ZeroTensor(layer.x_TD.sizes(), at::kFloat);
+  const at::Tensor dx_TD = ZeroTensor(layer.x_TD.sizes(), at::kFloat);
   const LinearGradCall router{.x_TI = layer.x_TD,
                               .weight = layer.Router(),
                               .dy_TO = dlogits_TE,
-                              .dx_TI = grads.dx,
+                              .dx_TI = dx_TD,
                               .dweight_OI = grads.drouter};
   RunLinearGrad(ctx, {&router, 1});
-  GatherTokensGrad(ctx, drows_RD, permutation, grads.dx);
+  GatherTokensGrad(ctx, drows_RD, permutation, dx_TD);
+  grads.dx = dx_TD.to(layer.x_TD.scalar_type());
   return grads;
 }
 
 at::Tensor InputGradCpu(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
                         int64_t in_features) {
-  const MatrixShape shape = ShapeOfScale(scale, in_features);
-  CheckCodes(packed, shape);
-  CheckOutputGrad(dy, shape);
+  const MatrixShape shape = CheckInputGrad(dy, packed, scale, in_features);
   const at::Tensor weight = UnpackCpu(packed, scale).view({shape.rows, in_features});
   return at::matmul(dy, weight.to(dy.scalar_type()));
 }
 
 at::Tensor WeightGradCpu(const at::Tensor& dy, const at::Tensor& x) {
-  CheckActivation(x);
-  const at::Tensor dy_RN = dy.to(at::kFloat).reshape({-1, dy.size(-1)}).contiguous();
-  const at::Tensor x_RK = x.reshape({-1, x.size(-1)}).contiguous();
+  CheckWeightGrad(dy, x);
+  const at::Tensor dy_RN = AsRows(dy.to(at::kFloat)).contiguous();
+  const at::Tensor x_RK = AsRows(x).contiguous();
   at::Tensor dweight = ZeroTensor({dy_RN.size(1), x_RK.size(1)}, at::kFloat);
+  if (dweight.numel() == 0) return dweight;
   CallThreads threads;
   const LinearGradCall call{.x_TI = x_RK,
                             .weight = {.out_features = dy_RN.size(1), .in_features = x_RK.size(1)},

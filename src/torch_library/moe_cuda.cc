@@ -28,7 +28,7 @@ struct RoutingBuffers {
         weights(Empty(x_TD, {x_TD.size(0), num_slots}, at::kFloat)),
         expert_begin(Empty(x_TD, {num_experts + 1}, at::kInt)),
         row_token(Empty(x_TD, {x_TD.size(0) * num_slots}, at::kInt)),
-        slot_row(Empty(x_TD, {x_TD.size(0) * num_slots}, at::kInt)),
+        slot_row(Empty(x_TD, {x_TD.size(0), num_slots}, at::kInt)),
         tiles(Empty(x_TD, {cuda::MaxMoeTiles(x_TD.size(0) * num_slots, num_experts), 4}, at::kInt)),
         num_tiles(Empty(x_TD, {1}, at::kInt)),
         counters(at::zeros({cuda::RouterCounters(x_TD.size(0))}, x_TD.options().dtype(at::kInt))) {}
@@ -49,15 +49,16 @@ struct Layer {
   int64_t inner, hidden, num_experts, slots, tokens;
   MatrixShape up_shape, down_shape;
 
-  explicit Layer(const MoeCall& c)
+  explicit Layer(const MoeCall& c) : Layer(c, CheckMoe(c)) {}
+  Layer(const MoeCall& c, const MoeShape& shape)
       : call(c),
-        inner(CheckMoe(c)),
-        hidden(c.x_TD.size(1)),
-        num_experts(c.router_ED.size(0)),
+        inner(shape.inner),
+        hidden(shape.hidden),
+        num_experts(shape.num_experts),
         slots(c.experts_per_token),
         tokens(c.x_TD.size(0)),
-        up_shape(ShapeOfScale(c.gate_up_scale, hidden)),
-        down_shape(ShapeOfScale(c.down_scale, inner)) {}
+        up_shape(shape.up),
+        down_shape(shape.down) {}
   int64_t Rows() const { return tokens * slots; }
 };
 
@@ -204,6 +205,7 @@ MoeSaved MoeForwardCuda(const MoeCall& call) {
                    .routing = buffers.Get(),
                    .counters = buffers.counters.data_ptr<int32_t>()},
                   stream, LaunchOrder::kAfterPrevious);
+  if (layer.tokens == 0) buffers.expert_begin.zero_();  // the router has written nothing
   const at::Tensor h_RF = Empty(x_TD, {layer.Rows(), layer.inner}, at::kBFloat16);
   const at::Tensor y_RD = Empty(x_TD, {layer.Rows(), layer.hidden}, at::kBFloat16);
   const at::Tensor out_TD = Empty(x_TD, {layer.tokens, layer.hidden}, at::kBFloat16);
@@ -223,6 +225,7 @@ at::Tensor MoeCuda(const MoeCall& call) { return MoeForwardCuda(call).out_TD; }
 
 MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
   const Layer layer(call);
+  CheckMoeGrad(call, dout);
   const c10::DeviceGuard guard(call.x_TD.device());
   const cudaStream_t stream = StreamOf(call.x_TD);
   const at::Tensor x_TD = Dense(call.x_TD);
@@ -268,12 +271,12 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
 
 at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const at::Tensor& scale,
                          int64_t in_features) {
-  const MatrixShape shape = ShapeOfScale(scale, in_features);
-  CheckOutputGrad(dy, shape);
+  const MatrixShape shape = CheckInputGrad(dy, packed, scale, in_features);
   const c10::DeviceGuard guard(dy.device());
-  const at::Tensor dy_RN = Dense(dy.to(at::kBFloat16).reshape({-1, shape.rows}));
+  if (shape.rows == 0) return at::zeros(WithLast(dy, in_features), dy.options());
+  const at::Tensor dy_RN = Dense(AsRows(dy.to(at::kBFloat16)));
   // Leading dimensions of the weight follow each other in units of 8 rows then.
-  const bool has_whole_units = shape.rows / ExpertsOf(scale) % 8 == 0;
+  const bool has_whole_units = scale.size(-2) % cuda::kUnitRows == 0;
   at::Tensor dx;
   if (has_whole_units) {
     dx = GradOfInputs(dy_RN, LayoutOf(packed, scale, shape), PackedShapeOf(shape, 1), {});
@@ -288,12 +291,14 @@ at::Tensor InputGradCuda(const at::Tensor& dy, const at::Tensor& packed, const a
 
 at::Tensor WeightGradCuda(const at::Tensor& dy, const at::Tensor& x) {
   CheckBFloat16(x);
+  CheckWeightGrad(dy, x);
   const c10::DeviceGuard guard(x.device());
-  at::Tensor dy_RN = Dense(dy.to(at::kBFloat16).reshape({-1, dy.size(-1)}));
+  at::Tensor dy_RN = Dense(AsRows(dy.to(at::kBFloat16)));
+  if (dy_RN.size(1) == 0) return Empty(x, {0, x.size(-1)}, at::kFloat);
   // The kernel takes outputs by eights; columns of zeros change no other output's chain.
   const int64_t outputs = dy_RN.size(1);
   if (outputs % 8 != 0) dy_RN = at::constant_pad_nd(dy_RN, {0, 8 - outputs % 8});
-  return GradOfWeights(dy_RN, Dense(x.reshape({-1, x.size(-1)})), {}).narrow(0, 0, outputs);
+  return GradOfWeights(dy_RN, Dense(AsRows(x)), {}).narrow(0, 0, outputs);
 }
 
 }  // namespace quatrain::torch_library

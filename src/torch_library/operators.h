@@ -6,7 +6,13 @@
 // F inner size of an expert. Weights may have leading dimensions, which count as further rows.
 // Scales follow rule kAbsmax7 (amax / 7, codes -7..7). Codes are packed as compressed-tensors packs
 // them, eight to an int32 along I. I is a multiple of g, g of 8. Error(kShape) for tensors that do
-// not fit, Error(kData) for weights without codes (CPU only; on CUDA weights must be finite).
+// not fit, which names argument, expected and found; Error(kData) for weights without codes (CPU
+// only; on CUDA weights must be finite).
+//
+// Tensors of a call are on one device; they may be views of any strides and offset, which are
+// copied where a kernel wants them otherwise. No rows of x or of a weight give empty results and
+// gradients of nothing: empty, or zeros. Results are contiguous. torch.compile traces all of it
+// (meta.h).
 #pragma once
 
 #include <ATen/ATen.h>

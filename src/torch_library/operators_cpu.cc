@@ -43,8 +43,7 @@ std::tuple<at::Tensor, at::Tensor> PackCpu(const at::Tensor& weight_OI, int64_t 
 }
 
 at::Tensor UnpackCpu(const at::Tensor& packed, const at::Tensor& scale) {
-  const MatrixShape shape = ShapeOfScale(scale, packed.dim() < 2 ? 0 : packed.size(-1) * 8);
-  CheckCodes(packed, shape);
+  const MatrixShape shape = ShapeOfCodes(packed, scale);
   at::Tensor weight = EmptyTensor(WithLast(scale, shape.columns), at::kBFloat16);
   CallThreads threads;
   DequantizeMatrix(threads.pool(), MatrixOf(packed.contiguous(), scale.contiguous(), shape),
@@ -59,19 +58,14 @@ at::Tensor FakeQuantCpu(const at::Tensor& weight_OI, int64_t group_size) {
 
 at::Tensor LinearCpu(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                      const std::optional<at::Tensor>& bias) {
-  CheckActivation(x);
-  const MatrixShape shape = ShapeOfScale(scale, x.dim() < 1 ? 0 : x.size(-1));
-  CheckCodes(packed, shape);
+  const MatrixShape shape = CheckLinear(x, packed, scale, bias);
+  CheckCodes("packed", packed, scale, shape);
+  if (shape.rows == 0) return EmptyTensor(WithLast(x, 0), x.scalar_type());
   const at::Tensor codes = packed.contiguous(), scales = scale.contiguous();
   at::Tensor bias_O;
-  if (bias) {
-    if (bias->dim() != 1 || bias->size(0) != shape.rows) {
-      ThrowShape("bias", fmt::format("[{}]", shape.rows), ShapeOf(*bias));
-    }
-    bias_O = bias->to(x.scalar_type()).contiguous();
-  }
+  if (bias) bias_O = bias->to(x.scalar_type()).contiguous();
   CallThreads threads;
-  return Linear(threads.context(), x.reshape({-1, shape.columns}).contiguous(),
+  return Linear(threads.context(), AsRows(x).contiguous(),
                 ViewOf(codes, scales, shape, 0, shape.rows), bias_O)
       .view(WithLast(x, shape.rows));
 }

@@ -7,22 +7,13 @@
 namespace quatrain::torch_library {
 
 at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape) {
+  if (packed.scalar_type() == at::kByte) return Dense(packed);
   const int64_t matrices = MatricesOf(scale);
-  if (scale.device() != packed.device()) {
-    ThrowShape("scale", "on " + packed.device().str(), scale.device().str());
-  }
+  at::Tensor layout = Empty(packed, {LayoutBytes(shape, matrices)}, at::kByte);
+  if (shape.rows == 0) return layout;
   const cuda::PackedShape each = PackedShapeOf(shape, matrices);
   const int64_t bytes = cuda::PackedBytes(each);
-  if (packed.scalar_type() == at::kByte) {
-    if (packed.numel() != matrices * bytes) {
-      ThrowShape("packed", fmt::format("a kernel layout of {} bytes", matrices * bytes),
-                 ShapeOf(packed));
-    }
-    return Dense(packed);
-  }
-  CheckCodes(packed, shape);
   const at::Tensor codes = Dense(packed), scales = Dense(scale);
-  at::Tensor layout = Empty(packed, {matrices * bytes}, at::kByte);
   for (int64_t m = 0; m < matrices; ++m) {
     const int64_t row = m * each.out_features;
     cuda::CodeTensors tensors = TensorsOf(codes, scales);
@@ -71,8 +62,7 @@ std::tuple<at::Tensor, at::Tensor> PackCuda(const at::Tensor& weight_OI, int64_t
 }
 
 at::Tensor UnpackCuda(const at::Tensor& packed, const at::Tensor& scale) {
-  const MatrixShape shape = ShapeOfScale(scale, packed.dim() < 2 ? 0 : packed.size(-1) * 8);
-  CheckCodes(packed, shape);
+  const MatrixShape shape = ShapeOfCodes(packed, scale);
   const c10::DeviceGuard guard(packed.device());
   const at::Tensor codes = Dense(packed), scales = Dense(scale);
   at::Tensor weight = Empty(packed, WithLast(scale, shape.columns), at::kBFloat16);
@@ -83,21 +73,20 @@ at::Tensor UnpackCuda(const at::Tensor& packed, const at::Tensor& scale) {
 }
 
 at::Tensor KernelLayoutCuda(const at::Tensor& packed, const at::Tensor& scale) {
-  const MatrixShape shape = ShapeOfScale(scale, packed.dim() < 2 ? 0 : packed.size(-1) * 8);
-  CheckCodes(packed, shape);
+  const MatrixShape shape = ShapeOfCodes(packed, scale);
   const c10::DeviceGuard guard(packed.device());
   return LayoutOf(packed, scale, shape);
 }
 
 at::Tensor UnpackLayoutCuda(const at::Tensor& layout, const at::Tensor& scale,
                             int64_t in_features) {
-  const MatrixShape shape = ShapeOfScale(scale, in_features);
-  if (layout.scalar_type() != at::kByte) ThrowShape("layout", "uint8", ShapeOf(layout));
+  const MatrixShape shape = CheckLayout(layout, scale, in_features);
   const c10::DeviceGuard guard(layout.device());
-  const at::Tensor bytes = LayoutOf(layout, scale, shape);
+  const at::Tensor bytes = Dense(layout);
   const int64_t matrices = MatricesOf(scale);
-  const cuda::PackedShape each = PackedShapeOf(shape, matrices);
   at::Tensor weight = Empty(layout, WithLast(scale, shape.columns), at::kBFloat16);
+  if (shape.rows == 0) return weight;
+  const cuda::PackedShape each = PackedShapeOf(shape, matrices);
   for (int64_t m = 0; m < matrices; ++m) {
     cuda::DequantizePacked(
         each, DeviceData<uint8_t>(bytes, layout) + m * cuda::PackedBytes(each),

@@ -132,6 +132,70 @@ TEST(TorchLibrary, MoeReplaysGivenExperts) {
   EXPECT_FALSE(at::allclose(MoeCpu(call), chosen, 1e-2, 1e-2));
 }
 
+TEST(TorchLibrary, NothingInIsNothingOut) {
+  const at::Tensor x = RandomRounded({5, 64}, 12);
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{0, 64}, {0, 12, 64}, {3, 0, 64}}) {
+    const at::Tensor weight = RandomRounded(sizes, 13);
+    EXPECT_EQ(FakeQuantCpu(weight, 32).sizes(), at::IntArrayRef(sizes));
+    const auto [packed, scale] = PackCpu(weight, 32);
+    EXPECT_EQ(UnpackCpu(packed, scale).sizes(), at::IntArrayRef(sizes));
+    EXPECT_EQ(LinearCpu(x, packed, scale, at::empty({0})).sizes(), (at::IntArrayRef{5, 0}));
+  }
+  const auto [packed, scale] = PackCpu(RandomRounded({16, 64}, 14), 32);
+  EXPECT_EQ(LinearCpu(x.narrow(0, 0, 0), packed, scale, {}).sizes(), (at::IntArrayRef{0, 16}));
+  EXPECT_EQ(LinearCpu(at::empty({2, 0, 64}), packed, scale, {}).sizes(),
+            (at::IntArrayRef{2, 0, 16}));
+  MoeCall call = RandomMoe();
+  call.x_TD = call.x_TD.narrow(0, 0, 0);
+  EXPECT_EQ(MoeCpu(call).sizes(), (at::IntArrayRef{0, 64}));
+}
+
+// What an error names.
+template <class Body>
+std::string MessageOf(const Body& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kShape) << error.what();
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(TorchLibrary, ErrorsNameArgumentExpectedAndFound) {
+  const auto [packed, scale] = PackCpu(RandomRounded({2, 8, 64}, 15), 32);
+  const auto linear = [&, &p = packed, &s = scale](at::IntArrayRef x) {
+    return MessageOf([&] { LinearCpu(at::zeros(x), p, s, {}); });
+  };
+  EXPECT_EQ(linear({5, 128}), "x: expected [..., 64], found Float [5, 128].");
+  EXPECT_EQ(linear({}), "x: expected BF16 or FP32 [..., I], found Float [].");
+  EXPECT_EQ(MessageOf([&, &p = packed, &s = scale] {
+              UnpackCpu(p.view({8, 2, 8}), s);
+            }),
+            "packed: expected int32 codes [2, 8, 8], found Int [8, 2, 8].");
+  EXPECT_EQ(MessageOf([] {
+              PackCpu(at::zeros({8, 0}), 32);
+            }),
+            "weight: expected BF16 or FP32 [..., O, I], I a multiple of the group size, that of 8, "
+            "found Float [8, 0], group size 32.");
+  MoeCall call = RandomMoe();
+  call.experts_per_token = 7;
+  EXPECT_EQ(MessageOf([&] { MoeCpu(call); }),
+            "experts_per_token: expected 1 to 6, the router's experts, found 7.");
+  call = RandomMoe();
+  call.router_ED = call.router_ED.narrow(0, 0, 0);
+  EXPECT_EQ(MessageOf([&] { MoeCpu(call); }),
+            "experts_per_token: expected 1 to 0, the router's experts, found 2.");
+  call = RandomMoe();
+  call.ids_TK = at::zeros({6, 2}, at::kInt);
+  EXPECT_EQ(MessageOf([&] { MoeCpu(call); }),
+            "ids: expected int32 [T, 2] for x Float [7, 64], found Int [6, 2].");
+  call = RandomMoe();
+  call.down = call.gate_up;
+  EXPECT_EQ(MessageOf([&] { MoeCpu(call); }),
+            "down: expected int32 codes [6, 64, 4], found Int [6, 64, 8].");
+}
+
 TEST(TorchLibrary, RefusesWhatDoesNotFit) {
   const at::Tensor weight = RandomRounded({8, 64}, 9);
   const auto [packed, scale] = PackCpu(weight, 32);

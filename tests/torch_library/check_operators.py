@@ -268,16 +268,80 @@ def check_places_in_memory(ops, device):
         assert torch.equal(ops.unpack_layout_int4(shifted(layout), scale, 128), ops.unpack_int4(packed, scale))
 
 
+def check_nothing(ops, device):
+    """Nothing in is nothing out: no rows of x, no rows of a weight, no experts' tokens; gradients are empty or zero."""
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    for sizes in ((0, 128), (0, 12, 128), (3, 0, 128), (2, 16, 128)):
+        for leading in ((5,), (0,), (2, 0)):
+            weight = torch.randn(sizes, device=device, requires_grad=True)
+            outputs = weight[..., 0].numel()
+            if outputs > 0 and 0 not in leading:
+                continue
+            x = torch.randn(*leading, 128, device=device).to(kind).requires_grad_()
+            bias = torch.randn(outputs, device=device).to(kind).requires_grad_()
+            packed, scale = ops.pack_int4(weight, 32)
+            assert packed.shape == (*sizes[:-1], 16) and scale.shape == (*sizes[:-1], 4), sizes
+            assert ops.unpack_int4(packed, scale).shape == weight.shape, sizes
+            assert ops.fake_quant_int4(weight, 32).shape == weight.shape, sizes
+            forms = [packed]
+            if device == "cuda":
+                forms.append(ops.kernel_layout_int4(packed, scale))
+                assert (forms[1].numel() == 0) == (outputs == 0), sizes
+                assert ops.unpack_layout_int4(forms[1], scale, 128).shape == weight.shape, sizes
+            for y in [ops.w4a16_linear(x, form, scale, bias) for form in forms] + [
+                    ops.w4a16_linear_train(x, weight, 32, bias)]:
+                assert y.shape == (*leading, outputs), (sizes, leading)
+            for leaf, grad in zip((x, weight, bias), torch.autograd.grad(y.sum(), (x, weight, bias))):
+                assert torch.equal(grad, torch.zeros_like(leaf)), (sizes, leading)
+    leaves = [torch.randn(sizes, device=device).to(kind).requires_grad_()
+              for sizes in ((0, 128), (8, 128), (8, 128, 128), (8, 128, 64))]
+    out = ops.w4a16_moe_train(*leaves, 32, 2)
+    assert out.shape == (0, 128)
+    for leaf, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves)):
+        assert torch.equal(grad, torch.zeros_like(leaf)), leaf.shape
+
+
 def check_refusals(ops, device):
+    """What does not fit is refused by its name."""
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
     weight = torch.randn(16, 64, device=device)
-    for call in (lambda: ops.fake_quant_int4(weight, 48), lambda: ops.pack_int4(weight.half(), 32),
-                 lambda: ops.unpack_int4(weight, weight)):
+    packed, scale = ops.pack_int4(weight, 32)
+    x = torch.randn(5, 64, device=device).to(kind)
+    router = torch.randn(8, 64, device=device).to(kind)
+    up, down = (ops.pack_int4(torch.randn(8, 64, columns, device=device), 32) for columns in (64, 32))
+    ids = torch.zeros(5, 2, dtype=torch.int32, device=device)
+    calls = {
+        "weight": (lambda: ops.fake_quant_int4(weight, 48), lambda: ops.pack_int4(weight.half(), 32),
+                   lambda: ops.pack_int4(weight[0], 32), lambda: ops.pack_int4(weight[:, :0], 32)),
+        "packed": (lambda: ops.unpack_int4(weight, weight), lambda: ops.unpack_int4(packed[:8], scale),
+                   lambda: ops.w4a16_linear(x, packed.view(2, 8, 8), scale)),
+        "scale": (lambda: ops.unpack_int4(packed, scale.float()), lambda: ops.w4a16_linear(x, packed, scale[:, :0])),
+        "x": (lambda: ops.w4a16_linear(x[:, :56], packed, scale), lambda: ops.w4a16_linear(x.half(), packed, scale),
+              lambda: ops.w4a16_moe(x[0], router, up, down, 2)),
+        "bias": (lambda: ops.w4a16_linear(x, packed, scale, weight[:1]),
+                 lambda: ops.w4a16_linear_train(x, weight, 32, x[0]),
+                 lambda: ops.w4a16_linear(x, packed, scale, ids[0, :1].expand(16))),
+        "router": (lambda: ops.w4a16_moe(x, router.half(), up, down, 2),),
+        "experts_per_token": (lambda: ops.w4a16_moe(x, router, up, down, 0),
+                              lambda: ops.w4a16_moe(x, router, up, down, 9)),
+        "gate_up's scale": (lambda: ops.w4a16_moe(x, router[:7], up, down, 2),),
+        "down": (lambda: ops.w4a16_moe(x, router, up, (up[0], down[1]), 2),),
+        "ids": (lambda: ops.w4a16_moe(x, router, up, down, 2, True, ids.long()),
+                lambda: ops.w4a16_moe(x, router, up, down, 2, True, ids[:4])),
+        "gate_up and down": (lambda: ops.w4a16_moe(x, router, up[:1], down, 2),),
+    }
+    if device == "cuda":
+        calls["packed"] += (lambda: ops.w4a16_linear(x.cpu(), packed, scale),
+                            lambda: ops.w4a16_linear(x, torch.zeros(9, dtype=torch.uint8, device=device), scale))
+        calls["scale"] += (lambda: ops.unpack_int4(packed, scale.cpu()),)
+        calls["bias"] += (lambda: ops.w4a16_linear(x, packed, scale, torch.zeros(16)),)
+    for name, call in ((name, call) for name, some in calls.items() for call in some):
         try:
             call()
         except RuntimeError as error:
-            assert "expected" in str(error), error
+            assert str(error).startswith(name + ": expected ") and ", found " in str(error), (name, error)
         else:
-            raise AssertionError("a call that does not fit was taken")
+            raise AssertionError(f"{name}: a call that does not fit was taken")
 
 
 def main():
@@ -286,7 +350,7 @@ def main():
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
         for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
                       check_linear_gradients, check_linear_gradients_of_any_shape, check_second_derivatives,
-                      check_rows_of_input_gradient, check_moe_gradients, check_places_in_memory, check_refusals):
+                      check_rows_of_input_gradient, check_moe_gradients, check_places_in_memory, check_nothing, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 

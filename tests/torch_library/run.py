@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the operators of torch.ops.quatrain from Python, and the example that trains with them.
+"""Checks the operators of torch.ops.quatrain from Python, under torch.compile too, and the example that trains with them.
 
   run.py LIBRARY            LIBRARY is quatrain_torch.so; on the CPU, in the environment of tests/peers
   run.py LIBRARY cuda       with the Python that runs this script, on its CUDA device too
@@ -29,7 +29,7 @@ def main():
         peers.provide("torch (5 GB of disk)")
         python = peers.python
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    for script in (HERE / "check_operators.py", ROOT / "examples" / "torch_training.py"):
+    for script in (HERE / "check_operators.py", HERE / "check_compile.py", ROOT / "examples" / "torch_training.py"):
         command = [python, str(script), library, device]
         status = subprocess.run(command, env=environment, check=False).returncode
         if status != 0:
