@@ -16,9 +16,12 @@
 // launches in a chain over weights rotated past the L2, interleaved, random-normal data.
 #include <cublas_v2.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <sstream>
+#include <string>
 
 #include "bench/cuda/bench_support.cuh"
 #include "kernels/cuda/linear_decode.h"
@@ -142,7 +145,7 @@ class LinearBench {
         for (const int groups : {1, 2}) {
           if (groups == 2 && m <= 64) continue;
           for (const int boxes : {1, 2, 4}) SweepOnePlain(c, m, {rows, groups, boxes});
-          if (rows < 32 || m <= 64 * groups) continue;
+          if (rows < cuda::kFewestRowsShared || m <= 64 * groups) continue;
           for (const int boxes : {1, 2}) {
             SweepOnePlain(c, m,
                           {.rows = rows, .num_warpgroups = groups, .boxes = boxes, .sharing = 2});

@@ -9,9 +9,6 @@
 namespace quatrain::cuda {
 namespace {
 
-// Of a tile of CTAs that share weights.
-constexpr int kFewestRowsShared = 32;
-
 StorePart PartOf(const PlainParameters& p) {
   const auto is_multiple = [](const void* pointer, uintptr_t bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
@@ -73,10 +70,11 @@ void Launch(const LinearDecodeArgs& args, const PlainPlan& plan, cudaStream_t st
   const int most = std::max((plan.ctas > 0 ? plan.ctas : NumMultiprocessors()) / kCtas, 1);
   const DeviceMatrix x = {args.x, args.num_tokens, k, args.x_stride == 0 ? k : args.x_stride};
   const int in_copy = p.is_in_row ? kBoxes : 1;
+  const CUtensorMap x_boxes = BoxesInRow(x, p.box_rows, in_copy);
   const PlainMaps maps = {
       .weight = BoxesInRow({static_cast<const BFloat16*>(args.weight), n, k, k}, kRows, in_copy),
-      .x = BoxesInRow(x, p.box_rows, in_copy),
-      .last_x = BoxesInRow(x, p.last_rows, in_copy),
+      .x = x_boxes,
+      .last_x = p.last_rows == p.box_rows ? x_boxes : BoxesInRow(x, p.last_rows, in_copy),
       .y = p.part == StorePart::kBox
                ? StoredBoxesOf({args.y, args.num_tokens, n, n}, kTokensOfWarp, kStoreColumns<kRows>)
                : CUtensorMap{}};

@@ -10,13 +10,16 @@ namespace quatrain::cuda {
 // Rows of the matrix that a tile may have.
 inline constexpr int kPlainRows[] = {16, 24, 32, 40, 48, 64, 80, 96, 128};
 
+// Fewest rows of a tile that two CTAs share.
+inline constexpr int kFewestRowsShared = 32;
+
 // How a launch cuts the work; any plan gives the same bits.
 struct PlainPlan {
   int rows = 64;           // of a tile, of kPlainRows
   int num_warpgroups = 1;  // of a CTA, 64 tokens each: 1 or 2
   int boxes = 0;           // of 64 columns in a copy: 1, 2 or, up to 64 rows, 4; 0: by the room
   int ctas = 0;            // 0: as many as multiprocessors
-  int sharing = 1;         // CTAs that share weights, each its own tokens: 1 or, from 32 rows on, 2
+  int sharing = 1;         // CTAs that share weights, each its own tokens: 1 or 2 (see above)
 };
 PlainPlan PlanLinearPlain(const LinearDecodeArgs& args, int num_multiprocessors);
 

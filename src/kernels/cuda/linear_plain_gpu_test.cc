@@ -49,7 +49,7 @@ struct Product {
 std::vector<PlainPlan> PlansOf(int rows) {
   std::vector<PlainPlan> plans;
   for (const int sharing : {1, 2}) {
-    if (sharing == 2 && rows < 32) continue;
+    if (sharing == 2 && rows < kFewestRowsShared) continue;
     for (const int groups : {1, 2}) {
       for (const int boxes : {1, 2, 4}) {
         if (boxes == 4 && (rows > 64 || sharing == 2)) continue;
@@ -158,7 +158,7 @@ TEST(LinearPlainGpu, PlansAreOfTheRowsThereAre) {
         EXPECT_GE(plan.num_warpgroups, 1);
         EXPECT_LE(plan.num_warpgroups, 2);
         EXPECT_GE(plan.sharing, 1);
-        EXPECT_LE(plan.sharing, plan.rows >= 32 && tokens > 64 ? 2 : 1);
+        EXPECT_LE(plan.sharing, plan.rows >= kFewestRowsShared && tokens > 64 ? 2 : 1);
       }
     }
   }

@@ -1,6 +1,5 @@
-// wgmma with weights in registers or in shared memory: D (64 x n) = A (64 x 16) B (16 x n) + D, one
-// step of the chains of 64 rows and n tokens. The bits are those of ChainStep (docs/numerics.md,
-// "GPU order", rule 1).
+// wgmma with weights in registers: D (64 x n) = A (64 x 16) B (16 x n) + D, one step of the chains
+// of 64 rows and n tokens. The bits are those of ChainStep (docs/numerics.md, "GPU order", rule 1).
 //
 // A warp's 16 rows of A and of D lie in registers as those of mma.sync.m16n8k16; B is n rows of K
 // in shared memory, 128 bytes each, in which 16-byte part c of row r lies at c ^ (r % 8).
@@ -32,21 +31,18 @@ __device__ __forceinline__ uint64_t SwizzledOperand(uint32_t place) {
 template <int kTokens>
 __device__ __forceinline__ void WideProduct(float (&d)[kTokens / 8][4], const uint32_t (&a)[4],
                                             uint64_t b);
-// The same with A in shared memory too, laid out as B is.
-template <int kTokens>
-__device__ __forceinline__ void WideProductOfShared(float (&d)[kTokens / 8][4], uint64_t a,
-                                                    uint64_t b);
 
-#define QT_ROW(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
-#define QT_ROWS_4(t) QT_ROW(t), QT_ROW(t + 1), QT_ROW(t + 2), QT_ROW(t + 3)
-#define QT_ROWS_8(t) QT_ROWS_4(t), QT_ROWS_4(t + 4)
+// Sums of 8 columns, from the t-th 8 on, as operands of an instruction.
+#define QT_ROW(d, t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+#define QT_ROWS_4(d, t) QT_ROW(d, t), QT_ROW(d, t + 1), QT_ROW(d, t + 2), QT_ROW(d, t + 3)
+#define QT_ROWS_8(d, t) QT_ROWS_4(d, t), QT_ROWS_4(d, t + 4)
 
 template <>
 __device__ __forceinline__ void WideProduct<32>(float (&d)[4][4], const uint32_t (&a)[4],
                                                 uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" QT_NAMES_16
                "}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;\n"
-               : QT_ROWS_4(0)
+               : QT_ROWS_4(d, 0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
@@ -55,7 +51,7 @@ __device__ __forceinline__ void WideProduct<64>(float (&d)[8][4], const uint32_t
                                                 uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
                "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;\n"
-               : QT_ROWS_8(0)
+               : QT_ROWS_8(d, 0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
@@ -64,37 +60,8 @@ __device__ __forceinline__ void WideProduct<128>(float (&d)[16][4], const uint32
                                                  uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QT_NAMES_64
                "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;\n"
-               : QT_ROWS_8(0), QT_ROWS_8(8)
+               : QT_ROWS_8(d, 0), QT_ROWS_8(d, 8)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-
-template <>
-__device__ __forceinline__ void WideProductOfShared<32>(float (&d)[4][4], uint64_t a, uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" QT_NAMES_16
-               "}, %16, %17, 1, 1, 1, 0, 0;\n"
-               : QT_ROWS_4(0)
-               : "l"(a), "l"(b));
-}
-
-template <>
-__device__ __forceinline__ void WideProductOfShared<64>(float (&d)[8][4], uint64_t a, uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QT_NAMES_32
-               "}, %32, %33, 1, 1, 1, 0, 0;\n"
-               : QT_ROWS_8(0)
-               : "l"(a), "l"(b));
-}
-
-template <>
-__device__ __forceinline__ void WideProductOfShared<128>(float (&d)[16][4], uint64_t a,
-                                                         uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QT_NAMES_64
-               "}, %64, %65, 1, 1, 1, 0, 0;\n"
-               : QT_ROWS_8(0), QT_ROWS_8(8)
-               : "l"(a), "l"(b));
-}
-
-#undef QT_ROWS_8
-#undef QT_ROWS_4
-#undef QT_ROW
 
 }  // namespace quatrain::cuda
