@@ -10,6 +10,8 @@
 //
 // A row: n, k, m, microseconds of one kernel and of two, outputs that differ. CUDA graphs of
 // launches in a chain over weights rotated past the L2, interleaved, random-normal activations.
+#include <cstdio>
+
 #include "bench/cuda/bench_support.cuh"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/linear_decode.h"

@@ -263,12 +263,24 @@ static quatrain::cuda::MoeRouting RoutingOf(const QtMoe& a) {
           static_cast<int32_t*>(a.slot_row),     static_cast<quatrain::cuda::MoeTile*>(a.tiles),
           static_cast<int32_t*>(a.num_tiles)};
 }
-static quatrain::cuda::MoeExpertsArgs ExpertsOf(const QtMoe& a) {
-  return {.num_experts = a.experts,
+using quatrain::cuda::MoeExpertsArgs;
+static MoeExpertsArgs ExpertsOf(const QtMoe& a, const quatrain::cuda::PackedShape& shape,
+                                const void* weight, void* x, void* y) {
+  return {.shape = shape,
+          .weight = weight,
+          .num_experts = a.experts,
           .num_tokens = a.tokens,
           .num_slots = a.slots,
           .routing = RoutingOf(a),
+          .x = Weights(x),
+          .y = Weights(y),
           .plan = {static_cast<int>(a.groups), static_cast<int>(a.per_multiprocessor)}};
+}
+static MoeExpertsArgs GateUpOf(const QtMoe& a, void* h) {
+  return ExpertsOf(a, {2 * a.inter, a.hidden, a.group, 4}, a.gate_up, a.x, h);
+}
+static MoeExpertsArgs DownOf(const QtMoe& a, void* y) {
+  return ExpertsOf(a, {a.hidden, a.inter, a.group, 4}, a.down, a.h, y);
 }
 static LaunchOrder OrderOf(int64_t overlap) {
   return overlap ? LaunchOrder::kOverlap : LaunchOrder::kAfterPrevious;
@@ -290,23 +302,10 @@ void QtMoeRouter(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
                             stream, OrderOf(overlap));
 }
 void QtMoeGateUp(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
-  args.shape = {2 * a->inter, a->hidden, a->group, 4};
-  args.weight = a->gate_up;
-  args.x = Weights(a->x);
-  args.y = Weights(a->h);
-  quatrain::cuda::MoeGateUp(args, stream, OrderOf(overlap));
-}
-static quatrain::cuda::MoeExpertsArgs DownOf(const QtMoe& a) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(a);
-  args.shape = {a.hidden, a.inter, a.group, 4};
-  args.weight = a.down;
-  args.x = Weights(a.h);
-  args.y = Weights(a.y);
-  return args;
+  quatrain::cuda::MoeGateUp(GateUpOf(*a, a->h), stream, OrderOf(overlap));
 }
 void QtMoeDown(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeDown(DownOf(*a), stream, OrderOf(overlap));
+  quatrain::cuda::MoeDown(DownOf(*a, a->y), stream, OrderOf(overlap));
 }
 static quatrain::cuda::MoeCombineArgs CombineOf(const QtMoe& a) {
   return {.y = Weights(a.y),
@@ -317,24 +316,14 @@ static quatrain::cuda::MoeCombineArgs CombineOf(const QtMoe& a) {
           .out = Weights(a.out)};
 }
 void QtMoeDownAndCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeDownAndCombine(DownOf(*a), CombineOf(*a), stream, OrderOf(overlap));
+  quatrain::cuda::MoeDownAndCombine(DownOf(*a, a->y), CombineOf(*a), stream, OrderOf(overlap));
 }
 // Rows of x (gate_up) or h (down) in sorted order.
 void QtMoeGateUpOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
-  args.shape = {2 * a->inter, a->hidden, a->group, 4};
-  args.weight = a->gate_up;
-  args.x = Weights(a->x);
-  args.y = Weights(out);
-  quatrain::cuda::MoeGateUpOfRows(args, stream, OrderOf(overlap));
+  quatrain::cuda::MoeGateUpOfRows(GateUpOf(*a, out), stream, OrderOf(overlap));
 }
 void QtMoeDownOfRows(const QtMoe* a, void* out, int64_t overlap, cudaStream_t stream) {
-  quatrain::cuda::MoeExpertsArgs args = ExpertsOf(*a);
-  args.shape = {a->hidden, a->inter, a->group, 4};
-  args.weight = a->down;
-  args.x = Weights(a->h);
-  args.y = Weights(out);
-  quatrain::cuda::MoeDownOfRows(args, stream, OrderOf(overlap));
+  quatrain::cuda::MoeDownOfRows(DownOf(*a, out), stream, OrderOf(overlap));
 }
 void QtMoeCombine(const QtMoe* a, int64_t overlap, cudaStream_t stream) {
   quatrain::cuda::MoeCombine(CombineOf(*a), stream, OrderOf(overlap));
