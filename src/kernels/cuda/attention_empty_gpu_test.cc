@@ -123,36 +123,28 @@ TEST_P(EmptyAttentionGpu, EndsAfterTheKernelBefore) {
   Writer writer;
   EmptyCall empty(GetParam());
   DeviceVector<BFloat16> read(kChains * kSize);
-  cudaStream_t stream;
-  CheckCuda(cudaStreamCreate(&stream), "stream");
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  for (int i = 0; i < kChains; ++i) {
-    BFloat16* const to = read.data() + i * kSize;
-    CheckCuda(cudaMemsetAsync(to, 0, 2 * kSize, stream), "memset");
-    writer.Start(stream);
-    empty.Start(stream);
-    AddInPlace(to, writer.out(), kSize, stream, LaunchOrder::kOverlap);
-  }
-  CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-  CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  DeviceGraph graph([&](cudaStream_t stream) {
+    for (int i = 0; i < kChains; ++i) {
+      BFloat16* const to = read.data() + i * kSize;
+      CheckCuda(cudaMemsetAsync(to, 0, 2 * kSize, stream), "memset");
+      writer.Start(stream);
+      empty.Start(stream);
+      AddInPlace(to, writer.out(), kSize, stream, LaunchOrder::kOverlap);
+    }
+  });
   DeviceVector<BFloat16> expected(kSize);
   expected.Zero();
-  writer.Start(stream);
-  AddInPlace(expected.data(), writer.out(), kSize, stream, LaunchOrder::kAfterPrevious);
+  writer.Start(graph.stream());
+  AddInPlace(expected.data(), writer.out(), kSize, graph.stream(), LaunchOrder::kAfterPrevious);
   const std::vector<BFloat16> one = expected.Download();
   for (int replay = 0; replay < 3; ++replay) {
-    CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+    graph.Replay();
     const std::vector<BFloat16> all = read.Download();
     for (int i = 0; i < kChains; ++i) {
       const std::vector<BFloat16> mine(all.begin() + i * kSize, all.begin() + (i + 1) * kSize);
       EXPECT_EQ(CountDifferences(mine, one), 0) << "replay " << replay << ", chain " << i;
     }
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
 }
 
 // Every kernel: clusters of one, two and four segments, of more; segments; a walk over a latent,

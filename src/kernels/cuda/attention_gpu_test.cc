@@ -89,27 +89,19 @@ class Problem {
     }
     DeviceVector<uint8_t> scratch(bytes);
     CheckCuda(cudaMemset(scratch.data(), 0, words * 4), "tickets");
-    cudaStream_t stream;
-    CheckCuda(cudaStreamCreate(&stream), "stream");
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-    for (const DeviceAttentionArgs& args : calls) {
-      AttentionDecode(args, scratch.data(), stream, LaunchOrder::kOverlap);
-    }
-    CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-    CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    DeviceGraph graph([&](cudaStream_t stream) {
+      for (const DeviceAttentionArgs& args : calls) {
+        AttentionDecode(args, scratch.data(), stream, LaunchOrder::kOverlap);
+      }
+    });
     std::vector<Output> outputs;
     for (int replay = 0; replay < replays; ++replay) {
       CheckCuda(cudaMemset(out.data(), 0xA5, 2 * out.size()), "poison");
       CheckCuda(cudaDeviceSynchronize(), "poison");
-      CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+      graph.Replay();
       outputs.push_back({out.Download(), lse.Download()});
     }
     ExpectZero(scratch, words);
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
-    cudaStreamDestroy(stream);
     return outputs;
   }
 

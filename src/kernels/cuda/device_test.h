@@ -1,5 +1,5 @@
-// What the tests of device kernels share: arrays in device memory, and a skip where there is no
-// device.
+// What the tests of device kernels share: arrays in device memory, launches in a graph, and a skip
+// where there is no device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -49,6 +49,36 @@ class DeviceVector {
  private:
   T* data_ = nullptr;
   size_t size_ = 0;
+};
+
+// Launches recorded in a stream of its own, to be replayed there.
+class DeviceGraph {
+ public:
+  // launch(stream) launches what the graph is to hold.
+  template <class Launch>
+  explicit DeviceGraph(const Launch& launch) {
+    CheckCuda(cudaStreamCreate(&stream_), "stream");
+    CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "capture");
+    launch(stream_);
+    CheckCuda(cudaStreamEndCapture(stream_, &graph_), "capture");
+    CheckCuda(cudaGraphInstantiate(&exec_, graph_, 0), "graph");
+  }
+  DeviceGraph(const DeviceGraph&) = delete;
+  DeviceGraph& operator=(const DeviceGraph&) = delete;
+  ~DeviceGraph() {
+    cudaGraphExecDestroy(exec_);
+    cudaGraphDestroy(graph_);
+    cudaStreamDestroy(stream_);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+  // Does not wait for the device.
+  void Replay() { CheckCuda(cudaGraphLaunch(exec_, stream_), "replay"); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t exec_ = nullptr;
 };
 
 // Elements whose bytes differ.

@@ -444,32 +444,22 @@ TEST_P(MoeGraphGpu, ServesEveryRouting) {
   Routing routing(tokens, c.experts, c.slots);
   DeviceVector<BFloat16> h(tokens * c.slots * c.inter), y(tokens * c.slots * c.hidden),
       out(tokens * c.hidden);
-  cudaStream_t stream;
-  CheckCuda(cudaStreamCreate(&stream), "stream");
-  const auto run = [&](LaunchOrder order) {
+  const auto run = [&](cudaStream_t stream, LaunchOrder order) {
     layer.Route(tokens, &routing, stream, order);
     layer.GateUp(tokens, &routing, h.data(), stream, order);
     layer.DownAndCombine(tokens, &routing, h.data(),
                          {.residual = layer.x.data(), .out = out.data()}, y.data(), stream, order);
   };
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  run(LaunchOrder::kOverlap);
-  CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-  CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  DeviceGraph graph([&](cudaStream_t stream) { run(stream, LaunchOrder::kOverlap); });
   for (const uint64_t seed : {31, 32, 33}) {
     const std::vector<BFloat16> x = RandomRounded<BFloat16>(tokens * c.hidden, seed);
     CheckCuda(cudaMemcpy(layer.x.data(), x.data(), 2 * x.size(), cudaMemcpyHostToDevice), "x");
-    for (int replay = 0; replay < 3; ++replay) CheckCuda(cudaGraphLaunch(exec, stream), "replay");
+    for (int replay = 0; replay < 3; ++replay) graph.Replay();
     const std::vector<BFloat16> from_graph = out.Download();
     out.Zero();
-    run(kAfter);
+    run(graph.stream(), kAfter);
     EXPECT_EQ(CountDifferences(out.Download(), from_graph), 0) << seed;
   }
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tokens, MoeGraphGpu,
@@ -489,23 +479,15 @@ TEST_P(ManyRoutersGpu, InAGraphLeaveWhatOneLeaves) {
   const ManyRouters& c = GetParam();
   Layer layer({c.experts, 8, c.hidden, 64, 32}, c.tokens);
   Routing routing(c.tokens, c.experts, 8);
-  cudaStream_t stream;
-  CheckCuda(cudaStreamCreate(&stream), "stream");
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  for (int i = 0; i < c.routers; ++i) {
-    layer.Route(c.tokens, &routing, stream, LaunchOrder::kOverlap);
-  }
-  CheckCuda(cudaStreamEndCapture(stream, &graph), "capture");
-  CheckCuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
-  for (int i = 0; i < c.replays; ++i) CheckCuda(cudaGraphLaunch(exec, stream), "replay");
-  CheckCuda(cudaStreamSynchronize(stream), "routers");
+  DeviceGraph graph([&](cudaStream_t stream) {
+    for (int i = 0; i < c.routers; ++i) {
+      layer.Route(c.tokens, &routing, stream, LaunchOrder::kOverlap);
+    }
+  });
+  for (int i = 0; i < c.replays; ++i) graph.Replay();
+  CheckCuda(cudaStreamSynchronize(graph.stream()), "routers");
   routing.ExpectSorted(8);
   for (const int32_t counter : routing.counters.Download()) EXPECT_EQ(counter, 0);
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
 }
 
 INSTANTIATE_TEST_SUITE_P(Short, ManyRoutersGpu,
