@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <array>
 #include <utility>
 
 #include "torch_library/moe.h"
@@ -81,6 +82,7 @@ class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
 // What the backward of a linear asks of its forward's arguments.
 void SaveLinear(AutogradContext* context, const at::Tensor& x, const OptionalTensor& bias) {
   context->saved_data["has_bias"] = bias.has_value();
+  if (bias) context->saved_data["bias_type"] = static_cast<int64_t>(bias->scalar_type());
   context->saved_data["in_features"] = x.dim() < 1 ? 0 : SizeOf(x, -1);
 }
 
@@ -92,12 +94,14 @@ at::Tensor InputGrad(AutogradContext* context, const at::Tensor& dy, const at::T
       .call(dy, packed, scale, context->saved_data["in_features"].toInt());
 }
 
-// The same of the bias, tensor number `bias_index` of the operator's.
+// The same of the bias, tensor number `bias_index` of the operator's, summed in the wider of its
+// type and dy's.
 at::Tensor BiasGrad(AutogradContext* context, const at::Tensor& dy, size_t bias_index) {
   if (!context->saved_data["has_bias"].toBool() || !context->needs_input_grad(bias_index)) {
     return {};
   }
-  return AsRows(dy).sum(0);
+  const auto type = static_cast<at::ScalarType>(context->saved_data["bias_type"].toInt());
+  return AsRows(dy).sum(0, false, at::promote_types(type, dy.scalar_type()));
 }
 
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
@@ -124,7 +128,8 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
     // One matrix: the kernels' units of 8 rows go across leading dimensions.
     const at::Tensor weight_OI = weight.dim() > 2 ? weight.flatten(0, -2) : weight;
     const auto [packed, scale] = PackForKernels(weight_OI, group_size);
-    context->save_for_backward({x, packed, scale});
+    // x is for dW alone.
+    context->save_for_backward({weight.requires_grad() ? x : at::Tensor(), packed, scale});
     SaveLinear(context, x, bias);
     context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
     std::vector<int64_t> sizes;
@@ -153,7 +158,8 @@ using MoeForwardSignature = std::vector<at::Tensor>(const at::Tensor&, const at:
                                                     const OptionalTensor&);
 using MoeBackwardSignature = std::vector<at::Tensor>(const at::Tensor&, at::TensorList,
                                                      const at::Tensor&, const at::Tensor&,
-                                                     at::TensorList, at::TensorList, bool);
+                                                     at::TensorList, at::TensorList, bool,
+                                                     std::array<bool, 4>);
 
 constexpr size_t kMoeInputs = 6;  // that are saved before what the forward left
 
@@ -185,14 +191,17 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
     const auto type_of = [&](const char* name) {
       return static_cast<at::ScalarType>(context->saved_data[name].toInt());
     };
+    std::array<bool, 4> needs;
+    for (size_t i = 0; i < needs.size(); ++i) needs[i] = context->needs_input_grad(i);
     const at::TensorList all(saved);
     variable_list grads =
         Operator<MoeBackwardSignature>("quatrain::_moe_backward")
             .call(dout[0], all.slice(kMoeInputs), saved[0], saved[1], all.slice(2, 2),
-                  all.slice(4, 2), context->saved_data["norm_topk_prob"].toBool());
+                  all.slice(4, 2), context->saved_data["norm_topk_prob"].toBool(), needs);
     // FP32 gradients of experts are large: each is let go once it has been rounded.
     const auto take = [&](size_t i, at::ScalarType type) {
-      return std::exchange(grads[i], {}).to(type);
+      const at::Tensor grad = std::exchange(grads[i], {});
+      return needs[i] ? grad.to(type) : at::Tensor();
     };
     return {take(0, saved[0].scalar_type()),
             take(1, saved[1].scalar_type()),

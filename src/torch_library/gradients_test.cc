@@ -66,6 +66,15 @@ TEST(TorchLibraryGradients, NobodySumsForABiasThatAsksForNothing) {
   }
 }
 
+TEST(TorchLibraryGradients, OfAFloatBiasIsSummedInFloat) {
+  LoadLibrary();
+  const at::Tensor x = Leaf({300, 64}, 20).detach().to(at::kBFloat16);
+  const at::Tensor weight = Leaf({16, 64}, 21).detach(), bias = Leaf({16}, 22);
+  const at::Tensor dy = Leaf({300, 16}, 23).detach().to(at::kBFloat16);
+  LinearTrainWithGradient(x, weight, 32, bias).backward(dy);
+  EXPECT_TRUE(at::allclose(bias.grad(), dy.to(at::kFloat).sum(0), 1e-5, 1e-5));
+}
+
 TEST(TorchLibraryGradients, OfNothingAreEmptyOrZero) {
   LoadLibrary();
   for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{0, 64}, {0, 12, 64}, {3, 0, 64}}) {

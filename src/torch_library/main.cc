@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "torch_library/gradients.h"
 #include "torch_library/meta.h"
 #include "torch_library/moe.h"
@@ -49,11 +51,13 @@ std::vector<at::Tensor> MoeForward(const at::Tensor& x, const at::Tensor& router
       .ToList();
 }
 
-template <MoeGrads (*kBackward)(const MoeCall&, const MoeSaved&, const at::Tensor&)>
+// budget: the operator's arguments
+template <MoeGrads (*kBackward)(const MoeCall&, const MoeSaved&, const at::Tensor&,
+                                const MoeNeeds&)>
 std::vector<at::Tensor> MoeBackward(const at::Tensor& dout, at::TensorList saved,
                                     const at::Tensor& x, const at::Tensor& router,
                                     at::TensorList gate_up, at::TensorList down,
-                                    bool norm_topk_prob) {
+                                    bool norm_topk_prob, std::array<bool, 4> needs) {
   if (saved.size() != MoeSaved::kTensors) {
     ThrowShape("saved", std::to_string(MoeSaved::kTensors) + " tensors",
                std::to_string(saved.size()));
@@ -61,8 +65,12 @@ std::vector<at::Tensor> MoeBackward(const at::Tensor& dout, at::TensorList saved
   const MoeSaved forward = MoeSaved::FromList(saved);
   const MoeGrads grads = kBackward(
       CallOf(x, router, gate_up, down, SizeOf(forward.ids_TK, 1), norm_topk_prob, std::nullopt),
-      forward, dout);
-  return {grads.dx, grads.drouter, grads.dgate_up, grads.ddown};
+      forward, dout, {needs[0], needs[1], needs[2], needs[3]});
+  std::vector<at::Tensor> list = {grads.dx, grads.drouter, grads.dgate_up, grads.ddown};
+  for (at::Tensor& grad : list) {
+    if (!grad.defined()) grad = at::empty({0}, x.options());  // a list has tensors only
+  }
+  return list;
 }
 
 TORCH_LIBRARY(quatrain, library) {
@@ -92,7 +100,7 @@ TORCH_LIBRARY(quatrain, library) {
       "int experts_per_token, bool norm_topk_prob, Tensor? ids) -> Tensor[]");
   define(
       "_moe_backward(Tensor dout, Tensor[] saved, Tensor x, Tensor router, Tensor[] gate_up, "
-      "Tensor[] down, bool norm_topk_prob) -> Tensor[]");
+      "Tensor[] down, bool norm_topk_prob, bool[4] needs) -> Tensor[]");
 }
 
 // Shapes and types alone: what torch.compile traces with.

@@ -85,14 +85,20 @@ MoeSaved MoeForwardMeta(const MoeCall& call) {
           .slot_row = Empty(x, {tokens, slots}, at::kInt)};
 }
 
-MoeGrads MoeBackwardMeta(const MoeCall& call, const MoeSaved&, const at::Tensor& dout) {
+MoeGrads MoeBackwardMeta(const MoeCall& call, const MoeSaved&, const at::Tensor& dout,
+                         const MoeNeeds& needs) {
   const MoeShape shape = CheckMoe(call);
   CheckMoeGrad(call, dout);
   const at::Tensor& x = call.x_TD;
-  return {.dx = Empty(x, x.sym_sizes().vec(), x.scalar_type()),
-          .drouter = Empty(x, {shape.num_experts, shape.hidden}, at::kFloat),
-          .dgate_up = Empty(x, {shape.num_experts, 2 * shape.inner, shape.hidden}, at::kFloat),
-          .ddown = Empty(x, {shape.num_experts, shape.hidden, shape.inner}, at::kFloat)};
+  const int64_t experts = shape.num_experts;
+  MoeGrads grads;
+  if (needs.dx) grads.dx = Empty(x, x.sym_sizes().vec(), x.scalar_type());
+  if (needs.drouter) grads.drouter = Empty(x, {experts, shape.hidden}, at::kFloat);
+  if (needs.dgate_up) {
+    grads.dgate_up = Empty(x, {experts, 2 * shape.inner, shape.hidden}, at::kFloat);
+  }
+  if (needs.ddown) grads.ddown = Empty(x, {experts, shape.hidden, shape.inner}, at::kFloat);
+  return grads;
 }
 
 }  // namespace quatrain::torch_library

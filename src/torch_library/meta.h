@@ -18,6 +18,7 @@ at::Tensor InputGradMeta(const at::Tensor& dy, const at::Tensor& packed, const a
 at::Tensor WeightGradMeta(const at::Tensor& dy, const at::Tensor& x);
 at::Tensor MoeMeta(const MoeCall& call);
 MoeSaved MoeForwardMeta(const MoeCall& call);
-MoeGrads MoeBackwardMeta(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout);
+MoeGrads MoeBackwardMeta(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout,
+                         const MoeNeeds& needs);
 
 }  // namespace quatrain::torch_library

@@ -80,8 +80,8 @@ TEST(TorchLibraryMeta, ExpertsHaveTheShapesOfTheOperators) {
         ExpectAlike(meta.ToList()[i], saved.ToList()[i], what.c_str());
       }
       ExpectAlike(MoeMeta(Meta(call)), MoeCpu(call), "moe");
-      const MoeGrads grads = MoeBackwardCpu(call, saved, saved.out_TD);
-      const MoeGrads meta_grads = MoeBackwardMeta(Meta(call), meta, meta.out_TD);
+      const MoeGrads grads = MoeBackwardCpu(call, saved, saved.out_TD, {});
+      const MoeGrads meta_grads = MoeBackwardMeta(Meta(call), meta, meta.out_TD, {});
       ExpectAlike(meta_grads.dx, grads.dx, "dx");
       ExpectAlike(meta_grads.drouter, grads.drouter, "drouter");
       ExpectAlike(meta_grads.dgate_up, grads.dgate_up, "dgate_up");

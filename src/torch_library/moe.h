@@ -31,13 +31,19 @@ struct MoeSaved {
 MoeSaved MoeForwardCpu(const MoeCall& call);
 MoeSaved MoeForwardCuda(const MoeCall& call);
 
-// FP32 but for dx, which has the type of x.
+// FP32 but for dx, which has the type of x; undefined where nobody asks for it.
 struct MoeGrads {
   at::Tensor dx, drouter, dgate_up, ddown;
 };
+// Which of them are asked for.
+struct MoeNeeds {
+  bool dx = true, drouter = true, dgate_up = true, ddown = true;
+};
 // The weights are codes, the gradients of w' those of the weights (straight-through).
-MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout);
-MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout);
+MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout,
+                        const MoeNeeds& needs);
+MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout,
+                         const MoeNeeds& needs);
 
 // FP32 [T, E] from the gradient of the weights of the chosen, on any device.
 inline at::Tensor GradOfLogits(const MoeCall& call, const MoeSaved& saved,

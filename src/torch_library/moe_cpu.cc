@@ -111,7 +111,66 @@ MoeSaved MoeForwardCpu(const MoeCall& call) {
 
 at::Tensor MoeCpu(const MoeCall& call) { return MoeForwardCpu(call).out_TD; }
 
-MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
+namespace {
+
+// dh_RF and ddown, each where it is needed.
+at::Tensor GradOfDown(const OpContext& ctx, const Layer& layer, const MoePermutation& permutation,
+                      const at::Tensor& h_RF, const at::Tensor& dy_RD, const MoeNeeds& needs,
+                      MoeGrads* grads) {
+  if (needs.ddown) {
+    grads->ddown = ZeroTensor({layer.num_experts, layer.hidden, layer.inner}, at::kFloat);
+  }
+  at::Tensor dh_RF;
+  const bool is_on = needs.dx || needs.dgate_up;
+  if (is_on) dh_RF = ZeroTensor({dy_RD.size(0), layer.inner}, at::kFloat);
+  std::vector<LinearGradCall> calls;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    calls.push_back({.x_TI = RowsOf(permutation, h_RF, e),
+                     .weight = layer.Down(e),
+                     .dy_TO = RowsOf(permutation, dy_RD, e),
+                     .dx_TI = is_on ? RowsOf(permutation, dh_RF, e) : at::Tensor(),
+                     .dweight_OI = needs.ddown ? grads->ddown[e] : at::Tensor()});
+  }
+  RunLinearGrad(ctx, calls);
+  return dh_RF;
+}
+
+// drows_RD, undefined where dx is not asked for, and dgate_up where it is.
+at::Tensor GradOfGateUp(const OpContext& ctx, const Layer& layer, const MoePermutation& permutation,
+                        const at::Tensor& dh_RF, const MoeNeeds& needs, MoeGrads* grads) {
+  const at::Tensor rows_RD = GatherTokens(ctx, layer.x_TD, permutation);
+  const auto [gate_RF, up_RF] = RunGateUp(ctx, layer, permutation, rows_RD);
+  const auto [dgate_RF, dup_RF] = SiluMulGrad(ctx, gate_RF, up_RF, dh_RF);
+  if (needs.dgate_up) {
+    grads->dgate_up = ZeroTensor({layer.num_experts, 2 * layer.inner, layer.hidden}, at::kFloat);
+  }
+  at::Tensor drows_RD, by_up_RD;
+  if (needs.dx) {
+    drows_RD = ZeroTensor(rows_RD.sizes(), at::kFloat);
+    by_up_RD = ZeroTensor(rows_RD.sizes(), at::kFloat);
+  }
+  std::vector<LinearGradCall> calls;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    const at::Tensor x = RowsOf(permutation, rows_RD, e);
+    const auto add = [&](const WeightView& weight, const at::Tensor& dy, const at::Tensor& dx,
+                         int64_t begin) {
+      LinearGradCall call{.x_TI = x, .weight = weight, .dy_TO = RowsOf(permutation, dy, e)};
+      if (needs.dx) call.dx_TI = RowsOf(permutation, dx, e);
+      if (needs.dgate_up) call.dweight_OI = grads->dgate_up[e].narrow(0, begin, layer.inner);
+      calls.push_back(call);
+    };
+    add(layer.Gate(e), dgate_RF, drows_RD, 0);
+    add(layer.Up(e), dup_RF, by_up_RD, layer.inner);
+  }
+  RunLinearGrad(ctx, calls);
+  if (needs.dx) drows_RD.add_(by_up_RD);
+  return drows_RD;
+}
+
+}  // namespace
+
+MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout,
+                        const MoeNeeds& needs) {
   const Layer layer(call);
   CheckMoeGrad(call, dout);
   CallThreads threads;
@@ -120,51 +179,22 @@ MoeGrads MoeBackwardCpu(const MoeCall& call, const MoeSaved& saved, const at::Te
   const auto [dy_RD, dweights_TK] =
       CombineGrad(ctx, saved.y_RD, saved.weights_TK, permutation, dout.to(at::kFloat).contiguous());
   MoeGrads grads;
-  const int64_t rows = dy_RD.size(0);
-  grads.ddown = ZeroTensor({layer.num_experts, layer.hidden, layer.inner}, at::kFloat);
-  const at::Tensor dh_RF = ZeroTensor({rows, layer.inner}, at::kFloat);
-  std::vector<LinearGradCall> calls;
-  for (int64_t e = 0; e < layer.num_experts; ++e) {
-    calls.push_back({.x_TI = RowsOf(permutation, saved.h_RF, e),
-                     .weight = layer.Down(e),
-                     .dy_TO = RowsOf(permutation, dy_RD, e),
-                     .dx_TI = RowsOf(permutation, dh_RF, e),
-                     .dweight_OI = grads.ddown[e]});
-  }
-  RunLinearGrad(ctx, calls);
-  const at::Tensor rows_RD = GatherTokens(ctx, layer.x_TD, permutation);
-  const auto [gate_RF, up_RF] = RunGateUp(ctx, layer, permutation, rows_RD);
-  const auto [dgate_RF, dup_RF] = SiluMulGrad(ctx, gate_RF, up_RF, dh_RF);
-  grads.dgate_up = ZeroTensor({layer.num_experts, 2 * layer.inner, layer.hidden}, at::kFloat);
-  at::Tensor drows_RD = ZeroTensor({rows, layer.hidden}, at::kFloat);
-  const at::Tensor by_up_RD = ZeroTensor({rows, layer.hidden}, at::kFloat);
-  calls.clear();
-  for (int64_t e = 0; e < layer.num_experts; ++e) {
-    const at::Tensor x = RowsOf(permutation, rows_RD, e);
-    calls.push_back({.x_TI = x,
-                     .weight = layer.Gate(e),
-                     .dy_TO = RowsOf(permutation, dgate_RF, e),
-                     .dx_TI = RowsOf(permutation, drows_RD, e),
-                     .dweight_OI = grads.dgate_up[e].narrow(0, 0, layer.inner)});
-    calls.push_back({.x_TI = x,
-                     .weight = layer.Up(e),
-                     .dy_TO = RowsOf(permutation, dup_RF, e),
-                     .dx_TI = RowsOf(permutation, by_up_RD, e),
-                     .dweight_OI = grads.dgate_up[e].narrow(0, layer.inner, layer.inner)});
-  }
-  RunLinearGrad(ctx, calls);
-  drows_RD.add_(by_up_RD);
+  at::Tensor drows_RD;
+  const at::Tensor dh_RF = GradOfDown(ctx, layer, permutation, saved.h_RF, dy_RD, needs, &grads);
+  if (dh_RF.defined()) drows_RD = GradOfGateUp(ctx, layer, permutation, dh_RF, needs, &grads);
+  if (!needs.dx && !needs.drouter) return grads;
   const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
-  grads.drouter = ZeroTensor({layer.num_experts, layer.hidden}, at::kFloat);
-  const at::Tensor dx_TD = ZeroTensor(layer.x_TD.sizes(), at::kFloat);
-  const LinearGradCall router{.x_TI = layer.x_TD,
-                              .weight = layer.Router(),
-                              .dy_TO = dlogits_TE,
-                              .dx_TI = dx_TD,
-                              .dweight_OI = grads.drouter};
+  LinearGradCall router{.x_TI = layer.x_TD, .weight = layer.Router(), .dy_TO = dlogits_TE};
+  if (needs.drouter) {
+    grads.drouter = ZeroTensor({layer.num_experts, layer.hidden}, at::kFloat);
+    router.dweight_OI = grads.drouter;
+  }
+  if (needs.dx) router.dx_TI = ZeroTensor(layer.x_TD.sizes(), at::kFloat);
   RunLinearGrad(ctx, {&router, 1});
-  GatherTokensGrad(ctx, drows_RD, permutation, dx_TD);
-  grads.dx = dx_TD.to(layer.x_TD.scalar_type());
+  if (needs.dx) {
+    GatherTokensGrad(ctx, drows_RD, permutation, router.dx_TI);
+    grads.dx = router.dx_TI.to(layer.x_TD.scalar_type());
+  }
   return grads;
 }
 

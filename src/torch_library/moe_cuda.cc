@@ -223,39 +223,55 @@ MoeSaved MoeForwardCuda(const MoeCall& call) {
 
 at::Tensor MoeCuda(const MoeCall& call) { return MoeForwardCuda(call).out_TD; }
 
-MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout) {
-  const Layer layer(call);
-  CheckMoeGrad(call, dout);
-  const c10::DeviceGuard guard(call.x_TD.device());
-  const cudaStream_t stream = StreamOf(call.x_TD);
-  const at::Tensor x_TD = Dense(call.x_TD);
-  const at::Tensor up_layout = LayoutOf(call.gate_up, call.gate_up_scale, layer.up_shape);
-  const at::Tensor down_layout = LayoutOf(call.down, call.down_scale, layer.down_shape);
-  MoeGrads grads;
-  // Rows are many: each buffer is given back after its last use, in the order of the stream.
-  auto [dy_RD, dweights_TK] = GradOfCombine(layer, saved, Dense(dout.to(at::kBFloat16)));
-  grads.ddown = GradOfWeights(dy_RD, saved.h_RF, saved.expert_begin);
-  at::Tensor dh_RF = GradOfInputs(
-      dy_RD, down_layout, PackedShapeOf(layer.down_shape, layer.num_experts), saved.expert_begin);
-  dy_RD.reset();
+namespace {
+
+// drows_RD, undefined where dx is not asked for, and dgate_up where it is.
+at::Tensor GradOfGateUp(const Layer& layer, const MoeSaved& saved, at::Tensor dh_RF,
+                        const MoeNeeds& needs, MoeGrads* grads) {
+  const at::Tensor x_TD = Dense(layer.call.x_TD);
+  const at::Tensor layout = LayoutOf(layer.call.gate_up, layer.call.gate_up_scale, layer.up_shape);
   at::Tensor rows_RD = x_TD.index_select(0, saved.row_token);
-  at::Tensor gate_up_RF = GateUpOfRows(layer, rows_RD, up_layout, saved.expert_begin);
+  at::Tensor gate_up_RF = GateUpOfRows(layer, rows_RD, layout, saved.expert_begin);
   at::Tensor dgate_up_RF = at::empty_like(gate_up_RF);
   cuda::SwiGluGrad({.gate_up = DeviceData<BFloat16>(gate_up_RF, x_TD),
                     .dh = DeviceData<BFloat16>(dh_RF, x_TD),
                     .rows = layer.Rows(),
                     .inner = layer.inner,
                     .dgate_up = DeviceData<BFloat16>(dgate_up_RF, x_TD)},
-                   stream, LaunchOrder::kAfterPrevious);
+                   StreamOf(x_TD), LaunchOrder::kAfterPrevious);
   gate_up_RF.reset();
   dh_RF.reset();
-  grads.dgate_up = GradOfWeights(dgate_up_RF, rows_RD, saved.expert_begin);
+  if (needs.dgate_up) grads->dgate_up = GradOfWeights(dgate_up_RF, rows_RD, saved.expert_begin);
   rows_RD.reset();
-  const at::Tensor drows_RD = GradOfInputs(
-      dgate_up_RF, up_layout, PackedShapeOf(layer.up_shape, layer.num_experts), saved.expert_begin);
-  dgate_up_RF.reset();
+  if (!needs.dx) return {};
+  return GradOfInputs(dgate_up_RF, layout, PackedShapeOf(layer.up_shape, layer.num_experts),
+                      saved.expert_begin);
+}
+
+}  // namespace
+
+MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::Tensor& dout,
+                         const MoeNeeds& needs) {
+  const Layer layer(call);
+  CheckMoeGrad(call, dout);
+  const c10::DeviceGuard guard(call.x_TD.device());
+  MoeGrads grads;
+  // Rows are many: each buffer is given back after its last use, in the order of the stream.
+  auto [dy_RD, dweights_TK] = GradOfCombine(layer, saved, Dense(dout.to(at::kBFloat16)));
+  if (needs.ddown) grads.ddown = GradOfWeights(dy_RD, saved.h_RF, saved.expert_begin);
+  at::Tensor drows_RD;
+  if (needs.dx || needs.dgate_up) {
+    const at::Tensor layout = LayoutOf(call.down, call.down_scale, layer.down_shape);
+    at::Tensor dh_RF = GradOfInputs(
+        dy_RD, layout, PackedShapeOf(layer.down_shape, layer.num_experts), saved.expert_begin);
+    dy_RD.reset();
+    drows_RD = GradOfGateUp(layer, saved, std::move(dh_RF), needs, &grads);
+  }
+  if (!needs.dx && !needs.drouter) return grads;
+  const at::Tensor x_TD = Dense(call.x_TD);
   const at::Tensor dlogits_TE = GradOfLogits(call, saved, dweights_TK);
-  grads.drouter = dlogits_TE.t().matmul(x_TD.to(at::kFloat));
+  if (needs.drouter) grads.drouter = dlogits_TE.t().matmul(x_TD.to(at::kFloat));
+  if (!needs.dx) return grads;
   const at::Tensor by_router = dlogits_TE.matmul(call.router_ED.to(at::kFloat));
   grads.dx = Empty(x_TD, x_TD.sizes(), at::kBFloat16);
   cuda::MoeGatherGrad({.drows = DeviceData<BFloat16>(drows_RD, x_TD),
@@ -265,7 +281,7 @@ MoeGrads MoeBackwardCuda(const MoeCall& call, const MoeSaved& saved, const at::T
                        .num_slots = layer.slots,
                        .hidden = layer.hidden,
                        .dx = DeviceData<BFloat16>(grads.dx, x_TD)},
-                      stream, LaunchOrder::kAfterPrevious);
+                      StreamOf(x_TD), LaunchOrder::kAfterPrevious);
   return grads;
 }
 

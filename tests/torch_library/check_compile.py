@@ -43,7 +43,8 @@ def samples(ops, device):
     yield "_linear_weight_grad", (torch.randn(3, 16, device=device).to(kind), dout)
     forward = (x.detach(), router.detach(), up, down, 2, True, ids)
     yield "_moe_forward", forward
-    yield "_moe_backward", (dout, ops._moe_forward(*forward), *forward[:4], True)
+    for needs in ([True] * 4, [True, False, False, True], [False, True, True, False]):
+        yield "_moe_backward", (dout, ops._moe_forward(*forward), *forward[:4], True, needs)
     if device == "cuda":
         yield "kernel_layout_int4", (packed, scale)
         yield "unpack_layout_int4", (ops.kernel_layout_int4(packed, scale), scale, 64)

@@ -145,6 +145,23 @@ def check_moe_gradients(ops, device):
                 assert error < bound, (name, kind, tokens, norm, error.item())
 
 
+def check_moe_gradients_asked_for(ops, device):
+    """Each gradient alone has the bits of all together: nobody computes what nobody asks for."""
+    kind = torch.float32 if device == "cpu" else torch.bfloat16
+    tensors = [torch.randn(sizes, device=device).to(kind) * 0.2 for sizes in ((40, 128), (8, 128), (8, 128, 128), (8, 128, 64))]
+    dout = torch.randn(40, 128, device=device).to(kind)
+
+    def gradients(asked):
+        leaves = [tensor.clone().requires_grad_(i in asked) for i, tensor in enumerate(tensors)]
+        ops.w4a16_moe_train(*leaves, 32, 2).backward(dout)
+        return [leaf.grad for leaf in leaves]
+
+    whole = gradients(range(4))
+    for asked in ((0,), (1,), (2,), (3,), (0, 1), (2, 3)):
+        for i, grad in enumerate(gradients(asked)):
+            assert torch.equal(grad, whole[i]) if i in asked else grad is None, (asked, i)
+
+
 def check_linear_gradients(ops, device):
     for kind in (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,):
         bound = 1e-4 if kind == torch.float32 else 2e-2
@@ -350,7 +367,7 @@ def main():
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
         for check in (check_format, check_linear, check_rows_of_linear, check_moe, check_rows_of_moe, check_gradients,
                       check_linear_gradients, check_linear_gradients_of_any_shape, check_second_derivatives,
-                      check_rows_of_input_gradient, check_moe_gradients, check_places_in_memory, check_nothing, check_refusals):
+                      check_rows_of_input_gradient, check_moe_gradients, check_moe_gradients_asked_for, check_places_in_memory, check_nothing, check_refusals):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 
