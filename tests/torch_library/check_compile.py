@@ -4,6 +4,8 @@ import sys
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GROUP = 32
 
@@ -132,6 +134,43 @@ def check_export(ops, device):
             assert torch.equal(program.module()(x), model(x)), make.__name__
 
 
+class Calls(TorchDispatchMode):
+    """The operators of ours that run, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "quatrain":
+            self.names.append(function._schema.name.removeprefix("quatrain::"))
+        return function(*args, **(kwargs or {}))
+
+
+def check_fake_cuda(ops, device):
+    """What is traced for a CUDA device goes through the kernel layout; seen without one, so forwards and parts of backwards."""
+    with FakeTensorMode(), torch.no_grad():
+        x, dy = torch.empty(5, 64, device="cuda", dtype=torch.bfloat16), torch.empty(5, 24, device="cuda")
+        weight = torch.empty(2, 12, 64, device="cuda")
+        with Calls() as calls:
+            y = ops.w4a16_linear_train(x, weight, GROUP)
+        assert calls.names == ["pack_int4", "kernel_layout_int4", "w4a16_linear"], calls.names
+        assert y.device.type == "cuda" and y.shape == (5, 24) and y.dtype == torch.bfloat16
+        layout, scale = int4(ops, "cuda", 24, 64)
+        assert layout.shape == (3 * (512 + 8 * 4 * 2),) and ops.unpack_layout_int4(layout, scale, 64).shape == (24, 64)
+        dx, dweight = ops._linear_input_grad(dy, layout, scale, 64), ops._linear_weight_grad(dy, x)
+        assert dx.shape == x.shape and dx.dtype == dy.dtype and dweight.shape == (24, 64) and dx.is_cuda
+        router, masters = x.new_empty(8, 64), (torch.empty(8, 64, 64, device="cuda"), torch.empty(8, 64, 32, device="cuda"))
+        with Calls() as calls:
+            y = ops.w4a16_moe_train(x, router, *masters, GROUP, 2)
+        assert calls.names == ["pack_int4", "kernel_layout_int4"] * 2 + ["_moe_forward"], calls.names
+        assert y.is_cuda and y.shape == x.shape
+        weights = int4(ops, "cuda", 8, 64, 64), int4(ops, "cuda", 8, 64, 32)
+        saved = ops._moe_forward(x, router, *weights, 2, True, None)
+        grads = ops._moe_backward(y, saved, x, router, *weights, True, [True] * 4)
+        assert [tuple(grad.shape) for grad in grads] == [(5, 64), (8, 64), (8, 64, 64), (8, 64, 32)]
+
+
 def check_gradients_that_none_has(ops, device):
     """Codes have no gradient; the rollout's experts refuse theirs instead of leaving it out."""
     weight = torch.randn(16, 64, device=device, requires_grad=True)
@@ -153,7 +192,7 @@ def main():
     torch.ops.load_library(sys.argv[1])
     torch.manual_seed(0)
     for device in ["cpu"] + (["cuda"] if sys.argv[2:] == ["cuda"] else []):
-        for check in (check_operators, check_modules, check_export, check_gradients_that_none_has):
+        for check in (check_operators, check_modules, check_export, check_fake_cuda, check_gradients_that_none_has):
             check(torch.ops.quatrain, device)
             print(f"{device}: {check.__name__} passed", flush=True)
 
