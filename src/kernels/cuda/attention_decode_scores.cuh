@@ -161,11 +161,6 @@ __device__ __forceinline__ void CopyValues(const DeviceAttentionArgs& a, const P
   }
 }
 
-// The thread's copies so far arrive at the barrier when they are there.
-__device__ __forceinline__ void ArriveWithCopies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 // Queries of all rows, by the first threads; one that is not there stands for the last one.
 template <class L>
 __device__ __forceinline__ void CopyQueries(const DeviceAttentionArgs& a,

@@ -204,12 +204,9 @@ __device__ __forceinline__ void StoreProbabilities(const uint32_t (&p)[16], uint
   const int row = static_cast<int>(threadIdx.x) % kGroupThreads / 32 * 16 + lane % 16;
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                     panel + PlaceInTile(row, 2 * step + lane / 16)),
-                 "r"(p[4 * step]), "r"(p[4 * step + 1]), "r"(p[4 * step + 2]), "r"(p[4 * step + 3])
-                 : "memory");
+    StoreMatrices(panel + PlaceInTile(row, 2 * step + lane / 16), p + 4 * step);
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  FenceOperands();
 }
 
 template <int kGroup, Ends kEnds>
@@ -288,7 +285,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
     SoftmaxTile(s, row, visible, (work.first_block + block) * kAttentionBlock, c, alpha);
     RoundTile(s, p);
     states.Store(block, row, alpha);
-    WaitForThreads<1 + kGroup, kGroupThreads>();  // all have read the tile's last columns
+    SyncSome(1 + kGroup, kGroupThreads);  // all have read the tile's last columns
     StoreProbabilities(p, tile_of(block) + kProbabilities);
     __syncwarp();
     ArriveAsWarp(base + kReady + 8 * kGroup, thread % 32);
@@ -352,7 +349,7 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
       MergeRow(row, 1, c, totals);
     }
     WriteRows<kGroup>(a, work, my_row, o, totals);
-    WaitForThreads<3, kMultiplying>();
+    SyncSome(3, kMultiplying);
     if (kGroup == 0 && thread == 0 && has_totals) atomicExch(scratch.slots + *word, 0u);
   }
 }

@@ -52,7 +52,7 @@ __device__ __forceinline__ void CopyPart(const DeviceLatentAttentionArgs& a, con
   }
   CommitCopies();
   WaitForCopies<0>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  FenceOperands();
 }
 
 __device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
@@ -72,7 +72,7 @@ __device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
     const int first = (work.first_block + block) * kAttentionBlock;
     if (copies.box_rows == 0 || first + kAttentionBlock > num_keys) {
       CopyPart(a, keys, first, tile);
-      WaitForThreads<4, kGroupThreads>();
+      SyncSome(4, kGroupThreads);
       if (threadIdx.x < kParts) BarrierArrive(full + 8 * threadIdx.x);
       continue;
     }
@@ -111,8 +111,8 @@ __device__ __forceinline__ void CopyQueries(const DeviceLatentAttentionArgs& a,
   }
   CommitCopies();
   WaitForCopies<0>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  WaitForThreads<3, kMultiplying>();
+  FenceOperands();
+  SyncSome(3, kMultiplying);
 }
 
 }  // namespace quatrain::cuda

@@ -107,11 +107,9 @@ __device__ __forceinline__ void CopyTileOf(const DeviceAttentionArgs& a, const C
     uint4 part = {};
     if (source >= 0)
       part = *reinterpret_cast<const uint4*>(base + source * a.kv_stride + 8 * chunk);
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(tile + PlaceInTile(row, chunk)),
-                 "r"(part.x), "r"(part.y), "r"(part.z), "r"(part.w)
-                 : "memory");
+    StoreShared16(tile + PlaceInTile(row, chunk), part);
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  FenceOperands();
   __syncwarp();
   ArriveAsWarp(full, lane);
 }
@@ -182,13 +180,10 @@ struct MyQueries<256> {
       const int64_t token = work.seq.q_begin + min(work.first_query + row, num_queries - 1);
       const uint4 part =
           *reinterpret_cast<const uint4*>(base + token * a.q_stride + i % kChunks * 8);
-      asm volatile(
-          "st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(place + PlaceInTile(row, i % kChunks)),
-          "r"(part.x), "r"(part.y), "r"(part.z), "r"(part.w)
-          : "memory");
+      StoreShared16(place + PlaceInTile(row, i % kChunks), part);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    WaitForThreads<1, kGroupThreads>();
+    FenceOperands();
+    SyncSome(1, kGroupThreads);
   }
   __device__ __forceinline__ void IssueScores(float (&s)[32], uint32_t keys) const {
     uint32_t mine = queries;

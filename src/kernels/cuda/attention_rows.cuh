@@ -63,12 +63,6 @@ __device__ __forceinline__ void Product256(float* d, const uint32_t* a, uint64_t
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// Waits for kCount threads of the CTA at barrier kIndex (0 is __syncthreads').
-template <int kIndex, int kCount>
-__device__ __forceinline__ void WaitForThreads() {
-  asm volatile("bar.sync %0, %1;" ::"n"(kIndex), "n"(kCount) : "memory");
-}
-
 // Keeps what the compiler does with accumulators out of the pipeline of products.
 template <int kCount>
 __device__ __forceinline__ void FenceSums(float (&d)[kCount]) {

@@ -23,21 +23,6 @@ __device__ __forceinline__ uint32_t PlaceInTile(int row, int chunk) {
                                ((chunk % 8) ^ (row % 8)) * 16);
 }
 
-// 16 bytes, global to shared; zeros if not `is_there` (nothing is read then).
-__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source,
-                                            bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void CommitCopies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 // Keys of one sequence, as rows of k and v.
 struct KeyRows {
   const int32_t* block_table;

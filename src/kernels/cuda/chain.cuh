@@ -53,7 +53,7 @@ struct GroupFactors {
   uint32_t zero;  // -(2^(bits-1)) * s * 2^-16
 };
 
-// `pair_bits` holds the scale in both halves.
+// `scale_pair` holds the scale in both halves.
 template <int kBits>
 __device__ __forceinline__ GroupFactors FactorsOf(uint32_t scale_pair) {
   GroupFactors f;
@@ -102,6 +102,23 @@ __device__ __forceinline__ void LoadTransposed(uint32_t address, uint32_t* r) {
                : "memory");
 }
 
+// Those of LoadMatrices, from registers (sm_90).
+__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t* r) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+__device__ __forceinline__ void StoreTransposed(uint32_t address, const uint32_t* r) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t LoadShared4(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
 __device__ __forceinline__ uint4 LoadShared16(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -110,12 +127,25 @@ __device__ __forceinline__ uint4 LoadShared16(uint32_t address) {
                : "memory");
   return v;
 }
+__device__ __forceinline__ void StoreShared16(uint32_t address, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void StoreShared16(uint32_t address, const float (&v)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+               "f"(v[2]), "f"(v[3])
+               : "memory");
+}
 
 // Zeros by one warp; address and size are multiples of 16.
 __device__ __forceinline__ void ClearShared(uint32_t address, int bytes, int lane) {
-  for (int i = 16 * lane; i < bytes; i += 512) {
-    asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(address + i), "r"(0) : "memory");
-  }
+  for (int i = 16 * lane; i < bytes; i += 512) StoreShared16(address + i, uint4{});
+}
+
+// Waits for `threads` threads of the CTA at its barrier `id`; 0 is that of __syncthreads.
+__device__ __forceinline__ void SyncSome(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- barriers in shared memory and asynchronous copies ----
@@ -134,18 +164,18 @@ __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
-// Makes BarrierInit (and plain stores) visible to the copy engine.
-__device__ __forceinline__ void FenceForCopies() {
-#ifndef QT_COPIES_BY_THREADS
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // Orders what threads did to shared memory before copies of the engine that follow.
 __device__ __forceinline__ void FenceBeforeCopies() {
 #ifndef QT_COPIES_BY_THREADS
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Makes BarrierInit (and plain stores) visible to the copy engine.
+__device__ __forceinline__ void FenceForCopies() {
+#ifndef QT_COPIES_BY_THREADS
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  FenceBeforeCopies();
 #endif
 }
 
@@ -251,25 +281,37 @@ __device__ __forceinline__ void BarrierWaitBoth(uint32_t first, uint32_t first_p
       : "memory");
 }
 
-#ifdef QT_COPIES_BY_THREADS
-// 16 bytes, or zeros in their place.
-__device__ __forceinline__ void CopyPart(uint32_t destination, const void* source, bool is_there) {
+// A thread's copy of 16 bytes, global to shared; zeros if not `is_there` (nothing is read then).
+__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source,
+                                            bool is_there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
                "r"(is_there ? 16 : 0)
                : "memory");
 }
-// Keeps the phase of `barrier` open until this thread's copies so far have ended.
+// Closes a group of the thread's copies since the last one.
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most kPending groups of the thread are unfinished.
+template <int kPending>
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+// The thread arrives at a barrier, which counts it, when its copies so far have ended.
+__device__ __forceinline__ void ArriveWithCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+// The same for a barrier that does not count it: keeps its phase open until then.
 __device__ __forceinline__ void CountCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
-#endif
 
 // Global to shared; address, size and destination are multiples of 16.
 __device__ __forceinline__ void CopyBulk(uint32_t destination, const void* source, uint32_t bytes,
                                          uint32_t barrier) {
 #ifdef QT_COPIES_BY_THREADS
   const auto* from = static_cast<const uint8_t*>(source);
-  for (uint32_t i = 0; i < bytes; i += 16) CopyPart(destination + i, from + i, true);
+  for (uint32_t i = 0; i < bytes; i += 16) CopyAsync16(destination + i, from + i, true);
   CountCopies(barrier);
 #else
   asm volatile(

@@ -138,8 +138,8 @@ __device__ __forceinline__ void CopyBoxes(const StreamLayout& layout, const Work
       const int column =
           layout.FirstInput(segment, stage) + i / 8 / layout.x_rows * kBoxColumns + i % 8 * 8;
       const bool is_there = row < work.Rows(0) && column < layout.in_features;
-      CopyPart(to + i / 8 * kBoxRowBytes + 16 * (i % 8 ^ row % 8),
-               work.Row(0, is_there ? row : 0) + (is_there ? column : 0), is_there);
+      CopyAsync16(to + i / 8 * kBoxRowBytes + 16 * (i % 8 ^ row % 8),
+                  work.Row(0, is_there ? row : 0) + (is_there ? column : 0), is_there);
     }
     CountCopies(full);
 #else

@@ -44,7 +44,7 @@ struct CodeFormat {
     if constexpr (kScales == 1) {
       asm volatile("ld.shared.u16 %0, [%1];" : "=r"(chunk->scales[0]) : "r"(at) : "memory");
     } else if constexpr (kScales == 2) {
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(chunk->scales[0]) : "r"(at) : "memory");
+      chunk->scales[0] = LoadShared4(at);
     } else {
       asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];"
                    : "=r"(chunk->scales[0]), "=r"(chunk->scales[1])

@@ -268,14 +268,11 @@ struct ChainWarp {
     if (segment > 0) {
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        const float* s = sums[i / kTokenTiles][i % kTokenTiles];
-        asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(
-                         partials + (segment - 1) * kWarpBytes + i * 512 + lane * 16),
-                     "f"(s[0]), "f"(s[1]), "f"(s[2]), "f"(s[3])
-                     : "memory");
+        const float(&s)[4] = sums[i / kTokenTiles][i % kTokenTiles];
+        StoreShared16(partials + (segment - 1) * kWarpBytes + i * 512 + lane * 16, s);
       }
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+    SyncSome(group + 1, threads);
     for (int from = 0; segment == 0 && from < layout.num_segments - 1; ++from) {
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
@@ -287,7 +284,7 @@ struct ChainWarp {
         s[3] = __fadd_rn(s[3], __uint_as_float(p.w));
       }
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+    SyncSome(group + 1, threads);
   }
 
   // Gives x of `stages` stages back that this warp does not use.

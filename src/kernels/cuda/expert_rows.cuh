@@ -1,5 +1,5 @@
 // What kernels over the rows of experts share (moe_wide.cu, input_grad.cu): how they start, which
-// rows of which expert a CTA takes, and how 8x8 sums leave the registers.
+// rows of which expert a CTA takes.
 #pragma once
 
 #include <cstdint>
@@ -105,12 +105,5 @@ __device__ __forceinline__ ExpertTiles<kTokens> StartOverExperts(uint8_t* shared
 
 // Places in shared memory that boxes are copied to.
 inline uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
-
-// Four 8x8 matrices of BF16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-}
 
 }  // namespace quatrain::cuda

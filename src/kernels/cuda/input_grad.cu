@@ -105,12 +105,6 @@ __device__ __forceinline__ void CopySlots(const GradParameters& p, const GradMap
   }
 }
 
-__device__ __forceinline__ uint32_t LoadShared4(uint32_t address) {
-  uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
-  return word;
-}
-
 // A lane's scales: those of rows 2 i and 2 i + 1 of a unit, of the group of its columns.
 template <int kScales>
 struct LaneScales {
@@ -241,9 +235,9 @@ __device__ __forceinline__ void StoreSums(const GradParameters& p, const RowsTil
         sums[nibble] =
             RoundPair(s[nibble % 2 * 2] * kCodeUnscale, s[nibble % 2 * 2 + 1] * kCodeUnscale);
       }
-      StoreMatrices(staged + eight * (8 * kStagedRowBytes) + to, sums);
+      StoreTransposed(staged + eight * (8 * kStagedRowBytes) + to, sums);
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroupThreads) : "memory");
+    SyncSome(1 + group, kGroupThreads);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = half * 8 + thread / 16;

@@ -157,11 +157,6 @@ struct WideWalk {
   }
 };
 
-// Barrier `id` of `threads` threads of the CTA; 0 is that of __syncthreads.
-__device__ __forceinline__ void SyncSome(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // A warpgroup's sums to shared memory, FP32, a token a row: what follows is a loop of few
 // instructions, which straight from the registers would be thousands that run once.
 template <class Format, int kTokens>

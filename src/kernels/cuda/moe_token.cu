@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(32 * kMaxChainWarps, 1)
   WalkChunks(layout.in_features / static_cast<int>(kChunkInputs), &chain);
   work.Store(0, 0, lane, chain.sums);
   if (p.combine.out == nullptr) return;
-  asm volatile("bar.sync %0, %1;" ::"n"(kCombineBarrier), "r"(32 * p.num_slots) : "memory");
+  SyncSome(kCombineBarrier, 32 * p.num_slots);
   if (combines) CombineRows(p, rows, row_of_slot, weight_of_slot, residual, lane);
 }
 

@@ -170,7 +170,7 @@ __device__ __forceinline__ void StorePair(const RowsParameters& p, const RowsTil
             RoundPair(SwiGlu(Rounded(s[0]), Rounded(s[2])), SwiGlu(Rounded(s[1]), Rounded(s[3])));
       }
       const uint32_t buffer = staging + t / 4 % 2 * 512;
-      StoreMatrices(buffer + lane * 16, h);
+      StoreTransposed(buffer + lane * 16, h);
       __syncwarp();
       store(t * 8 + lane, pair * 8, buffer + lane * 16);
     }
@@ -191,7 +191,7 @@ __device__ __forceinline__ void StorePair(const RowsParameters& p, const RowsTil
       sums[i] = RoundPair(s[i % 2 * 2] * kCodeUnscale, s[i % 2 * 2 + 1] * kCodeUnscale);
     }
     const uint32_t buffer = staging + t / 2 % 2 * 512;
-    StoreMatrices(buffer + to, sums);
+    StoreTransposed(buffer + to, sums);
     __syncwarp();
     store(t * 8 + from_row, pair * 16 + lane % 2 * 8, buffer + from);
   }

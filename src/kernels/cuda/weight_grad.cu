@@ -139,11 +139,10 @@ __device__ __forceinline__ uint64_t RowsOperand(uint32_t place) {
 __device__ __forceinline__ void ClearAfter(uint32_t boxes, int count) {
   const int parts = (kSlotRows - count) * 8;  // of 16 bytes, a box
   for (int i = static_cast<int>(threadIdx.x); i < kBoxes * parts; i += kSumThreads) {
-    const uint32_t at = boxes + i / parts * kBoxBytes + count * 128 + i % parts * 16;
-    asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(at), "r"(0) : "memory");
+    StoreShared16(boxes + i / parts * kBoxBytes + count * 128 + i % parts * 16, uint4{});
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  asm volatile("bar.sync 1, %0;" ::"n"(kSumThreads) : "memory");
+  FenceOperands();
+  SyncSome(1, kSumThreads);
 }
 
 // A warp's 16 rows of a tile, of which eight at a time pass through shared memory.
@@ -188,7 +187,7 @@ struct WarpRows {
   // Eight rows from shared memory to dW, or added to it.
   __device__ void Store(int half, bool is_reduced) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    FenceBeforeCopies();
     __syncwarp();
     if (lane < kSumRows && half * kSumRows + lane < num_rows) {
       float* const row = first + (half * kSumRows + lane) * stride;

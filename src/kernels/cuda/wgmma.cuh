@@ -4,12 +4,17 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/chain.cuh"
+
 namespace quatrain::cuda {
 
 // Registers written before are seen by the products after it.
 __device__ __forceinline__ void FenceProducts() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
+// What the thread wrote to shared memory is seen by products issued after it, by any thread once
+// they have met: products read it as copies of the engine do.
+__device__ __forceinline__ void FenceOperands() { FenceBeforeCopies(); }
 // Closes a group of the products issued since the last one.
 __device__ __forceinline__ void CommitProducts() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
