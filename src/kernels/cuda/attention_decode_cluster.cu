@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   if (work.num_keys <= 0 || work.num_rows <= 0) return EndWithoutWork();
   work.num_tiles = NumTilesOf(work);
   if (threadIdx.x == 0 && work.num_tiles > 0) PrepareBarriers<L>(work, base);
-  ArriveInCluster();
-  if (work.num_tiles <= 0) return WaitForCluster();
+  ArriveInClusterAligned();
+  if (work.num_tiles <= 0) return WaitForClusterAligned();
   // The segment's groups of keys in turn: all its CTAs have the same share.
   const int group = static_cast<int>(threadIdx.x) / 32 * kParts + work.part;
   const int first_key = work.first_key + group * kKeysOfGroup;
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Layout<kParts, kSegments, kRows>::kThreads)
   if (!L::kValuesWait) copy_values();
   const OutputPlace of = OutputPlace::Of<L>(a, seq, work, cut);
   const Visible<kRows / 8> visible(seq, work, cut);
-  WaitForCluster();  // all barriers are there
+  WaitForClusterAligned();  // all barriers are there
   constexpr int kBehindKeys = L::kValuesWait ? 0 : 1;
   WaitForCopies<1 + kBehindKeys>();
   __syncthreads();  // queries

@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
       (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * kParts + work.part;
   uint4* const messages = all_messages + tile_index * (gridDim.x / kParts) * M::kUnits;
   if (thread == 0) PrepareBarriers<L>(work, base);
-  ArriveInCluster();
+  ArriveInClusterAligned();
   const int group = warp * kParts + work.part;
   const int first_key = work.first_key + group * kKeysOfGroup;
   const KeyRows keys = {seq.block_table, seq.kv_begin, cut.block_shift, work.num_keys};
@@ -269,12 +269,12 @@ __global__ void __launch_bounds__(MessageLayout<kParts, kRows>::kThreads)
   // Two groups of copies, or three.
   constexpr int kBehindKeys = L::kValuesWait ? 0 : 1;
   if (!L::kValuesWait) {
-    WaitForCluster();
+    WaitForClusterAligned();
     __syncthreads();  // barriers are there
     copy_values();
   }
   WaitForCopies<1 + kBehindKeys>();
-  if (L::kValuesWait) WaitForCluster();
+  if (L::kValuesWait) WaitForClusterAligned();
   __syncthreads();  // queries
   WaitForCopies<kBehindKeys>();
   __syncwarp();  // the warp's keys

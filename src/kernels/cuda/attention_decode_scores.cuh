@@ -4,45 +4,9 @@
 #pragma once
 
 #include "kernels/cuda/attention_decode_cluster.cuh"
+#include "kernels/cuda/cluster.cuh"
 
 namespace quatrain::cuda::decode_cluster {
-
-// Orders nothing but what fence.mbarrier_init does.
-__device__ __forceinline__ void ArriveInCluster() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void WaitForCluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// Where the shared memory of a CTA of the cluster begins, for one whose own begins at `base`.
-__device__ __forceinline__ uint32_t SharedOf(uint32_t base, int rank) {
-  uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(base), "r"(rank));
-  return remote;
-}
-// To another CTA's shared memory; counts at a barrier of it.
-__device__ __forceinline__ void Give(uint32_t remote, float value, uint32_t barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote),
-      "r"(__float_as_uint(value)), "r"(barrier)
-      : "memory");
-}
-__device__ __forceinline__ void GivePair(uint32_t remote, const float2& v, uint32_t barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(
-          remote),
-      "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(barrier)
-      : "memory");
-}
-__device__ __forceinline__ void GiveFour(uint32_t remote, const float (&v)[4], uint32_t barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::
-          "r"(remote),
-      "r"(__float_as_uint(v[0])), "r"(__float_as_uint(v[1])), "r"(__float_as_uint(v[2])),
-      "r"(__float_as_uint(v[3])), "r"(barrier)
-      : "memory");
-}
 
 // By one load of the warp, a word a lane: many loads of one place queue up.
 __device__ __forceinline__ AttentionSequence LoadSequence(const AttentionSequence* source) {

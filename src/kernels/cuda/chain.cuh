@@ -230,22 +230,6 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-#ifndef QT_COPIES_BY_THREADS
-// For the first phase; what other CTAs of the cluster stored towards the barrier is seen after it.
-__device__ __forceinline__ void BarrierWaitForCluster(uint32_t barrier) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "WAIT:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-      "@done bra DONE;\n"
-      "bra WAIT;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier)
-      : "memory");
-}
-#endif
-
 // Whether both phases have ended; does not wait.
 __device__ __forceinline__ bool BarrierTestBoth(uint32_t first, uint32_t first_parity,
                                                 uint32_t second, uint32_t second_parity) {

@@ -16,6 +16,7 @@
 
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/canonical.cuh"
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/wide_product.cuh"

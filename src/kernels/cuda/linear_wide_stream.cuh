@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/decode_format.cuh"
 #include "kernels/cuda/packed_layout.h"
 #include "kernels/cuda/tensor_map.h"
@@ -86,65 +87,6 @@ template <int kTokens>
 __device__ __forceinline__ WideTile TileOf(const WideParameters& p) {
   const int begin = static_cast<int>(blockIdx.y) * kTokens;
   return {begin, min(kTokens, p.num_tokens - begin)};
-}
-
-// A box of x to the same place in every CTA of the cluster.
-__device__ __forceinline__ void CopyBoxToAll(uint32_t destination, const void* map, int column,
-                                             int row, uint32_t barrier, uint16_t ctas) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(ctas)
-      : "memory");
-}
-
-// The same with a map of three dimensions (tensor_map.h, BoxesInRow).
-__device__ __forceinline__ void CopyBoxesToAll(uint32_t destination, const void* map,
-                                               const BoxPlace& from, uint32_t barrier,
-                                               uint16_t ctas) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
-      "l"(map), "r"(from.column), "r"(from.row), "r"(from.box), "r"(barrier), "h"(ctas)
-      : "memory");
-}
-
-__device__ __forceinline__ uint32_t RankInCluster() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-// Together: all threads of all CTAs of the cluster have come here. Memory is ordered by the
-// barriers in it.
-__device__ __forceinline__ void ArriveInCluster() {
-  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-__device__ __forceinline__ void WaitForCluster() {
-  asm volatile("barrier.cluster.wait;" ::: "memory");
-}
-
-// At the barrier that lies at the same place in another CTA of the cluster. Orders what this warp
-// read before copies that its target starts after; a release for the whole cluster would be a fence
-// of the device, which costs more than a stage.
-__device__ __forceinline__ void ArriveAt(uint32_t barrier, int cta) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(barrier),
-      "r"(cta)
-      : "memory");
-}
-
-// A warp at that barrier of all CTAs of the cluster, which counts ArrivalsOf(1) of it.
-__device__ __forceinline__ void ArriveAtAll(uint32_t barrier, int ctas, int lane) {
-#ifdef QT_RACECHECK
-  for (int cta = 0; cta < ctas; ++cta) ArriveAt(barrier, cta);
-#else
-  if (lane < ctas) ArriveAt(barrier, lane);
-#endif
 }
 
 // The warp that copies weights: lane u has unit u of the CTA.

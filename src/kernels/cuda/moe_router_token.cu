@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/moe_route.cuh"
 #include "kernels/cuda/moe_router_token.h"
 
@@ -53,9 +54,7 @@ struct TokenLayout {
 
 // The same variable of the cluster's first CTA.
 __device__ __forceinline__ uint32_t OfFirstCta(const void* pointer) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(address) : "r"(SharedAddress(pointer)));
-  return address;
+  return SharedOf(SharedAddress(pointer), 0);
 }
 
 // One warp: the rows of this CTA, then x.
@@ -130,10 +129,7 @@ __device__ __forceinline__ float2 WalkChains(const TokenLayout& layout, uint32_t
 // To the first CTA, and to the caller.
 __device__ __forceinline__ void SendLogit(const RouterParameters& p, const Arrived* arrived,
                                           int expert, float logit) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                   OfFirstCta(&arrived->logits[expert])),
-               "r"(__float_as_uint(logit)), "r"(OfFirstCta(&arrived->barrier))
-               : "memory");
+  Give(OfFirstCta(&arrived->logits[expert]), logit, OfFirstCta(&arrived->barrier));
   p.logits[expert] = logit;
 }
 
@@ -225,8 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  SyncCluster();
   if (warp == kRouteWarp) {
     if (blockIdx.x == 0) RouteToken(p, &arrived, lane);
     return;

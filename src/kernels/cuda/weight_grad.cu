@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/weight_grad.h"
