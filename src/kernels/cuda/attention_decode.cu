@@ -25,10 +25,9 @@ constexpr int kDeep = kHeadDim == 256   ? 5
                       : kHeadDim == 128 ? 11
                                         : 16;
 
-// Rows that scores are kept of: all, or eight where no more are there; three CTAs share a
-// multiprocessor then, and what one does before its first keys come and after its last ones is
-// under the copies of the others. Four do with the shortest ring, where there are more than three.
-constexpr int kFewRows = 8;
+// Where there are few rows, scores are kept of no more: three CTAs share a multiprocessor then, and
+// what one does before its first keys come and after its last ones is under the copies of the
+// others. Four do with the shortest ring, where there are more than three.
 template <int kHeadDim>
 constexpr int kShallowFew = kHeadDim == 256   ? 2
                             : kHeadDim == 128 ? 3
@@ -71,13 +70,26 @@ __device__ __forceinline__ void LoadQueries(const DeviceAttentionArgs& a,
         PlaceOfRow(first_row + lane / 4 + 8 * r, kv_head, group, static_cast<int>(seq.num_queries));
     visible[r] =
         place.is_there ? static_cast<int>(seq.num_keys - seq.num_queries) + place.query + 1 : 0;
-    const BFloat16* source = a.q + (seq.q_begin + (place.is_there ? place.query : 0)) * a.q_stride +
-                             static_cast<int64_t>(place.head) * kHeadDim + lane % 4 * 2;
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      q[step][r] = *reinterpret_cast<const uint32_t*>(source + step * 16);
-      q[step][2 + r] = *reinterpret_cast<const uint32_t*>(source + step * 16 + 8);
-    }
+    LoadQueryRow<kHeadDim>(a.q + (seq.q_begin + (place.is_there ? place.query : 0)) * a.q_stride +
+                               static_cast<int64_t>(place.head) * kHeadDim + lane % 4 * 2,
+                           r, q);
+  }
+}
+
+// Copies a tile of k or v (base: the kv head's first element). rows: the row of each of its 64
+// keys, in shared memory, -1 past the end: zeros then.
+template <int kHeadDim, int kThreads>
+__device__ __forceinline__ void CopyTile(const int32_t* rows, const BFloat16* base, int64_t stride,
+                                         uint32_t tile, int thread) {
+  constexpr int kChunks = kHeadDim / 8;
+  constexpr int kRowsAtOnce = kThreads / kChunks;
+  const int chunk = thread % kChunks;
+#pragma unroll 8
+  for (int i = 0; i < kAttentionBlock / kRowsAtOnce; ++i) {
+    const int row = thread / kChunks + i * kRowsAtOnce;
+    const int32_t source = rows[row];
+    CopyAsync16(tile + PlaceInTile(row, chunk),
+                base + static_cast<int64_t>(max(source, 0)) * stride + 8 * chunk, source >= 0);
   }
 }
 
@@ -420,7 +432,7 @@ void LaunchWith(const DeviceAttentionArgs& args, const DecodeScratch& scratch, c
   const int tiles = RowTiles(args);
   LaunchKernel({dim3(Segments(args), args.num_kv_heads * tiles, args.num_sequences),
                 dim3(kDecodeThreads), kShared, stream, order},
-               kernel, args, BlockShift(args), tiles, scratch);
+               kernel, args, BlockShift(args.block_size), tiles, scratch);
 }
 
 template <int kHeadDim>
@@ -430,7 +442,7 @@ void Launch(const DeviceAttentionArgs& args, const DecodeScratch& scratch, cudaS
   if (num_ctas <= NumMultiprocessors()) {
     return LaunchWith<kHeadDim, kDeep<kHeadDim>, kDecodeRows>(args, scratch, stream, order);
   }
-  if (args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows) {
+  if (HasFewRows(args)) {
     if (num_ctas <= 3 * NumMultiprocessors()) {
       return LaunchWith<kHeadDim, kShallowFew<kHeadDim>, kFewRows>(args, scratch, stream, order);
     }

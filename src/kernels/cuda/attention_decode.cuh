@@ -7,9 +7,12 @@
 namespace quatrain::cuda {
 
 inline constexpr int kDecodeRows = 16;
-inline constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
+inline constexpr int kFewRows = 8;  // for which there are kernels of their own
 inline int RowTiles(const DeviceAttentionArgs& a) {
   return (a.max_queries * (a.num_heads / a.num_kv_heads) + kDecodeRows - 1) / kDecodeRows;
+}
+inline bool HasFewRows(const DeviceAttentionArgs& a) {
+  return a.max_queries * (a.num_heads / a.num_kv_heads) <= kFewRows;
 }
 inline int Segments(const DeviceAttentionArgs& a) {
   return (a.max_keys + kAttentionSegment - 1) / kAttentionSegment;

@@ -14,6 +14,80 @@ namespace quatrain::cuda {
 namespace decode_cluster {
 namespace {
 
+// O of the warp's 16 columns to shared memory.
+template <class L>
+__device__ __forceinline__ void KeepOutputs(uint8_t* shared, int columns,
+                                            const float (&o)[L::kRows / 8][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  auto* const out = reinterpret_cast<float*>(shared + L::kOutputs) + columns + lane / 4;
+#pragma unroll
+  for (int n = 0; n < L::kRows / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 8 * n + lane % 4 * 2 + i % 2;
+      out[row * L::kOutputStride + i / 2 * 8] = o[n][i];
+    }
+  }
+}
+
+// Outputs by some warps, 16 columns each, sums by the others.
+template <class L, class WaitFor>
+__device__ __forceinline__ void WalkSegment(uint8_t* shared, int num_rows, int num_tiles,
+                                            const WaitFor& wait_for) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  if (warp < L::kOutputWarps) {
+    float o[L::kRows / 8][4] = {};
+    WalkValues<L>(shared, warp * 16, num_tiles, o, wait_for);
+    return KeepOutputs<L>(shared, warp * 16, o);
+  }
+  for (int fours = warp - L::kOutputWarps; fours * 4 < num_rows;
+       fours += L::kWarps - L::kOutputWarps) {
+    SumRows<L>(shared, fours, num_tiles);
+  }
+}
+
+// Where a thread's four columns of an output row lie: the row of the CTA, -1 if it has none, its
+// place among all rows, the first column of the CTA's part. Known before it is needed, so that the
+// end of the kernel is short.
+struct OutputPlace {
+  int row;
+  int64_t place;
+  int column;
+
+  template <class L>
+  static __device__ __forceinline__ OutputPlace Of(const DeviceAttentionArgs& a,
+                                                   const AttentionSequence& seq,
+                                                   const PartWork& work, const Cut& cut) {
+    constexpr int kFours = L::kWidth / 4;
+    static_assert(L::kRows * kFours <= L::kThreads);
+    const int row = static_cast<int>(threadIdx.x) / kFours;
+    OutputPlace of = {row < work.num_rows ? row : -1, PlaceOfRow(a, seq, work, cut, row),
+                      static_cast<int>(threadIdx.x) % kFours * 4};
+    asm volatile("" : "+l"(of.place));  // computed here
+    return of;
+  }
+};
+
+// Merges the row's segments, which are all there, and stores the thread's columns.
+template <class L>
+__device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, const PartWork& work,
+                                              const OutputPlace& of, const uint8_t* shared) {
+  if (of.row < 0) return;
+  const float c = MulRn(a.scale, kLog2E);
+  MergedRow<4> merged;
+#pragma unroll
+  for (int segment = 0; segment < L::kSegments; ++segment) {
+    if (segment * kAttentionSegment >= work.num_keys) break;
+    const int row = segment * L::kRows + of.row;
+    const float2 ends = reinterpret_cast<const float2*>(shared + L::kEnds)[row];
+    float o[4];
+    SetFour(o, *reinterpret_cast<const float4*>(shared + L::kOutputs +
+                                                (row * L::kOutputStride + of.column) * 4));
+    merged.Add(ends.x, ends.y, o, c);
+  }
+  StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
+}
+
 // The thread's outputs, with the row's ends by one of its threads, to the CTA that has the first
 // segment of the same columns.
 template <class L>

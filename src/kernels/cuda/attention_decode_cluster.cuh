@@ -10,7 +10,6 @@
 namespace quatrain::cuda::decode_cluster {
 
 inline constexpr int kHeadDim = 128;
-inline constexpr int kFewRows = 8;
 inline constexpr int kSteps = kHeadDim / 16;
 inline constexpr int kKeysOfGroup = 16;
 inline constexpr int kGroupBytes = kKeysOfGroup * kHeadDim * 2;
@@ -82,7 +81,7 @@ struct Cut {
 inline Cut CutOf(const DeviceAttentionArgs& args, LaunchOrder order) {
   const int tiles = RowTiles(args);
   const int group = args.num_heads / args.num_kv_heads;
-  return {.block_shift = BlockShift(args),
+  return {.block_shift = BlockShift(args.block_size),
           .row_tiles = tiles,
           .group = group,
           .of_row_tiles = 1.0f / static_cast<float>(tiles),
@@ -90,9 +89,6 @@ inline Cut CutOf(const DeviceAttentionArgs& args, LaunchOrder order) {
           .comes_first = order == LaunchOrder::kOverlap};
 }
 
-inline bool HasFewRows(const DeviceAttentionArgs& args) {
-  return args.max_queries * (args.num_heads / args.num_kv_heads) <= kFewRows;
-}
 // Whether a group of keys lies in one page.
 inline bool HasWholeGroups(const DeviceAttentionArgs& args) {
   return args.head_dim == kHeadDim && (args.block_size == 0 || args.block_size >= kKeysOfGroup);
@@ -105,6 +101,21 @@ struct PartWork {
   int kv_head, first_row, num_rows;
   int part, first_cta;
 };
+
+// Query and head of a row of the CTA, and its place among the rows of out and log-sum-exps.
+struct QueryHead {
+  int query, head;
+};
+__device__ __forceinline__ QueryHead QueryHeadOf(const PartWork& work, const Cut& cut, int row) {
+  const int query = Cut::Quotient(work.first_row + row, cut.of_group);
+  return {query, work.kv_head * cut.group + work.first_row + row - query * cut.group};
+}
+__device__ __forceinline__ int64_t PlaceOfRow(const DeviceAttentionArgs& a,
+                                              const AttentionSequence& seq, const PartWork& work,
+                                              const Cut& cut, int row) {
+  const QueryHead of = QueryHeadOf(work, cut, row);
+  return (seq.q_begin + of.query) * a.num_heads + of.head;
+}
 
 // Thread (row, tile): alpha and shift of every tile, the segment's maximum.
 template <class L>
@@ -224,81 +235,6 @@ __device__ __forceinline__ void WalkValues(const uint8_t* shared, int columns, i
       }
     }
   }
-}
-
-template <class L>
-__device__ __forceinline__ void KeepOutputs(uint8_t* shared, int columns,
-                                            const float (&o)[L::kRows / 8][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  auto* const out = reinterpret_cast<float*>(shared + L::kOutputs) + columns + lane / 4;
-#pragma unroll
-  for (int n = 0; n < L::kRows / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = 8 * n + lane % 4 * 2 + i % 2;
-      out[row * L::kOutputStride + i / 2 * 8] = o[n][i];
-    }
-  }
-}
-
-// Outputs by some warps, 16 columns each, sums by the others.
-template <class L, class WaitFor>
-__device__ __forceinline__ void WalkSegment(uint8_t* shared, int num_rows, int num_tiles,
-                                            const WaitFor& wait_for) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp < L::kOutputWarps) {
-    float o[L::kRows / 8][4] = {};
-    WalkValues<L>(shared, warp * 16, num_tiles, o, wait_for);
-    return KeepOutputs<L>(shared, warp * 16, o);
-  }
-  for (int fours = warp - L::kOutputWarps; fours * 4 < num_rows;
-       fours += L::kWarps - L::kOutputWarps) {
-    SumRows<L>(shared, fours, num_tiles);
-  }
-}
-
-// Where a thread's four columns of an output row lie: the row of the CTA, -1 if it has none, its
-// place among all rows, the first column of the CTA's part. Known before it is needed, so that the
-// end of the kernel is short.
-struct OutputPlace {
-  int row;
-  int64_t place;
-  int column;
-
-  template <class L>
-  static __device__ __forceinline__ OutputPlace Of(const DeviceAttentionArgs& a,
-                                                   const AttentionSequence& seq,
-                                                   const PartWork& work, const Cut& cut) {
-    constexpr int kFours = L::kWidth / 4;
-    static_assert(L::kRows * kFours <= L::kThreads);
-    const int row = static_cast<int>(threadIdx.x) / kFours;
-    const int query = Cut::Quotient(work.first_row + row, cut.of_group);
-    const int head = work.kv_head * cut.group + work.first_row + row - query * cut.group;
-    OutputPlace of = {row < work.num_rows ? row : -1, (seq.q_begin + query) * a.num_heads + head,
-                      static_cast<int>(threadIdx.x) % kFours * 4};
-    asm volatile("" : "+l"(of.place));  // computed here
-    return of;
-  }
-};
-
-// Merges the row's segments, which are all there, and stores the thread's columns.
-template <class L>
-__device__ __forceinline__ void MergeAndStore(const DeviceAttentionArgs& a, const PartWork& work,
-                                              const OutputPlace& of, const uint8_t* shared) {
-  if (of.row < 0) return;
-  const float c = MulRn(a.scale, kLog2E);
-  MergedRow<4> merged;
-#pragma unroll
-  for (int segment = 0; segment < L::kSegments; ++segment) {
-    if (segment * kAttentionSegment >= work.num_keys) break;
-    const int row = segment * L::kRows + of.row;
-    const float2 ends = reinterpret_cast<const float2*>(shared + L::kEnds)[row];
-    float o[4];
-    SetFour(o, *reinterpret_cast<const float4*>(shared + L::kOutputs +
-                                                (row * L::kOutputStride + of.column) * 4));
-    merged.Add(ends.x, ends.y, o, c);
-  }
-  StoreMerged<kHeadDim>(a, of.place, work.part * L::kWidth + of.column, merged);
 }
 
 }  // namespace quatrain::cuda::decode_cluster

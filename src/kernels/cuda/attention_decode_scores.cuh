@@ -135,11 +135,10 @@ __device__ __forceinline__ void CopyQueries(const DeviceAttentionArgs& a,
   for (int i = 0; i < L::kRows * 16; i += L::kThreads) {
     const int index = i + static_cast<int>(threadIdx.x);
     if (index >= L::kRows * 16) break;
-    const int row = work.first_row + min(index / 16, work.num_rows - 1);
-    const int query = Cut::Quotient(row, cut.of_group);
-    const int head = work.kv_head * cut.group + row - query * cut.group;
+    const QueryHead of = QueryHeadOf(work, cut, min(index / 16, work.num_rows - 1));
     CopyAsync16(base + L::kQueries + PlaceOfChunk(index / 16, index % 16),
-                a.q + (seq.q_begin + query) * a.q_stride + head * kHeadDim + index % 16 * 8, true);
+                a.q + (seq.q_begin + of.query) * a.q_stride + of.head * kHeadDim + index % 16 * 8,
+                true);
   }
 }
 

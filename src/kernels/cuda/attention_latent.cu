@@ -240,8 +240,8 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
   };
   const auto issue_scores = [&](int block) {
     const uint32_t here = base_again();
-    const uint32_t q = OperandPlace(here);
-    const uint32_t k = OperandPlace(here + kTiles + block % 2 * kTile);
+    const uint32_t q = OperandLow(here);
+    const uint32_t k = OperandLow(here + kTiles + block % 2 * kTile);
     FenceSums(s);
 #pragma unroll
     for (int step = 0; step < kLatentKeyDim / 16; ++step) {
@@ -259,8 +259,8 @@ __device__ __forceinline__ void MultiplyTiles(const DeviceLatentAttentionArgs& a
   // O += P V; P of the other group's tile comes from shared memory.
   const auto issue_outputs = [&]<bool kIsMine>(int block) {
     const uint32_t here = base_again() + kTiles + block % 2 * kTile;
-    const uint32_t v = OperandPlace<true>(here + kGroup * 4 * kPanelBytes);
-    const uint32_t other = OperandPlace(here + kProbabilities);
+    const uint32_t v = OperandLow<true>(here + kGroup * 4 * kPanelBytes);
+    const uint32_t other = OperandLow(here + kProbabilities);
     FenceSums(o);
     FenceProducts();
 #pragma unroll
@@ -469,11 +469,8 @@ void AttentionLatent(const DeviceLatentAttentionArgs& args, void* scratch, cudaS
   if (args.num_sequences == 0 || args.max_queries == 0) return;
   const Plan plan = PlanOf(args);
   TileCopies copies = {};
-  copies.block_shift =
-      args.block_size == 0 ? 0 : std::countr_zero(static_cast<unsigned>(args.block_size));
-  copies.box_rows = args.block_size == 0 || args.block_size >= kAttentionBlock ? kAttentionBlock
-                    : args.block_size >= kLeastBoxRows                         ? args.block_size
-                                                                               : 0;
+  copies.block_shift = BlockShift(args.block_size);
+  copies.box_rows = BoxRows(args.block_size);
   copies.comes_once = plan.tiles <= 2;
   if (copies.box_rows > 0) {
     // How many rows there are is not known here; boxes stay within the sequences.

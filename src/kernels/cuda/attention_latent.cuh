@@ -22,7 +22,6 @@ struct LatentWork {
 // All blocks of a row tile; without rows num_segments is 0.
 __device__ __forceinline__ LatentWork WorkOfTile(const DeviceLatentAttentionArgs& a, int sequence,
                                                  int tile) {
-  constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
   LatentWork work = {};
   work.seq = a.sequences[sequence];
   const int num_queries = static_cast<int>(work.seq.num_queries);

@@ -12,18 +12,6 @@ constexpr int kBatch = 8;
 constexpr int kUnits = 2 * kLatentWords / kWords;  // of 16 rows
 constexpr int kCtasOfRows = kUnits / (kThreads / 32);
 
-// A segment's maximum and sum into a row's; the factors of the outputs.
-__device__ __forceinline__ SegmentFactors AddSegment(float segment_max, float segment_sum, float c,
-                                                     RowTotals& totals, int r) {
-  if (segment_max == -INFINITY) return {1.0f, 0.0f};
-  if (totals.max[r] == -INFINITY) {
-    totals.max[r] = segment_max;
-    totals.sum[r] = segment_sum;
-    return {0.0f, 1.0f};
-  }
-  return MergeSegment(segment_max, segment_sum, c, &totals.max[r], &totals.sum[r]);
-}
-
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(const __grid_constant__ DeviceLatentAttentionArgs a, LatentScratch scratch) {
   LetNextKernelStart();

@@ -16,8 +16,6 @@ inline constexpr int kPanels = kLatentKeyDim / 64;
 inline constexpr int kTile = kPanels * kPanelBytes;
 inline constexpr int kHalfColumns = kLatentDim / 2;
 inline constexpr int kProbabilities = (kPanels - 1) * kPanelBytes;  // in a tile
-inline constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
-inline constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
 
 struct TileCopies {
   CUtensorMap kv;
@@ -40,8 +38,9 @@ inline constexpr int kSharedBytes = kWord + 16;
 
 // ---- the copying warpgroup ----
 
-__device__ __forceinline__ void CopyPart(const DeviceLatentAttentionArgs& a, const KeyRows& keys,
-                                         int first, uint32_t tile) {
+// By 16 bytes, with zeros past the end.
+__device__ __forceinline__ void CopyTileByThreads(const DeviceLatentAttentionArgs& a,
+                                                  const KeyRows& keys, int first, uint32_t tile) {
   constexpr int kChunks = kLatentKeyDim / 8;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kAttentionBlock * kChunks; i += kGroupThreads) {
@@ -71,7 +70,7 @@ __device__ __forceinline__ void CopyTiles(const DeviceLatentAttentionArgs& a,
     if (block >= kStages) BarrierWait(base + kEmpty + 8 * slot, block / kStages % 2 ^ 1);
     const int first = (work.first_block + block) * kAttentionBlock;
     if (copies.box_rows == 0 || first + kAttentionBlock > num_keys) {
-      CopyPart(a, keys, first, tile);
+      CopyTileByThreads(a, keys, first, tile);
       SyncSome(4, kGroupThreads);
       if (threadIdx.x < kParts) BarrierArrive(full + 8 * threadIdx.x);
       continue;

@@ -27,8 +27,6 @@ template <int kHeadDim>
 constexpr int kThreads = kGroups<kHeadDim>* kGroupThreads;  // that multiply
 template <int kHeadDim>
 constexpr int kStages = kHeadDim == 256 ? 2 : 4;
-constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
-constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
 
 // How tiles are copied.
 struct TileCopies {
@@ -164,7 +162,7 @@ struct MyQueries<256> {
 
   __device__ __forceinline__ MyQueries(const DeviceAttentionArgs& a, const CtaWork& work, int query,
                                        uint32_t place)
-      : queries(OperandPlace(place)) {
+      : queries(OperandLow(place)) {
     constexpr int kChunks = 256 / 8;
     const int num_queries = static_cast<int>(work.seq.num_queries);
     for (int r = 0; r < 2; ++r) {
@@ -212,7 +210,7 @@ struct TileProducts {
   __device__ __forceinline__ void IssueScores(const MyQueries<kHeadDim>& q, uint32_t block,
                                               float (&s)[32]) const {
     k.WaitForTile(block);
-    const uint32_t place = OperandPlace(base + block % kStages<kHeadDim> * kTile);
+    const uint32_t place = OperandLow(base + block % kStages<kHeadDim> * kTile);
     FenceSums(s);
     FenceProducts();
     q.IssueScores(s, place);
@@ -222,8 +220,8 @@ struct TileProducts {
   __device__ __forceinline__ void IssueOutputs(const uint32_t (&p)[16], uint32_t block,
                                                float (&o)[kHeadDim / 2]) const {
     v.WaitForTile(block);
-    const uint32_t place = OperandPlace<(kHeadDim > 64)>(base + Layout<kHeadDim>::kValues +
-                                                         block % kStages<kHeadDim> * kTile);
+    const uint32_t place = OperandLow<(kHeadDim > 64)>(base + Layout<kHeadDim>::kValues +
+                                                       block % kStages<kHeadDim> * kTile);
     FenceSums(o);
     FenceProducts();
 #pragma unroll
@@ -371,10 +369,8 @@ __global__ void __launch_bounds__(kThreads<kHeadDim> + kGroupThreads, 1)
 template <int kHeadDim>
 void Launch(const DeviceAttentionArgs& args, cudaStream_t stream, LaunchOrder order) {
   TileCopies copies = {};
-  copies.block_shift = BlockShift(args);
-  copies.box_rows = args.block_size == 0 || args.block_size >= kAttentionBlock ? kAttentionBlock
-                    : args.block_size >= kLeastBoxRows                         ? args.block_size
-                                                                               : 0;
+  copies.block_shift = BlockShift(args.block_size);
+  copies.box_rows = BoxRows(args.block_size);
   if (copies.box_rows > 0) {
     // How many rows there are is not known here; boxes stay within the sequences.
     DeviceMatrix matrix = {args.k, int64_t{1} << 31,

@@ -13,14 +13,14 @@ namespace quatrain::cuda {
 
 inline constexpr int kQueryRows = 64;  // of a warpgroup
 
-// Descriptors of B operands (OperandAt): a place of shared memory stands for the lower half of one;
-// places add up as addresses do, in units of 16 bytes. Panels of 64 columns, if the product is
-// wider and its rows are k, lie kPanelBytes apart.
+// Descriptors of operands (OperandAt): their lower half for an address of shared memory, to which
+// distances are added in places of 16 bytes. Panels of 64 columns, if the product is wider and its
+// rows are k, lie kPanelBytes apart.
 inline constexpr uint32_t kStepPlaces = 2;  // a k16 step along rows
 inline constexpr uint32_t kPanelPlaces = kPanelBytes / 16;
 inline constexpr uint32_t kRowsStepPlaces = 16 * 8;  // a k16 step of rows
 template <bool kIsWide = false>
-__device__ __forceinline__ uint32_t OperandPlace(uint32_t address) {
+__device__ __forceinline__ uint32_t OperandLow(uint32_t address) {
   constexpr uint32_t kPanel = (kIsWide ? kPanelBytes : 1024) / 16;
   return ((address & 0x3FFFFu) >> 4) | kPanel << 16;
 }
@@ -140,23 +140,27 @@ struct OutputTotals {
   __device__ __forceinline__ float4& Word(int i) const { return mine[i * kThreads]; }
 };
 
-// End of a segment: sums and maxima into the totals. A first segment is taken as it is: what was
-// there counts 0 times. One without a visible key has only zeros and counts 0 times.
+// A segment's maximum and sum into those of row r; the factors of the outputs. A first segment is
+// taken as it is: what was there counts 0 times. One without a visible key has only zeros and
+// counts 0 times.
+__device__ __forceinline__ SegmentFactors AddSegment(float segment_max, float segment_sum, float c,
+                                                     RowTotals& totals, int r) {
+  if (segment_max == -INFINITY) return {1.0f, 0.0f};
+  if (totals.max[r] == -INFINITY) {
+    totals.max[r] = segment_max;
+    totals.sum[r] = segment_sum;
+    return {0.0f, 1.0f};
+  }
+  return MergeSegment(segment_max, segment_sum, c, &totals.max[r], &totals.sum[r]);
+}
+
+// End of a segment: the maximum and sum of row r into the totals.
 __device__ __forceinline__ SegmentFactors MergeRow(const SegmentState& row, int r, float c,
                                                    RowTotals& totals) {
   float sum = AddRn(row.partial[r][0], row.partial[r][1]);
   sum = AddRn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 1));
   sum = AddRn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 2));
-  SegmentFactors f = {1.0f, 0.0f};
-  if (row.max[r] == -INFINITY) return f;
-  if (totals.max[r] == -INFINITY) {
-    totals.max[r] = row.max[r];
-    totals.sum[r] = sum;
-    f = {0.0f, 1.0f};
-  } else {
-    f = MergeSegment(row.max[r], sum, c, &totals.max[r], &totals.sum[r]);
-  }
-  return f;
+  return AddSegment(row.max[r], sum, c, totals, r);
 }
 
 // The outputs too; leaves them zero.
@@ -176,16 +180,6 @@ __device__ __forceinline__ void MergeRows(float (&o)[kOutputs], const SegmentSta
     outputs.Word(i) = word;
 #pragma unroll
     for (int j = 0; j < 4; ++j) o[4 * i + j] = 0.0f;
-  }
-}
-
-template <int kHeadDim>
-__device__ __forceinline__ void LoadQueryRow(const BFloat16* source, int r,
-                                             uint32_t (&q)[kHeadDim / 16][4]) {
-#pragma unroll
-  for (int step = 0; step < kHeadDim / 16; ++step) {
-    q[step][r] = *reinterpret_cast<const uint32_t*>(source + step * 16);
-    q[step][2 + r] = *reinterpret_cast<const uint32_t*>(source + step * 16 + 8);
   }
 }
 

@@ -12,6 +12,8 @@
 
 namespace quatrain::cuda {
 
+inline constexpr int kTilesPerSegment = kAttentionSegment / kAttentionBlock;
+
 // A tile of 64 keys: head_dim / 64 panels of 64 rows x 128 bytes, 16-byte chunk c of row r at c ^
 // (r % 8).
 inline constexpr int kPanelBytes = kAttentionBlock * 128;
@@ -39,28 +41,23 @@ struct KeyRows {
   }
 };
 
+// A thread's share of a row of q as the A operand of head_dim / 16 steps: row lane / 4, with r = 1
+// that eight on; `source`: the row's element lane % 4 * 2.
+template <int kHeadDim>
+__device__ __forceinline__ void LoadQueryRow(const BFloat16* source, int r,
+                                             uint32_t (&q)[kHeadDim / 16][4]) {
+#pragma unroll
+  for (int step = 0; step < kHeadDim / 16; ++step) {
+    q[step][r] = *reinterpret_cast<const uint32_t*>(source + step * 16);
+    q[step][2 + r] = *reinterpret_cast<const uint32_t*>(source + step * 16 + 8);
+  }
+}
+
 // Before the return of a CTA without work. One CTA waits for the kernel before all the same: were
 // none to, this kernel might end before that one does, and the next one, which waits for this one
 // alone, read what is not there yet. (An H100 holds the end back; PTX does not say so.)
 __device__ __forceinline__ void EndWithoutWork() {
   if (blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) WaitForPreviousKernel();
-}
-
-// Copies a tile of k or v (base: the kv head's first element). rows: the row of each of its 64
-// keys, in shared memory, -1 past the end: zeros then.
-template <int kHeadDim, int kThreads>
-__device__ __forceinline__ void CopyTile(const int32_t* rows, const BFloat16* base, int64_t stride,
-                                         uint32_t tile, int thread) {
-  constexpr int kChunks = kHeadDim / 8;
-  constexpr int kRowsAtOnce = kThreads / kChunks;
-  const int chunk = thread % kChunks;
-#pragma unroll 8
-  for (int i = 0; i < kAttentionBlock / kRowsAtOnce; ++i) {
-    const int row = thread / kChunks + i * kRowsAtOnce;
-    const int32_t source = rows[row];
-    CopyAsync16(tile + PlaceInTile(row, chunk),
-                base + static_cast<int64_t>(max(source, 0)) * stride + 8 * chunk, source >= 0);
-  }
 }
 
 inline void CheckAttention(const DeviceAttentionArgs& a) {
@@ -81,8 +78,17 @@ inline void CheckAttention(const DeviceAttentionArgs& a) {
                 ", blocks of " + std::to_string(a.block_size)});
 }
 
-inline int BlockShift(const DeviceAttentionArgs& a) {
-  return a.block_size == 0 ? 0 : std::countr_zero(static_cast<unsigned>(a.block_size));
+// block_size: of a page, 0 without pages.
+inline int BlockShift(int block_size) {
+  return block_size == 0 ? 0 : std::countr_zero(static_cast<unsigned>(block_size));
+}
+
+// Rows of the boxes that the copy engine brings a tile in, none of which spans pages; 0 where pages
+// are too short for boxes.
+inline int BoxRows(int block_size) {
+  constexpr int kLeastBoxRows = 8;  // eight rows are what the swizzle repeats after
+  if (block_size == 0 || block_size >= kAttentionBlock) return kAttentionBlock;
+  return block_size >= kLeastBoxRows ? block_size : 0;
 }
 
 }  // namespace quatrain::cuda
