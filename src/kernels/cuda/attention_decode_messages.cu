@@ -125,7 +125,7 @@ struct Merger {
     }
     if (row < kRows) reinterpret_cast<float*>(shared + L::kShares)[row] = ReciprocalRn(sum);
     if (a.lse != nullptr && work.part == 0 && row < num_rows) {
-      a.lse[PlaceOf(a, seq, work, cut, row)] = LogSumExp(max, sum, a.scale);
+      a.lse[PlaceOfRow(a, seq, work, cut, row)] = LogSumExp(max, sum, a.scale);
     }
   }
 
@@ -152,14 +152,6 @@ struct Merger {
     return f.new_factor < 0.0f ? old : f.old_factor < 0.0f ? of_segment : merged;
   }
 
-  static __device__ __forceinline__ int64_t PlaceOf(const DeviceAttentionArgs& a,
-                                                    const AttentionSequence& seq,
-                                                    const PartWork& work, const Cut& cut, int row) {
-    const int query = Cut::Quotient(work.first_row + row, cut.of_group);
-    return (seq.q_begin + query) * a.num_heads + work.kv_head * cut.group + work.first_row + row -
-           query * cut.group;
-  }
-
   // By as many warps as have outputs, two rows of each eight and two columns, eight apart, a lane.
   __device__ __forceinline__ void Outputs(const DeviceAttentionArgs& a,
                                           const AttentionSequence& seq, const PartWork& work,
@@ -175,7 +167,7 @@ struct Merger {
       int64_t place[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        place[r] = PlaceOf(a, seq, work, cut, first_row + r) * kHeadDim + column;
+        place[r] = PlaceOfRow(a, seq, work, cut, first_row + r) * kHeadDim + column;
         asm volatile("" : "+l"(place[r]));  // computed here
       }
       float o[4] = {};
