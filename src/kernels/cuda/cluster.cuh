@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "kernels/cuda/chain.cuh"
-#include "kernels/cuda/warp_arrival.cuh"
 
 namespace quatrain::cuda {
 

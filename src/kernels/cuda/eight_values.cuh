@@ -19,4 +19,22 @@ __device__ __forceinline__ uint4 PackEight(const float (&x)[8]) {
                     RoundPair(x[6], x[7]));
 }
 
+__device__ __forceinline__ void LoadEight(const BFloat16* from, float (&v)[8]) {
+  UnpackEight(*reinterpret_cast<const uint4*>(from), v);
+}
+
+__device__ __forceinline__ void StoreEight(BFloat16* to, const float (&v)[8]) {
+  *reinterpret_cast<uint4*>(to) = PackEight(v);
+}
+
+// a + b, rounded.
+__device__ __forceinline__ uint4 AddEight(const uint4& a, const uint4& b) {
+  float x[8], y[8];
+  UnpackEight(a, x);
+  UnpackEight(b, y);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = ResidualSum(x[i], y[i]);
+  return PackEight(x);
+}
+
 }  // namespace quatrain::cuda

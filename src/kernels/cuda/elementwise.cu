@@ -12,15 +12,6 @@ namespace {
 
 constexpr int kBlockThreads = 256;
 
-__device__ __forceinline__ uint4 AddEight(const uint4& a, const uint4& b) {
-  float x[8], y[8];
-  UnpackEight(a, x);
-  UnpackEight(b, y);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = ResidualSum(x[i], y[i]);
-  return PackEight(x);
-}
-
 __device__ __forceinline__ uint4 NormalizeEight(const uint4& v, const uint4& w, float inverse) {
   float x[8], weight[8];
   UnpackEight(v, x);

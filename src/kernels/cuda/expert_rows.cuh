@@ -2,8 +2,10 @@
 // rows of which expert a CTA takes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_wide_stream.cuh"
 #include "kernels/cuda/warp_arrival.cuh"
 
@@ -103,7 +105,22 @@ __device__ __forceinline__ ExpertTiles<kTokens> StartOverExperts(uint8_t* shared
   return tiles;
 }
 
+// ---- host ----
+
 // Places in shared memory that boxes are copied to.
 inline uint32_t AlignedTo1024(uint32_t bytes) { return (bytes + 1023) / 1024 * 1024; }
+
+// Where the tiles of such a kernel end in shared memory.
+inline uint32_t EndOfTiles(const ExpertRows& rows) {
+  return AlignedTo1024(kBarrierBytes + 8 * (rows.num_experts + 1));
+}
+
+// CTAs of a launch: one a multiprocessor, and no more than there may be tiles.
+template <int kTokens>
+unsigned CtasFor(const ExpertRows& rows) {
+  const int64_t most =
+      (int64_t{std::min(rows.num_rows, rows.num_experts)} + rows.num_rows / kTokens) * rows.blocks;
+  return static_cast<unsigned>(std::min<int64_t>(most, NumMultiprocessors()));
+}
 
 }  // namespace quatrain::cuda

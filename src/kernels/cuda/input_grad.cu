@@ -17,8 +17,6 @@
 //
 // A tile is up to 128 rows of dY of one expert and 256 columns; a CTA takes every gridDim.x-th. The
 // copying warp runs ahead into the next tile while the sums of this one are stored.
-#include <algorithm>
-
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/expert_rows.cuh"
 #include "kernels/cuda/input_grad.h"
@@ -285,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kScales, int kTokens>
 void Launch(const InputGradArgs& args, GradParameters p, cudaStream_t stream, LaunchOrder order) {
   p.slot_bytes = AlignedTo1024(kDyBytes<kTokens> + kCodeBytes + kScaleBytes<kScales>);
-  p.staging_at = AlignedTo1024(kBarrierBytes + 8 * (p.rows.num_experts + 1));
+  p.staging_at = EndOfTiles(p.rows);
   p.slots_at = p.staging_at + kChunksOfTile * 2 * kStagingBytes;
   p.num_slots = (kSharedBudget - static_cast<int>(p.slots_at)) / static_cast<int>(p.slot_bytes);
   QT_CHECK(p.num_slots >= 2, "no room for {} experts", p.rows.num_experts);
@@ -304,9 +302,7 @@ void Launch(const InputGradArgs& args, GradParameters p, cudaStream_t stream, La
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes)),
             "shared memory of the gradient of inputs");
-  const int64_t most =
-      (std::min(args.num_rows, args.num_experts) + args.num_rows / kTokens) * p.rows.blocks;
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(std::min<int64_t>(most, NumMultiprocessors()))),
+  LaunchKernel({.grid = dim3(CtasFor<kTokens>(p.rows)),
                 .block = dim3(kThreads),
                 .shared_bytes = shared_bytes,
                 .stream = stream,

@@ -12,14 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kEach = 8;
 
-__device__ __forceinline__ void LoadEight(const BFloat16* from, float (&v)[kEach]) {
-  UnpackEight(*reinterpret_cast<const uint4*>(from), v);
-}
-
-__device__ __forceinline__ void StoreEight(BFloat16* to, const float (&v)[kEach]) {
-  *reinterpret_cast<uint4*>(to) = PackEight(v);
-}
-
 __device__ __forceinline__ int64_t ThreadIndex() {
   return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }

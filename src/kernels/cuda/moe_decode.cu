@@ -15,6 +15,7 @@
 #include "kernels/cuda/decode_stream.cuh"
 #include "kernels/cuda/moe_experts.h"
 #include "kernels/cuda/moe_tile.cuh"
+#include "kernels/cuda/pack.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -192,21 +193,6 @@ MoePlan PlanExperts(const MoeExpertsArgs& args, int num_pairs) {
   return plan;
 }
 
-void CheckShape(const PackedShape& s, const char* where) {
-  const int64_t g = s.group_size;
-  if (s.num_bits != 4 || s.out_features <= 0 || s.out_features % 16 != 0 || s.in_features <= 0 ||
-      s.in_features % 8 != 0 ||
-      !(g == 32 || g == 64 || (g > 0 && g % 128 == 0) || g == s.in_features)) {
-    throw Error(
-        ErrorCode::kShape,
-        ErrorParts{.where = where,
-                   .expected = "INT4 codes, N a multiple of 16, K of 8, group size 32, 64, a "
-                               "multiple of 128, or K",
-                   .found = fmt::format("{} bits, N {}, K {}, group size {}", s.num_bits,
-                                        s.out_features, s.in_features, g)});
-  }
-}
-
 template <Part kPart>
 void LaunchExperts(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
   const PackedShape& s = args.shape;
@@ -248,15 +234,24 @@ bool IsOneToken(const MoeExpertsArgs& args) {
 
 }  // namespace
 
+void CheckExpertShape(const PackedShape& shape, const char* where) {
+  CheckPackedShape(shape);
+  if (shape.num_bits == 4 && shape.out_features % 16 == 0) return;
+  throw Error(ErrorCode::kShape, ErrorParts{.where = where,
+                                            .expected = "INT4 codes, N a multiple of 16",
+                                            .found = fmt::format("{} bits, N {}", shape.num_bits,
+                                                                 shape.out_features)});
+}
+
 void MoeGateUp(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
-  CheckShape(args.shape, "gate_up of the experts");
+  CheckExpertShape(args.shape, "gate_up of the experts");
   if (args.num_tokens == 0) return;
   if (IsOneToken(args) && GateUpOfOneToken(args, stream, order)) return;
   LaunchExperts<Part::kGateUp>(args, stream, order);
 }
 
 void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order) {
-  CheckShape(args.shape, "down of the experts");
+  CheckExpertShape(args.shape, "down of the experts");
   if (args.num_tokens == 0) return;
   if (IsOneToken(args) && DownOfOneToken(args, {}, stream, order)) return;
   LaunchExperts<Part::kDown>(args, stream, order);
@@ -264,7 +259,7 @@ void MoeDown(const MoeExpertsArgs& args, cudaStream_t stream, LaunchOrder order)
 
 void MoeDownAndCombine(const MoeExpertsArgs& args, const MoeCombineArgs& combine,
                        cudaStream_t stream, LaunchOrder order) {
-  CheckShape(args.shape, "down of the experts");
+  CheckExpertShape(args.shape, "down of the experts");
   QT_CHECK(combine.y == args.y && combine.num_tokens == args.num_tokens &&
                combine.num_slots == args.num_slots && combine.hidden == args.shape.out_features,
            "the combine is that of down's y");

@@ -48,6 +48,16 @@ __device__ __forceinline__ void WriteNumTiles(const RouterParameters& p, int cou
                : "memory");
 }
 
+// One warp: where the rows of experts lane, lane + 32, ... begin.
+template <int kPerLane>
+__device__ __forceinline__ void WriteExpertBegins(const RouterParameters& p,
+                                                  const int (&begin)[kPerLane], int lane) {
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    if (32 * j + lane < p.num_experts) p.routing.expert_begin[32 * j + lane] = begin[j];
+  }
+}
+
 // What lane l of a warp has of a row of logits: experts l * P .. l * P + P - 1.
 template <int kPerLane>
 struct LaneLogits {

@@ -91,7 +91,7 @@ __device__ void RouteToken(const RouterParameters& p, int64_t token, int lane) {
   WeighExperts(p, token, logits, my_id, __ldcg(row + my_id), lane);
 }
 
-// Lanes that hold the experts of a row of logits, for the kernels' three widths.
+// Calls `route` with how many experts of a row of logits a lane holds, as a constant.
 template <class Route>
 __device__ __forceinline__ void WithWidthOf(int num_experts, const Route& route) {
   if (num_experts <= 128) {
@@ -143,10 +143,7 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
     p.routing.slot_row[lane] = row;
     p.routing.row_token[row] = lane / p.num_slots;
   }
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (32 * j + lane < p.num_experts) p.routing.expert_begin[32 * j + lane] = begin[j];
-  }
+  WriteExpertBegins(p, begin, lane);
   if (lane == 0) p.routing.expert_begin[p.num_experts] = num_rows;
 }
 

@@ -158,10 +158,7 @@ __device__ __forceinline__ void SortSlots(const RouterParameters& p, int expert,
     p.routing.slot_row[lane] = row;
     p.routing.row_token[row] = 0;
   }
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (32 * j + lane < p.num_experts) p.routing.expert_begin[32 * j + lane] = begin[j];
-  }
+  WriteExpertBegins(p, begin, lane);
   if (lane == 0) p.routing.expert_begin[p.num_experts] = p.num_slots;
 }
 

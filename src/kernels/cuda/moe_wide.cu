@@ -11,13 +11,10 @@
 // A tile is up to 128 rows of x of one expert and 256 rows of its matrix; a CTA takes every
 // gridDim.x-th. The copying warp runs ahead into the next tile while the sums of this one are
 // stored. While the products of one K32 run, the fragments of the next are made.
-#include <algorithm>
-
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/expert_rows.cuh"
 #include "kernels/cuda/linear_wide_stream.cuh"
-#include "kernels/cuda/moe.h"
-#include "kernels/cuda/pack.h"
+#include "kernels/cuda/moe_experts.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp_arrival.cuh"
 #include "kernels/cuda/wide_product.cuh"
@@ -236,7 +233,7 @@ template <class Format, int kTokens>
 void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
   RowsParameters p = work.parameters;
   p.slot_bytes = AlignedTo1024(kXBytes<kTokens> + kUnitsOfTile * Format::kChunkBytes);
-  p.staging_at = AlignedTo1024(kBarrierBytes + 8 * (p.rows.num_experts + 1));
+  p.staging_at = EndOfTiles(p.rows);
   p.slots_at = p.staging_at + kChainWarps * kStagingOfWarp;
   p.num_slots = (kSharedBudget - static_cast<int>(p.slots_at)) / static_cast<int>(p.slot_bytes);
   QT_CHECK(p.num_slots >= 2, "no room for {} experts", p.rows.num_experts);
@@ -252,10 +249,7 @@ void Launch(const RowsWork& work, cudaStream_t stream, LaunchOrder order) {
   CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes)),
             "shared memory of the experts");
-  const int64_t most =
-      (std::min<int64_t>(work.num_rows, p.rows.num_experts) + work.num_rows / kTokens) *
-      p.rows.blocks;
-  LaunchKernel({.grid = dim3(static_cast<unsigned>(std::min<int64_t>(most, NumMultiprocessors()))),
+  LaunchKernel({.grid = dim3(CtasFor<kTokens>(p.rows)),
                 .block = dim3(kThreads),
                 .shared_bytes = shared_bytes,
                 .stream = stream,
@@ -275,13 +269,7 @@ void LaunchTokens(const RowsWork& work, cudaStream_t stream, LaunchOrder order) 
 void LaunchExperts(const MoeExpertsArgs& args, bool is_gate_up, cudaStream_t stream,
                    LaunchOrder order) {
   const PackedShape& s = args.shape;
-  CheckPackedShape(s);
-  if (s.num_bits != 4 || s.out_features % 16 != 0) {
-    throw Error(ErrorCode::kShape,
-                ErrorParts{.where = "experts for many rows",
-                           .expected = "INT4 codes, N a multiple of 16",
-                           .found = fmt::format("{} bits, N {}", s.num_bits, s.out_features)});
-  }
+  CheckExpertShape(s, "experts for many rows");
   RowsWork work = {};
   work.shape = s;
   work.weight = args.weight;
