@@ -1,6 +1,7 @@
 // The combine: each token's outputs of its experts, weighted and added in the order of slots.
 #include "kernels/cuda/canonical.cuh"
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/eight_values.cuh"
 #include "kernels/cuda/moe.h"
 
 namespace quatrain::cuda {
@@ -29,29 +30,17 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(CombineParamete
   for (int slot = 0; slot < p.num_slots; ++slot) {
     const int64_t at = token * p.num_slots + slot;
     const float weight = p.weights[at];
-    const uint4 y =
-        *reinterpret_cast<const uint4*>(p.y + static_cast<int64_t>(p.slot_row[at]) * p.hidden + d);
-    const uint32_t pairs[4] = {y.x, y.y, y.z, y.w};
+    float y[8];
+    LoadEight(p.y + static_cast<int64_t>(p.slot_row[at]) * p.hidden + d, y);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] = CombineStep(weight, LowOfPair(pairs[i]), sum[2 * i]);
-      sum[2 * i + 1] = CombineStep(weight, HighOfPair(pairs[i]), sum[2 * i + 1]);
-    }
+    for (int i = 0; i < 8; ++i) sum[i] = CombineStep(weight, y[i], sum[i]);
   }
-  uint32_t out[4];
   const int64_t at = token * p.hidden + d;
-  uint4 residual = {};
-  if (p.residual != nullptr) residual = *reinterpret_cast<const uint4*>(p.residual + at);
-  const uint32_t old[4] = {residual.x, residual.y, residual.z, residual.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    out[i] = RoundPair(sum[2 * i], sum[2 * i + 1]);
-    if (p.residual != nullptr) {
-      out[i] = RoundPair(ResidualSum(LowOfPair(old[i]), LowOfPair(out[i])),
-                         ResidualSum(HighOfPair(old[i]), HighOfPair(out[i])));
-    }
+  uint4 out = PackEight(sum);
+  if (p.residual != nullptr) {
+    out = AddEight(*reinterpret_cast<const uint4*>(p.residual + at), out);
   }
-  *reinterpret_cast<uint4*>(p.out + at) = make_uint4(out[0], out[1], out[2], out[3]);
+  *reinterpret_cast<uint4*>(p.out + at) = out;
 }
 
 }  // namespace
