@@ -26,7 +26,12 @@ constexpr int kSortWarps = kRouterThreads / 32;
 template <int kTokenTiles>
 using RouterLinear = DenseWork<BFloat16Format, 1, kTokenTiles, false>;
 
-__device__ void SendLogit(uint64_t* message, float logit);
+// A single token's logits reach the warp that chooses as messages, without a counter: the logit and
+// a mark that it is there, in one word.
+__device__ __forceinline__ void SendLogit(uint64_t* message, float logit) {
+  const uint64_t word = uint64_t{1} << 32 | __float_as_uint(logit);
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(message), "l"(word) : "memory");
+}
 
 template <int kTokenTiles>
 struct RouterWork : RouterLinear<kTokenTiles> {
@@ -145,13 +150,6 @@ __device__ __forceinline__ void SortFewRows(const RouterParameters& p, int exper
   }
   WriteExpertBegins(p, begin, lane);
   if (lane == 0) p.routing.expert_begin[p.num_experts] = num_rows;
-}
-
-// A single token's logits reach the warp that chooses as messages, without a counter: the logit and
-// a mark that it is there, in one word.
-__device__ __forceinline__ void SendLogit(uint64_t* message, float logit) {
-  const uint64_t word = uint64_t{1} << 32 | __float_as_uint(logit);
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(message), "l"(word) : "memory");
 }
 
 // 0 if it is not there yet.
