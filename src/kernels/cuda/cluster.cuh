@@ -33,25 +33,31 @@ __device__ __forceinline__ void WaitForClusterAligned() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Both at once, by whole warps: what any thread wrote before is seen after it.
-__device__ __forceinline__ void SyncCluster() {
+// What any thread wrote before it is seen after WaitForClusterAligned.
+__device__ __forceinline__ void ReleaseToClusterAligned() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// Both at once, by whole warps.
+__device__ __forceinline__ void SyncCluster() {
+  ReleaseToClusterAligned();
   WaitForClusterAligned();
 }
 
 // ---- barriers in shared memory ----
 
-// For the first phase; what other CTAs of the cluster stored towards the barrier is seen after it.
-__device__ __forceinline__ void BarrierWaitForCluster(uint32_t barrier) {
+// What other CTAs of the cluster stored towards the barrier in a phase is seen after it.
+__device__ __forceinline__ void BarrierWaitForCluster(uint32_t barrier, uint32_t parity = 0) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "WAIT:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@done bra DONE;\n"
       "bra WAIT;\n"
       "DONE:\n"
-      "}\n" ::"r"(barrier)
+      "}\n" ::"r"(barrier),
+      "r"(parity)
       : "memory");
 }
 
@@ -78,13 +84,24 @@ __device__ __forceinline__ void ArriveAtAll(uint32_t barrier, int ctas, int lane
 #endif
 }
 
-// ---- stores; each counts its bytes at a barrier of the CTA that it goes to ----
+// ---- loads, and stores, which count their bytes at a barrier of the CTA that they go to ----
 
 // Where in the shared memory of CTA `rank` lies what lies at `address` in this one's.
 __device__ __forceinline__ uint32_t SharedOf(uint32_t address, int rank) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   return remote;
+}
+__device__ __forceinline__ uint64_t LoadWordOf(uint32_t remote) {
+  uint64_t word;
+  asm volatile("ld.shared::cluster.b64 %0, [%1];" : "=l"(word) : "r"(remote) : "memory");
+  return word;
+}
+__device__ __forceinline__ void GiveWord(uint32_t remote, uint64_t word, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(remote),
+      "l"(word), "r"(barrier)
+      : "memory");
 }
 __device__ __forceinline__ void Give(uint32_t remote, float value, uint32_t barrier) {
   asm volatile(

@@ -24,9 +24,9 @@ struct DeviceSamplingRow {
 DeviceSamplingRow DeviceRowOf(const SamplingRow& row);
 
 struct SampleArgs {
-  const float* logits = nullptr;  // [R, V], rows `stride` elements apart
-  int64_t rows = 0, stride = 0, vocab_size = 0;
-  const DeviceSamplingRow* sampling = nullptr;  // [R], device memory
+  const float* logits = nullptr;                 // [R, V], rows `stride` elements apart
+  int64_t rows = 0, stride = 0, vocab_size = 0;  // V at most 446464, else Error(kShape)
+  const DeviceSamplingRow* sampling = nullptr;   // [R], device memory
   int32_t* tokens = nullptr;  // [R]; -1: a NaN, +inf or no finite logit in the row
 };
 // Log-probabilities: LogprobBlocks and LogprobMerge with these tokens as targets.

@@ -1,5 +1,9 @@
 #if defined(QT_WITH_CUDA)
+#include <algorithm>
+#include <array>
 #include <limits>
+#include <string>
+#include <string_view>
 
 #include "kernels/cuda/device_test.h"
 #include "kernels/cuda/sample.h"
@@ -9,14 +13,21 @@
 namespace quatrain::cuda {
 namespace {
 
+// Where rows lie; stride 0: one behind the other.
+struct Place {
+  int64_t offset = 0, stride = 0;
+};
+
 std::vector<int32_t> OnDevice(const std::vector<float>& logits,
-                              const std::vector<SamplingRow>& rows, int64_t vocab) {
+                              const std::vector<SamplingRow>& rows, int64_t vocab,
+                              const Place& place = {}) {
   std::vector<DeviceSamplingRow> sampling;
   for (const SamplingRow& row : rows) sampling.push_back(DeviceRowOf(row));
   DeviceVector<float> z(logits);
   DeviceVector<DeviceSamplingRow> s(sampling);
   DeviceVector<int32_t> tokens(rows.size());
-  Sample({z.data(), static_cast<int64_t>(rows.size()), vocab, vocab, s.data(), tokens.data()},
+  Sample({z.data() + place.offset, static_cast<int64_t>(rows.size()),
+          place.stride > 0 ? place.stride : vocab, vocab, s.data(), tokens.data()},
          nullptr, LaunchOrder::kAfterPrevious);
   return tokens.Download();
 }
@@ -32,7 +43,7 @@ std::vector<int32_t> OnCpu(const std::vector<float>& logits, const std::vector<S
 
 TEST(SampleGpu, DrawsTheCpusTokens) {
   QT_NEEDS_DEVICE();
-  for (const int64_t vocab : {1, 33, 1000, 151936}) {
+  for (const int64_t vocab : {1, 33, 1000, 8192, 8193, 151936}) {
     std::vector<SamplingRow> rows;
     for (const float temperature : {0.0f, 0.7f, 1.0f, 1.6f}) {
       for (const float top_p : {1.0f, 0.95f, 0.5f, 0.0f}) {
@@ -60,6 +71,81 @@ TEST(SampleGpu, TiesKeepTheLowerIndex) {
   EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
 }
 
+// Of every kind of row, with each kind of limit.
+std::vector<SamplingRow> RowsOfAllLimits(int64_t count) {
+  std::vector<SamplingRow> rows;
+  for (int64_t i = 0; i < count; ++i) {
+    rows.push_back({1.0f, i % 2 == 0 ? 1.0f : 0.9f, i % 4 < 2 ? 0 : 100 * (i % 3) + 1, 5, i});
+  }
+  return rows;
+}
+
+// Logits of an unusual form, by its name.
+float LogitOf(std::string_view form, size_t i, float normal) {
+  if (form == "Equal") return 0.25f;
+  if (form == "AboutZero") return 1e-3f * normal;
+  if (form == "FarApart") return 50.0f * normal;
+  if (form == "Masked") return i % 50 == 3 ? normal : -std::numeric_limits<float>::infinity();
+  if (form == "Ties") return 300.0f + std::round(8.0f * normal) / 8.0f;
+  if (form == "Peaked") return i % 601 == 5 ? 14.0f + 2.0f * normal : normal;
+  return -2000.0f + normal;
+}
+
+class SampleFormGpu : public testing::TestWithParam<const char*> {};
+
+TEST_P(SampleFormGpu, DrawsTheCpusTokens) {
+  QT_NEEDS_DEVICE();
+  const std::vector<SamplingRow> rows = RowsOfAllLimits(12);
+  for (const int64_t vocab : {3000, 20000}) {
+    std::vector<float> logits = RandomFloats(std::ssize(rows) * vocab, 4);
+    for (size_t i = 0; i < logits.size(); ++i) logits[i] = LogitOf(GetParam(), i, logits[i]);
+    EXPECT_EQ(OnDevice(logits, rows, vocab), OnCpu(logits, rows, vocab)) << vocab;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Forms, SampleFormGpu,
+                         testing::Values("Equal", "AboutZero", "FarApart", "Masked", "Ties",
+                                         "Peaked", "FarBelowZero"),
+                         [](const auto& each) { return std::string(each.param); });
+
+TEST(SampleGpu, DrawsAtAnyTemperature) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 12000;
+  std::vector<SamplingRow> rows = RowsOfAllLimits(48);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].temperature = std::array{0.01f, 0.1f, 3.0f, 100.0f}[i / 12];
+  }
+  const std::vector<float> logits = RandomFloats(std::ssize(rows) * kVocab, 6, 4.0f);
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+}
+
+TEST(SampleGpu, RowsLieAnywhere) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 9001;
+  constexpr int64_t kStride = 9007;
+  const std::vector<SamplingRow> rows = RowsOfAllLimits(12);
+  std::vector<float> apart(rows.size() * kStride + 1, std::numeric_limits<float>::infinity());
+  std::vector<float> dense;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const std::vector<float> row = RandomFloats(kVocab, r, 2.0f);
+    std::copy(row.begin(), row.end(), apart.begin() + 1 + static_cast<int64_t>(r) * kStride);
+    dense.insert(dense.end(), row.begin(), row.end());
+  }
+  EXPECT_EQ(OnDevice(apart, rows, kVocab, {.offset = 1, .stride = kStride}),
+            OnCpu(dense, rows, kVocab));
+}
+
+TEST(SampleGpu, ServesTheLargestVocabularyAndRefusesMore) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kMost = 446464;
+  const std::vector<SamplingRow> rows = RowsOfAllLimits(1);
+  const std::vector<float> logits = RandomFloats(kMost, 8, 2.5f);
+  EXPECT_EQ(OnDevice(logits, rows, kMost), OnCpu(logits, rows, kMost));
+  EXPECT_THROW(Sample({.rows = 1, .stride = kMost + 1, .vocab_size = kMost + 1}, nullptr,
+                      LaunchOrder::kAfterPrevious),
+               Error);
+}
+
 TEST(SampleGpu, ARowWithoutAUsableLogitIsMarked) {
   QT_NEEDS_DEVICE();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -67,6 +153,14 @@ TEST(SampleGpu, ARowWithoutAUsableLogitIsMarked) {
                                      -kInfinity, -kInfinity,    -kInfinity, 2.0f};
   EXPECT_EQ(OnDevice(logits, std::vector<SamplingRow>(4), 2),
             (std::vector<int32_t>{-1, -1, -1, 1}));
+  // Another CTA has the logit than the one that stores the token.
+  constexpr int64_t kVocab = 9000;
+  std::vector<float> many = RandomFloats(3 * kVocab, 2);
+  many[8000] = std::nanf("");
+  many[kVocab + 8999] = kInfinity;
+  std::fill(many.begin() + 2 * kVocab, many.end(), -kInfinity);
+  EXPECT_EQ(OnDevice(many, std::vector<SamplingRow>(3), kVocab),
+            (std::vector<int32_t>{-1, -1, -1}));
 }
 
 }  // namespace
