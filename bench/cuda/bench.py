@@ -4,11 +4,11 @@
     python3 bench/cuda/bench.py BUILD_DIR [part ...] > rows.jsonl
     python3 bench/cuda/bench.py --table bench/results/h100/*.jsonl
 
-A part is a file or one section of it: kernels, kernels.adamw, latent.decode, moe.decode, codes.gradients, linear,
-linear.int4, swiglu, limits. Without a part: everything but the sweeps of plans. BUILD_DIR holds
+A part is a file or one section of it: kernels, kernels.adamw, logits.sample, latent.decode, moe.decode,
+codes.gradients, linear, linear.int4, swiglu, limits. Without a part: everything but the sweeps of plans. BUILD_DIR holds
 libquatrain_kernels_gpu.so (the kernels and kernels_for_python.cu), bench_linear_decode, bench_linear_swiglu and
-measure_limits; the head comments of their sources say how they are built. Needs torch with CUDA for kernels, latent,
-moe and codes. Every row names device, date, commit and command;
+measure_limits; the head comments of their sources say how they are built. Needs torch with CUDA for kernels, logits,
+latent, moe and codes. Every row names device, date, commit and command;
 QT_COMMIT names the commit where there is no git. A part that fails leaves an error row, and the status is 1.
 """
 
@@ -26,7 +26,8 @@ import aims  # noqa: E402
 
 PROGRAMS = {"linear": "bench_linear_decode", "swiglu": "bench_linear_swiglu", "limits": "measure_limits"}
 # Modules with SECTIONS, and those sections that run only when named.
-MODULES = {"kernels": "bench_kernels", "latent": "bench_latent", "moe": "bench_moe", "codes": "bench_codes"}
+MODULES = {"kernels": "bench_kernels", "logits": "bench_logits", "latent": "bench_latent", "moe": "bench_moe",
+           "codes": "bench_codes"}
 ONLY_NAMED = {"moe.plans"}
 
 

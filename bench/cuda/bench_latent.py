@@ -12,15 +12,15 @@ Latent = kernels.struct("Latent", ["q", "kv", "out", "lse", "sequences", "scratc
                         ["heads", "block_size", "num_sequences", "max_queries", "max_keys"])
 
 
-def latent_call(q, kv, sequences, page, max_queries, max_keys):
-    """A call of the kernel, its output, and what it needs to stay alive."""
+def latent_call(q, kv, sequences, page, max_queries, max_keys, lse=None):
+    """A call of the kernel, which keeps what it needs, and its output."""
     out = torch.empty(*q.shape[:2], 512, dtype=torch.bfloat16, device="cuda")
-    args = Latent(q=q, kv=kv, out=out, lse=None, sequences=sequences, scratch=None, heads=q.shape[1], block_size=page,
+    args = Latent(q=q, kv=kv, out=out, lse=lse, sequences=sequences, scratch=None, heads=q.shape[1], block_size=page,
                   num_sequences=len(sequences), max_queries=max_queries, max_keys=max_keys)
     kernels.LIB.QtLatentScratch.restype = ctypes.c_int64
     scratch = torch.zeros(kernels.LIB.QtLatentScratch(ctypes.byref(args)), dtype=torch.uint8, device="cuda")
     args.scratch = scratch.data_ptr()
-    return lambda keep=(q, kv, out, scratch, sequences): kernels.call("QtAttentionLatent", args), out
+    return lambda keep=(q, kv, out, lse, scratch, sequences): kernels.call("QtAttentionLatent", args), out
 
 
 def library_latent(q, kv, **options):
@@ -89,4 +89,67 @@ def bench_latent_prefill():
                  error_to_torch=error)
 
 
-SECTIONS = {"decode": bench_latent_decode, "prefill": bench_latent_prefill}
+def expanded(leaves):
+    """Queries, keys and values per head, [T, heads, 192, 192 and 128], of what attention over a latent comes from."""
+    q, latent, rotated, up_k, up_v = leaves
+    heads = q.shape[1]
+    k = torch.cat([torch.einsum("tl,hdl->thd", latent, up_k), rotated.unsqueeze(1).expand(-1, heads, -1)], -1)
+    return q, k, torch.einsum("tl,hdl->thd", latent, up_v)
+
+
+def flash_backward(leaves, out, lse, dout):
+    """Gradients of the leaves: the library's backward of expanded attention, which rolls out the probabilities from
+    `lse` again, then the products with the up-projections. out, dout [T, heads, 128]; lse [1, heads, T]."""
+    q, latent, _, up_k, up_v = leaves
+    tokens = q.shape[0]
+    _, k, v = expanded(leaves)
+    # One head dimension for all: values, outputs and their gradients are filled up with zeros.
+    wide = [torch.nn.functional.pad(t, (0, 192 - t.shape[-1])).transpose(0, 1).unsqueeze(0)
+            for t in (dout, q, k, v, out)]
+    none = torch.zeros(2, dtype=torch.uint64, device="cuda")
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        *wide, lse, None, None, tokens, tokens, 0.0, True, none, none, scale=192 ** -0.5)
+    dq, dk, dv = (t[0].transpose(0, 1) for t in (dq, dk, dv))
+    dk, drotated, dv = dk[..., :128], dk[..., 128:].sum(1), dv[..., :128]
+    dlatent = torch.einsum("thd,hdl->tl", dk, up_k) + torch.einsum("thd,hdl->tl", dv, up_v)
+    return dq, dlatent, drotated, torch.einsum("thd,tl->hdl", dk, latent), torch.einsum("thd,tl->hdl", dv, latent)
+
+
+def gradients_in_double(leaves, dout):
+    leaves = [t.double().requires_grad_() for t in leaves]
+    q, k, v = (t.transpose(0, 1) for t in expanded(leaves))
+    hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device="cuda").triu(1)
+    p = torch.softmax((q @ k.transpose(1, 2) * 192 ** -0.5).masked_fill(hidden, float("-inf")), -1)
+    return torch.autograd.grad((p @ v).transpose(0, 1), leaves, dout.double())
+
+
+def bench_latent_backward():
+    """The library's backward from the absorbed form's output and log-sum-exp: how near its gradients are to those in
+    double precision, beside those of its own forward over expanded keys and values."""
+    for tokens, heads in ((1000, 16), (4096, 128)):
+        leaves = [kernels.normal(tokens, heads, 192), kernels.normal(tokens, 512), kernels.normal(tokens, 64),
+                  kernels.normal(heads, 128, 512, scale=512 ** -0.5), kernels.normal(heads, 128, 512, scale=512 ** -0.5)]
+        q, latent, rotated, up_k, up_v = leaves
+        dout = kernels.normal(tokens, heads, 128)
+        absorbed = torch.cat([torch.einsum("thd,hdl->thl", q[..., :128], up_k), q[..., 128:]], -1)
+        sequences = kernels.sequences_tensor([[0, tokens, tokens, 0, 0]])
+        lse = torch.empty(tokens, heads, device="cuda")
+        attend, out = latent_call(absorbed, torch.cat([latent, rotated], -1), sequences, 0, tokens, tokens, lse)
+        attend()
+        ours = torch.einsum("thl,hdl->thd", out, up_v), lse.t().contiguous().unsqueeze(0)
+        qt, kt, vt = (torch.nn.functional.pad(t, (0, 192 - t.shape[-1])).transpose(0, 1).unsqueeze(0)
+                      for t in expanded(leaves))
+        theirs = torch.ops.aten._scaled_dot_product_flash_attention(qt, kt, vt, 0.0, True, scale=192 ** -0.5)
+        own = theirs[0][0].transpose(0, 1)[..., :128], theirs[1]
+        extra = {"lse_difference": (ours[1] - theirs[1]).abs().max().item()}
+        if tokens <= 1024:
+            expected = gradients_in_double(leaves, dout)
+            for name, forward in (("error_to_double", ours), ("error_of_own_forward", own)):
+                extra[name] = max(relative_error(g, e) for g, e in zip(flash_backward(leaves, *forward, dout), expected))
+        us = kernels.time_us({"ours": [lambda: flash_backward(leaves, *ours, dout)],
+                              "own": [lambda: flash_backward(leaves, *own, dout)], "forward": [attend]})
+        kernels.emit("latent backward of the library", [tokens, heads], us["ours"], to_own_forward=us["ours"] / us["own"],
+                     to_absorbed_forward=us["ours"] / us["forward"], **extra)
+
+
+SECTIONS = {"decode": bench_latent_decode, "prefill": bench_latent_prefill, "backward": bench_latent_backward}

@@ -1,4 +1,4 @@
-// The device kernels behind C names, for bench_kernels.py and bench_moe.py (ctypes). Pointers are
+// The device kernels behind C names, for the modules of bench.py (ctypes). Pointers are
 // device memory.
 //
 //   nvcc -std=c++20 -O3 -fmad=false -DFMT_CONSTEVAL= -Isrc -gencode arch=compute_90a,code=sm_90a
@@ -16,6 +16,7 @@
 #include "kernels/cuda/logprob.h"
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/weight_grad.h"
 
 namespace {
@@ -155,6 +156,17 @@ void QtLogprobBackward(const QtLogprob* a, void* logits, int64_t begin, int64_t 
   quatrain::cuda::LogprobBackward({Floats(logits), a->rows, columns, begin, columns, a->vocab},
                                   LogprobArgsOf(*a),
                                   {Floats(dlogprobs), nullptr, nullptr, Weights(dlogits)}, stream);
+}
+
+struct QtSample {
+  void *logits, *sampling, *tokens;
+  int64_t rows, stride, vocab;
+};
+void QtSample(const QtSample* a, cudaStream_t stream) {
+  quatrain::cuda::Sample({Floats(a->logits), a->rows, a->stride, a->vocab,
+                          static_cast<const quatrain::cuda::DeviceSamplingRow*>(a->sampling),
+                          static_cast<int32_t*>(a->tokens)},
+                         stream, kAfter);
 }
 
 struct QtAttention {
