@@ -173,6 +173,17 @@ TEST(MoeRouterGpu, RefusesSizesOutsideTheContract) {
   EXPECT_THROW(MoeRouter(args, nullptr, kAfter), Error);
 }
 
+TEST(MoeExpertsGpu, RefusesWeightsOutsideTheContract) {
+  // INT8; no whole pairs of units; no whole groups; no such group.
+  for (const PackedShape& shape : {PackedShape{16, 128, 32, 8}, PackedShape{24, 128, 32, 4},
+                                   PackedShape{16, 144, 32, 4}, PackedShape{16, 128, 16, 4}}) {
+    const MoeExpertsArgs args{.shape = shape, .num_experts = 4, .num_tokens = 1, .num_slots = 2};
+    for (const auto& launch : {MoeGateUp, MoeDown, MoeGateUpOfRows, MoeDownOfRows}) {
+      EXPECT_THROW(launch(args, nullptr, kAfter), Error) << shape.in_features;
+    }
+  }
+}
+
 struct LayerCase {
   int64_t experts, slots, hidden, inter, group;
 };

@@ -13,6 +13,8 @@
 namespace quatrain::cuda {
 namespace {
 
+constexpr int64_t kMostTokens = 446464;
+
 // Where rows lie; stride 0: one behind the other.
 struct Place {
   int64_t offset = 0, stride = 0;
@@ -135,15 +137,16 @@ TEST(SampleGpu, RowsLieAnywhere) {
             OnCpu(dense, rows, kVocab));
 }
 
-TEST(SampleGpu, ServesTheLargestVocabularyAndRefusesMore) {
+TEST(SampleGpu, ServesTheLargestVocabulary) {
   QT_NEEDS_DEVICE();
-  constexpr int64_t kMost = 446464;
   const std::vector<SamplingRow> rows = RowsOfAllLimits(1);
-  const std::vector<float> logits = RandomFloats(kMost, 8, 2.5f);
-  EXPECT_EQ(OnDevice(logits, rows, kMost), OnCpu(logits, rows, kMost));
-  EXPECT_THROW(Sample({.rows = 1, .stride = kMost + 1, .vocab_size = kMost + 1}, nullptr,
-                      LaunchOrder::kAfterPrevious),
-               Error);
+  const std::vector<float> logits = RandomFloats(kMostTokens, 8, 2.5f);
+  EXPECT_EQ(OnDevice(logits, rows, kMostTokens), OnCpu(logits, rows, kMostTokens));
+}
+
+TEST(SampleGpu, RefusesALargerVocabulary) {
+  const SampleArgs args{.rows = 1, .stride = kMostTokens + 1, .vocab_size = kMostTokens + 1};
+  EXPECT_THROW(Sample(args, nullptr, LaunchOrder::kAfterPrevious), Error);
 }
 
 TEST(SampleGpu, ARowWithoutAUsableLogitIsMarked) {
