@@ -98,8 +98,8 @@ def expanded(leaves):
 
 
 def flash_backward(leaves, out, lse, dout):
-    """Gradients of the leaves: the library's backward of expanded attention, which rolls out the probabilities from
-    `lse` again, then the products with the up-projections. out, dout [T, heads, 128]; lse [1, heads, T]."""
+    """Gradients of the leaves: the library's backward of expanded attention, which computes the probabilities again from
+    `lse`, then the products with the up-projections. out, dout [T, heads, 128]; lse [1, heads, T]."""
     q, latent, _, up_k, up_v = leaves
     tokens = q.shape[0]
     _, k, v = expanded(leaves)

@@ -1,4 +1,4 @@
-"""What follows the LM head on a device, against torch in the same run: sampling, the gradient of log-probabilities.
+"""What follows the LM head on a device, against torch in the same run: sampling, log-probabilities, their gradient.
 
 Part logits of bench.py. As bench_kernels.py: CUDA graphs, logits rotated past the L2, medians.
 """
@@ -64,8 +64,7 @@ def bench_sample():
 def bench_sample_of(rows, form, make):
     sink = torch.zeros(4, dtype=torch.int32, device="cuda")
     size = rows * VOCAB * 4
-    copies = max(1, min(64, -(-(1 << 27) // size)))
-    logits = [make(rows) for _ in range(copies)]
+    logits = [make(rows) for _ in range(-(-(1 << 27) // size))]
     tokens, keep, variants = torch.zeros(rows, dtype=torch.int32, device="cuda"), [], {}
     for name, limits in LIMITS.items():
         sampling = sampling_rows(rows, limits)
@@ -82,6 +81,38 @@ def bench_sample_of(rows, form, make):
                      share_of_read=us["read"] / t, speed_to_torch=us["torch, " + name] / t)
 
 
+def bench_logprob():
+    """Log-probabilities and entropies of a decode step's tokens, the vocabulary whole."""
+    sink, blocks = torch.zeros(4, dtype=torch.int32, device="cuda"), (VOCAB + 127) // 128
+    for rows in (1, 8, 64, 256):
+        size = rows * VOCAB * 4
+        logits = [flat_logits(rows) for _ in range(-(-(1 << 27) // size))]
+        targets = torch.randint(0, VOCAB, (rows,), device="cuda", dtype=torch.int32)
+        place = targets.long().unsqueeze(1)
+        of_blocks = {name: kernels.floats(rows, blocks) for name in ("block_max", "block_sum", "block_moment")}
+        of_rows = {name: kernels.floats(rows) for name in ("target_x", "row_max", "row_sum")}
+        inverse = torch.ones(1, device="cuda")
+        args = kernels.Logprob(targets=targets, inverse=inverse, rows=rows, vocab=VOCAB, **of_blocks, **of_rows)
+        out, entropy = kernels.floats(rows), kernels.floats(rows)
+
+        def ours(z, args=args, out=out, entropy=entropy):
+            kernels.call("QtLogprobBlocks", args, z, VOCAB, 0, VOCAB)
+            kernels.call("QtLogprobMerge", args, out, entropy)
+
+        def library(z, place=place):
+            logprobs = torch.log_softmax(z, -1)
+            return logprobs.gather(1, place), -(logprobs.exp() * logprobs).sum(-1)
+
+        ours(logits[0])
+        error = (out - library(logits[0])[0].view(-1)).abs().max().item()
+        us = kernels.time_us({"ours": [lambda z=z: ours(z) for z in logits],
+                              "torch": [lambda z=z: library(z) for z in logits[:2]],
+                              "read": [lambda z=z: kernels.call("QtRead", z, size, sink) for z in logits]})
+        kernels.emit("logprob and entropy of tokens", [rows, VOCAB], us["ours"], bytes=size,
+                     tb_per_s=size / us["ours"] / 1e6, share_of_read=us["read"] / us["ours"],
+                     speed_to_torch=us["torch"] / us["ours"], largest_difference=error)
+
+
 def bench_gradient():
     """dlogits of slices of the vocabulary, as the backward of the LM head takes them: FP32 read, BF16 written."""
     for rows, columns in ((8192, 8192), (8192, 16384), (512, VOCAB)):
@@ -91,9 +122,9 @@ def bench_gradient():
         dlogprobs, state = torch.randn(rows, device="cuda"), [torch.zeros(rows, device="cuda") for _ in range(2)]
         state[0].copy_(logits[0].amax(-1))
         state[1].copy_((logits[0] - state[0].unsqueeze(1)).exp().sum(-1))
-        args = kernels.Logprob(targets=targets, inverse=torch.ones(1, device="cuda"), block_max=None, block_sum=None,
-                               block_moment=None, target_x=None, row_max=state[0], row_sum=state[1], rows=rows,
-                               vocab=columns)
+        inverse = torch.ones(1, device="cuda")
+        args = kernels.Logprob(targets=targets, inverse=inverse, block_max=None, block_sum=None, block_moment=None,
+                               target_x=None, row_max=state[0], row_sum=state[1], rows=rows, vocab=columns)
         one_hot = torch.nn.functional.one_hot
 
         def expected(some):
@@ -112,4 +143,4 @@ def bench_gradient():
                      share_of_copy=size / us["ours"] / (4 * rows * columns / us["copy"]), error_to_double=error)
 
 
-SECTIONS = {"sample": bench_sample, "gradient": bench_gradient}
+SECTIONS = {"sample": bench_sample, "logprob": bench_logprob, "gradient": bench_gradient}

@@ -6,6 +6,9 @@
 // are left, as a rule, one CTA gathers and finishes them; else all go on together. There top-k and
 // top-p are selections from the top: a histogram of counts or masses over distances to the largest
 // logit, then over the keys in the bin that was met, finer until one key is left, ties by index.
+#include <algorithm>
+#include <string>
+
 #include "base/random.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/sample_row.cuh"
@@ -43,14 +46,15 @@ __device__ Mass MassOfKept(const P& part, const Scale& scale, const Cut& cut) {
 }
 
 // Top-p of tokens with this mass: they reach `target`, and tokens whose mass is at most an equal
-// share of what may be dropped all can be.
+// share of what may be dropped all can be: half a unit less before it is rounded. The share is two
+// units at least, since 1 - top_p is at least 2^-24 and a row has less than 2^19 tokens.
 __device__ void SetTarget(Limits& limits, const Scale& scale, Mass total, int32_t vocab_size) {
   const double wanted = ceil(static_cast<double>(limits.top_p) * static_cast<double>(total));
   limits.target = min(wanted < 1.0 ? Mass{1} : static_cast<Mass>(wanted), total);
   if (limits.target == total) return;
-  const float share = 44.0f - __log2f(static_cast<float>(total - limits.target)) +
-                      __log2f(static_cast<float>(vocab_size));
-  limits.least = fmaxf(limits.least, scale.LogitAt(share / kLog2E + 0.01f, -1.0f));
+  const float share = static_cast<float>(total - limits.target) / static_cast<float>(vocab_size);
+  const float distance = (44.0f - __log2f(AddRn(share, -0.5f))) / kLog2E;
+  limits.least = fmaxf(limits.least, scale.LogitAt(distance + 0.01f, -1.0f));
 }
 
 // The token; -1 in CTAs that do not have it.
@@ -260,7 +264,7 @@ __device__ __forceinline__ void SampleRow(const SampleArgs& a, int32_t tokens_of
   if constexpr (kCtas > 1) Ctas<kCtas>::Synchronize();
 }
 
-// On devices without clusters only the form with one CTA is launched.
+// Devices without clusters have the form with one CTA.
 template <int kCtas>
 __global__ void __launch_bounds__(kThreads, 2)
     SampleKernel(SampleArgs a, int32_t tokens_of_thread) {
@@ -304,7 +308,7 @@ void Sample(const SampleArgs& args, cudaStream_t stream, LaunchOrder order) {
   if (args.vocab_size > kMostTokens) {
     throw Error(ErrorCode::kShape, {.where = "sampling on the device",
                                     .what = "the vocabulary is too large",
-                                    .expected = "at most 446464 tokens",
+                                    .expected = fmt::format("at most {} tokens", kMostTokens),
                                     .found = std::to_string(args.vocab_size)});
   }
   if (args.rows == 0) return;

@@ -27,7 +27,8 @@ struct SampleArgs {
   const float* logits = nullptr;                 // [R, V], rows `stride` elements apart
   int64_t rows = 0, stride = 0, vocab_size = 0;  // V at most 446464, else Error(kShape)
   const DeviceSamplingRow* sampling = nullptr;   // [R], device memory
-  int32_t* tokens = nullptr;  // [R]; -1: a NaN, +inf or no finite logit in the row
+  int32_t* tokens = nullptr;  // [R]; -1: a NaN, +inf or no finite logit in the row, or the largest
+                              // one overflows when divided by the temperature
 };
 // Log-probabilities: LogprobBlocks and LogprobMerge with these tokens as targets.
 void Sample(const SampleArgs& args, cudaStream_t stream, LaunchOrder order);

@@ -1,9 +1,11 @@
 #if defined(QT_WITH_CUDA)
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/cuda/device_test.h"
 #include "kernels/cuda/sample.h"
@@ -45,7 +47,7 @@ std::vector<int32_t> OnCpu(const std::vector<float>& logits, const std::vector<S
 
 TEST(SampleGpu, DrawsTheCpusTokens) {
   QT_NEEDS_DEVICE();
-  for (const int64_t vocab : {1, 33, 1000, 8192, 8193, 151936}) {
+  for (const int64_t vocab : {1, 33, 1024, 1025, 8192, 8193, 151936}) {
     std::vector<SamplingRow> rows;
     for (const float temperature : {0.0f, 0.7f, 1.0f, 1.6f}) {
       for (const float top_p : {1.0f, 0.95f, 0.5f, 0.0f}) {
@@ -121,6 +123,73 @@ TEST(SampleGpu, DrawsAtAnyTemperature) {
   EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
 }
 
+// Masses of 7 units, an equal share of what may be dropped 6.9: all of them together are more.
+TEST(SampleGpu, KeepsWhatRoundedMassesNeed) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 151936;
+  std::vector<SamplingRow> rows(4, {.top_p = 0.99999994f});
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].position = static_cast<int64_t>(i);
+  std::vector<float> logits(rows.size() * kVocab,
+                            static_cast<float>(std::log(6.508) - 44.0 * std::log(2.0)));
+  for (size_t i = 0; i < rows.size(); ++i) logits[i * kVocab + 77] = 0.0f;
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+}
+
+// Keys on both sides of zero meet in one level of a selection.
+TEST(SampleGpu, TellsZerosFromSubnormals) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 3000;
+  std::vector<SamplingRow> rows;
+  for (const int64_t top_k : {999, 1000, 1001, 1002, 1500, 2000, 2500}) {
+    rows.push_back({.top_k = top_k, .position = top_k});
+  }
+  std::vector<float> logits;
+  for (size_t i = 0; i < rows.size() * kVocab; ++i) {
+    const size_t token = i % kVocab;
+    logits.push_back(token == 50      ? 5.0f
+                     : token % 3 == 0 ? 0.0f
+                     : token % 3 == 1 ? -1e-40f * static_cast<float>(token % 7 + 1)
+                                      : -50.0f);
+  }
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+  for (float& logit : logits) logit = logit == 5.0f ? 40.0f : logit;
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+}
+
+TEST(SampleGpu, KeepsMoreThanThereAreFiniteLogits) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 20000;
+  std::vector<SamplingRow> rows;
+  for (int64_t i = 0; i < 8; ++i) {
+    rows.push_back({.top_p = i % 2 == 0 ? 1.0f : 0.9f, .top_k = 300 << i, .position = i});
+  }
+  std::vector<float> logits = RandomFloats(std::ssize(rows) * kVocab, 5);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (i % 100 != 3) logits[i] = -std::numeric_limits<float>::infinity();
+  }
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+}
+
+// Logits near the largest float, and temperatures whose inverse is.
+TEST(SampleGpu, DrawsAtTheEndsOfTheRange) {
+  QT_NEEDS_DEVICE();
+  constexpr int64_t kVocab = 9000;
+  std::vector<SamplingRow> rows;
+  std::vector<float> logits;
+  for (int64_t i = 0; i < 12; ++i) {
+    const bool is_hot = i % 2 == 0;
+    rows.push_back(
+        {is_hot ? 2.5e38f : 8e-39f, i % 3 == 0 ? 0.9f : 1.0f, i % 4 < 2 ? 677 : 0, 1, i});
+    const std::vector<float> uniform = RandomFloats(kVocab, static_cast<uint64_t>(i));
+    for (const float each : uniform) {
+      const float share = std::fmod(std::fabs(each), 1.0f);
+      logits.push_back(is_hot ? std::numeric_limits<float>::max() * (1.0f - 0.01f * share)
+                              : -share);
+    }
+  }
+  EXPECT_EQ(OnDevice(logits, rows, kVocab), OnCpu(logits, rows, kVocab));
+}
+
 TEST(SampleGpu, RowsLieAnywhere) {
   QT_NEEDS_DEVICE();
   constexpr int64_t kVocab = 9001;
@@ -139,8 +208,8 @@ TEST(SampleGpu, RowsLieAnywhere) {
 
 TEST(SampleGpu, ServesTheLargestVocabulary) {
   QT_NEEDS_DEVICE();
-  const std::vector<SamplingRow> rows = RowsOfAllLimits(1);
-  const std::vector<float> logits = RandomFloats(kMostTokens, 8, 2.5f);
+  const std::vector<SamplingRow> rows = RowsOfAllLimits(4);
+  const std::vector<float> logits = RandomFloats(4 * kMostTokens, 8, 2.5f);
   EXPECT_EQ(OnDevice(logits, rows, kMostTokens), OnCpu(logits, rows, kMostTokens));
 }
 

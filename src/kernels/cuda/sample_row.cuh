@@ -57,7 +57,7 @@ struct Scale {
   // The logit at a distance, and those that a bin can hold, with room for rounding.
   __device__ __forceinline__ float LogitAt(float distance, float rooms) const {
     const float room = MulRn(AddRn(fabsf(largest), kReach), 0x1p-20f);
-    return __fdividef(FmaRn(room, rooms, AddRn(largest, -distance)), inv_temperature);
+    return DivRn(FmaRn(room, rooms, AddRn(largest, -distance)), inv_temperature);
   }
   __device__ __forceinline__ float LeastOf(uint32_t bin) const {
     return LogitAt(MulRn(static_cast<float>(bin + 1), kBinWidth), -1.0f);
@@ -89,7 +89,9 @@ struct alignas(8) Candidate {
 inline constexpr int kMostCandidates = 2 * kThreads;  // of a CTA
 inline constexpr int kMostCtas = 8;
 
-// Of what other CTAs write or read there are two, in turns: they may be one step ahead.
+// Of what other CTAs write or read there are two, in turns: they may be one step ahead. Of the
+// candidates one list is enough: after it either nothing of the row uses bins but the first CTA,
+// when it has read all lists, or nobody reads the lists.
 struct Shared {
   union {
     Bin bins[2][kBins];
@@ -380,13 +382,15 @@ __device__ Cut SelectFromTop(P& part, const Scale& scale, const Selection& of, W
     const float least = low <= KeyOf(-INFINITY) ? -INFINITY : LogitOf(low);
     level = NextLevel<kCtas>(part.shared, part.levels++, level.reached, of.target, [&](auto add) {
       part.ForFew(least, LogitOf(high), [&](int32_t token, float logit) {
-        if (scale.DistanceBin(logit) != bin || !of.cut.Keeps(token, logit)) return;
-        add(kBins - 1 - ((KeyOf(logit) - low) >> shift), weight(logit));
+        // As logits -0 and +0 are one.
+        const uint32_t key = KeyOf(logit);
+        if (key < low || key > high || scale.DistanceBin(logit) != bin) return;
+        if (of.cut.Keeps(token, logit)) add(kBins - 1 - ((key - low) >> shift), weight(logit));
       });
     });
     low += (kBins - 1 - level.bin) << shift;  // bins begin at the top
     if (shift == 0) break;
-    high = low + (1u << shift) - 1;
+    high = min(high, low + (1u << shift) - 1);
     shift = max(0, shift - kBinBits);
   }
   return {low, LastTie(part, low, level, weight(LogitOf(low)), of)};
