@@ -105,17 +105,18 @@ __device__ void Narrow(Part<kCtas, false>& part, const Scale& scale, Limits& lim
 // each warp's lanes.
 template <int kCtas>
 __device__ Mass ListCandidates(Part<kCtas, false>& part, float least) {
-  Mass mine = 0;
+  int32_t mine = 0;
   part.ForFew(least, INFINITY, [&](int32_t, float) { ++mine; });
-  const Mass prefix = PrefixOfWarp(mine);
-  const Mass of_warp = __shfl_sync(0xFFFFFFFFu, prefix, 31);
+  const int32_t prefix = PrefixOfWarp(mine);
+  const Mass of_warp = static_cast<Mass>(__shfl_sync(0xFFFFFFFFu, prefix, 31));
   __syncthreads();  // the last values of warps have been read
   if (threadIdx.x % 32 == 0) part.shared.of_warps[threadIdx.x / 32] = of_warp;
   __syncthreads();
-  Mass place = prefix - mine;
+  int32_t place = prefix - mine;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    place += w < static_cast<int>(threadIdx.x / 32) ? part.shared.of_warps[w] : 0;
+    place +=
+        w < static_cast<int>(threadIdx.x / 32) ? static_cast<int32_t>(part.shared.of_warps[w]) : 0;
   }
   if (place + mine <= kMostCandidates) {
     part.ForFew(least, INFINITY, [&](int32_t token, float logit) {
@@ -124,7 +125,7 @@ __device__ Mass ListCandidates(Part<kCtas, false>& part, float least) {
   }
   Ctas<kCtas>::Release();
   const Mass of_ctas = part.Exchange(of_warp, [](Mass a, Mass b) { return a + b; });
-  Ctas<kCtas>::Acquire();
+  Ctas<kCtas>::Await();
   return of_ctas;
 }
 
@@ -236,7 +237,7 @@ __device__ __forceinline__ void SampleRow(const SampleArgs& a, int32_t tokens_of
   LetNextKernelStart();
   if (threadIdx.x < 2) BarrierInit(SharedAddress(&shared.arrived[threadIdx.x]), 1);
   FenceForCopies();
-  Ctas<kCtas>::Release();
+  Ctas<kCtas>::Arrive();
   WaitForPreviousKernel();
   const int64_t row = blockIdx.x / kCtas;
   const DeviceSamplingRow sampling = a.sampling[row];
@@ -250,7 +251,7 @@ __device__ __forceinline__ void SampleRow(const SampleArgs& a, int32_t tokens_of
       max(0, min(tokens_of_thread, static_cast<int32_t>(a.vocab_size) - begin)),
       -INFINITY};
   LoadPart(part, a.logits + row * a.stride, tokens_of_thread, static_cast<int32_t>(a.vocab_size));
-  Ctas<kCtas>::Acquire();  // the barriers of all are set up
+  Ctas<kCtas>::Await();  // the barriers of all are set up
   const Mass best = LargestOf(part, sampling.is_greedy != 0);
   const float logit = LogitOf(static_cast<uint32_t>(best >> 32));
   const Scale scale = {sampling.inv_temperature, MulRn(logit, sampling.inv_temperature)};
@@ -261,7 +262,8 @@ __device__ __forceinline__ void SampleRow(const SampleArgs& a, int32_t tokens_of
     a.tokens[row] = is_usable ? static_cast<int32_t>(~static_cast<uint32_t>(best)) : -1;
   }
   // What the others read of this CTA stays until they have.
-  if constexpr (kCtas > 1) Ctas<kCtas>::Synchronize();
+  Ctas<kCtas>::Arrive();
+  Ctas<kCtas>::Await();
 }
 
 // Devices without clusters have the form with one CTA.

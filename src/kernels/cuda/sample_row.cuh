@@ -113,10 +113,11 @@ __device__ __forceinline__ Mass LargestOfWarp(Mass value) {
   }
   return value;
 }
-__device__ __forceinline__ Mass PrefixOfWarp(Mass sum) {
+template <class T>
+__device__ __forceinline__ T PrefixOfWarp(T sum) {
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
-    const Mass before = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
+    const T before = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
     if (static_cast<int>(threadIdx.x % 32) >= offset) sum += before;
   }
   return sum;
@@ -126,8 +127,8 @@ __device__ __forceinline__ Mass PrefixOfWarp(Mass sum) {
 template <int kCtas>
 struct Ctas {
   __device__ __forceinline__ static int Rank() { return static_cast<int>(blockIdx.x) % kCtas; }
-  // A barrier of all their threads, and its two halves: what was written before the first is seen
-  // after the second.
+  // A barrier of all their threads, and its two halves: what was written before Release is seen
+  // after Await. Arrive orders nothing but barriers that were set up, and costs no fence.
   __device__ __forceinline__ static void Synchronize() {
     if constexpr (kCtas > 1) {
       SyncCluster();
@@ -138,7 +139,10 @@ struct Ctas {
   __device__ __forceinline__ static void Release() {
     if constexpr (kCtas > 1) ReleaseToClusterAligned();
   }
-  __device__ __forceinline__ static void Acquire() {
+  __device__ __forceinline__ static void Arrive() {
+    if constexpr (kCtas > 1) ArriveInClusterAligned();
+  }
+  __device__ __forceinline__ static void Await() {
     if constexpr (kCtas > 1) WaitForClusterAligned();
   }
   // Eight bytes that lie at the same place in the shared memory of one of them.
@@ -173,19 +177,9 @@ struct Part {
   template <class Step>
   __device__ __forceinline__ void ForFew(float least, float most, Step step) const {
     if (largest < least) return;
-    for (int32_t first = 0; first < count; first += 32) {
-      const int32_t end = min(32, count - first);
-      uint32_t passed = 0;
-#pragma unroll 8
-      for (int32_t i = 0; i < end; ++i) {
-        const float logit = logits[first + i];
-        passed |= logit >= least && logit <= most ? 1u << i : 0u;
-      }
-      for (; passed != 0; passed &= passed - 1) {
-        const int32_t i = first + __ffs(static_cast<int>(passed)) - 1;
-        step(Token(i), logits[i]);
-      }
-    }
+    ForEach([&](int32_t token, float logit) {
+      if (logit >= least && logit <= most) step(token, logit);
+    });
   }
 
   // Values of warps -> of the CTA -> of CTA c in each warp's lane c, 0 in lanes without one.
