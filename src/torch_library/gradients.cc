@@ -5,7 +5,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <array>
+#include <optional>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "torch_library/moe.h"
 #include "torch_library/shapes.h"
@@ -79,6 +82,52 @@ class InputGradFunction : public torch::autograd::Function<InputGradFunction> {
   }
 };
 
+// d weight = dy^T x, summed in FP32, in the shape and type of the weight.
+at::Tensor WeightGrad(const at::Tensor& dy, const at::Tensor& x, at::IntArrayRef sizes,
+                      at::ScalarType type) {
+  return Operator<at::Tensor(const at::Tensor&, const at::Tensor&)>("quatrain::_linear_weight_grad")
+      .call(dy, x)
+      .view(sizes)
+      .to(type);
+}
+
+std::vector<int64_t> SizesOf(const at::Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) sizes.push_back(SizeOf(tensor, dim));
+  return sizes;
+}
+
+// dy w' of codes that were made of a weight, which has a gradient too: dy^T of that of dx.
+class TrainInputGradFunction : public torch::autograd::Function<TrainInputGradFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& dy,
+                            const at::Tensor& packed, const at::Tensor& scale, int64_t in_features,
+                            const at::Tensor& weight) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({dy, packed, scale, weight});
+    return Operator<InputGradSignature>("quatrain::_linear_input_grad")
+        .call(dy, packed, scale, in_features);
+  }
+  static variable_list backward(AutogradContext* context, variable_list ddx) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &packed = saved[1], &scale = saved[2], &weight = saved[3];
+    at::Tensor ddy, dweight;
+    if (context->needs_input_grad(0)) {
+      // Where somebody differentiates further, by the weight again.
+      const bool is_differentiated = at::GradMode::is_enabled();
+      ddy = is_differentiated
+                ? Operator<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t,
+                                      const OptionalTensor&)>("quatrain::w4a16_linear_train")
+                      .call(ddx[0], weight, SizeOf(weight, -1) / SizeOf(scale, -1), {})
+                : Multiply(ddx[0], packed, scale, {});
+    }
+    if (context->needs_input_grad(3)) {
+      dweight = WeightGrad(saved[0], ddx[0], SizesOf(weight), weight.scalar_type());
+    }
+    return {ddy, at::Tensor(), at::Tensor(), at::Tensor(), dweight};
+  }
+};
+
 // What the backward of a linear asks of its forward's arguments.
 void SaveLinear(AutogradContext* context, const at::Tensor& x, const OptionalTensor& bias) {
   context->saved_data["has_bias"] = bias.has_value();
@@ -128,28 +177,27 @@ class LinearTrainFunction : public torch::autograd::Function<LinearTrainFunction
     // One matrix: the kernels' units of 8 rows go across leading dimensions.
     const at::Tensor weight_OI = weight.dim() > 2 ? weight.flatten(0, -2) : weight;
     const auto [packed, scale] = PackForKernels(weight_OI, group_size);
-    // x is for dW alone.
-    context->save_for_backward({weight.requires_grad() ? x : at::Tensor(), packed, scale});
+    // x is for dW alone, the weight itself for the gradient of dx by it.
+    const bool has_dweight = weight.requires_grad();
+    context->save_for_backward(
+        {has_dweight ? x : at::Tensor(), packed, scale, has_dweight ? weight : at::Tensor()});
     SaveLinear(context, x, bias);
-    context->saved_data["weight_type"] = static_cast<int64_t>(weight.scalar_type());
-    std::vector<int64_t> sizes;
-    for (int64_t dim = 0; dim < weight.dim(); ++dim) sizes.push_back(SizeOf(weight, dim));
-    context->saved_data["weight_sizes"] = sizes;
     return Multiply(x, packed, scale, bias);
   }
   static variable_list backward(AutogradContext* context, variable_list dy) {
     const variable_list saved = context->get_saved_variables();
-    const auto type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
-    at::Tensor dweight;
-    if (context->needs_input_grad(1)) {
-      dweight = Operator<at::Tensor(const at::Tensor&, const at::Tensor&)>(
-                    "quatrain::_linear_weight_grad")
-                    .call(dy[0], saved[0])
-                    .view(context->saved_data["weight_sizes"].toIntVector())
-                    .to(type);
+    const at::Tensor& weight = saved[3];
+    at::Tensor dx, dweight;
+    if (weight.defined() && context->needs_input_grad(0) && at::GradMode::is_enabled()) {
+      dx = TrainInputGradFunction::apply(dy[0], saved[1], saved[2],
+                                         context->saved_data["in_features"].toInt(), weight);
+    } else {
+      dx = InputGrad(context, dy[0], saved[1], saved[2]);
     }
-    return {InputGrad(context, dy[0], saved[1], saved[2]), dweight, at::Tensor(),
-            BiasGrad(context, dy[0], 2)};
+    if (context->needs_input_grad(1)) {
+      dweight = WeightGrad(dy[0], saved[0], SizesOf(weight), weight.scalar_type());
+    }
+    return {dx, dweight, at::Tensor(), BiasGrad(context, dy[0], 2)};
   }
 };
 
@@ -193,6 +241,10 @@ class MoeTrainFunction : public torch::autograd::Function<MoeTrainFunction> {
     };
     std::array<bool, 4> needs;
     for (size_t i = 0; i < needs.size(); ++i) needs[i] = context->needs_input_grad(i);
+    // Gradients of a weight depend on the other weight, of which _moe_backward sees codes only.
+    // That their derivatives are refused, not left out, needs an argument that asks for a gradient.
+    const bool is_differentiated = at::GradMode::is_enabled() && (needs[2] || needs[3]);
+    if (is_differentiated) dout[0] = dout[0].detach().requires_grad_();
     const at::TensorList all(saved);
     variable_list grads =
         Operator<MoeBackwardSignature>("quatrain::_moe_backward")

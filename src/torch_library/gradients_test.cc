@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 
 #include "torch_library/operators.h"
@@ -112,6 +113,49 @@ TEST(TorchLibraryGradients, LinearTrainIsLinearOverTheCodesOfItsWeight) {
   EXPECT_TRUE(at::allclose(x.grad(), at::matmul(dy, plain), 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(weight.grad(), at::matmul(dy.t(), x.detach()), 1e-5, 1e-5));
   EXPECT_TRUE(at::allclose(bias.grad(), dy.sum(0), 1e-5, 1e-5));
+}
+
+TEST(TorchLibraryGradients, OfTheInputsGradientGoesToTheWeight) {
+  LoadLibrary();
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{16, 64}, {2, 8, 64}}) {
+    const at::Tensor x = Leaf({9, 64}, 24), weight = Leaf(sizes, 25), dy = Leaf({9, 16}, 26);
+    const auto gradients = [&](const at::Tensor& y) {
+      const at::Tensor dx = torch::autograd::grad({y}, {x}, {dy}, true, true)[0];
+      // Of |dx|^2, and of the square of that of dy: a derivative more.
+      const at::Tensor penalty = dx.pow(2).sum();
+      const at::Tensor ddy = torch::autograd::grad({penalty}, {dy}, {}, true, true)[0];
+      auto grads = torch::autograd::grad({penalty}, {weight, dy}, {}, true);
+      const auto third = torch::autograd::grad({(ddy * dy.detach()).sum()}, {dy}, {});
+      grads.insert(grads.end(), third.begin(), third.end());
+      return grads;
+    };
+    const auto ours = gradients(LinearTrainWithGradient(x, weight, 32, std::nullopt));
+    const auto plain =
+        gradients(at::linear(x, FakeQuantWithGradient(weight, 32).reshape({16, 64})));
+    for (size_t i = 0; i < ours.size(); ++i) {
+      EXPECT_EQ(ours[i].sizes(), plain[i].sizes());
+      EXPECT_GT(plain[i].norm().item<double>(), 1.0);
+      EXPECT_TRUE(at::allclose(ours[i], plain[i], 1e-4, 1e-3)) << "gradient " << i;
+    }
+  }
+}
+
+TEST(TorchLibraryGradients, OfExpertsGradientsIsRefused) {
+  LoadLibrary();
+  const std::vector<at::Tensor> leaves = {Leaf({13, 64}, 1), Leaf({6, 64}, 2), Leaf({6, 64, 64}, 3),
+                                          Leaf({6, 64, 32}, 4)};
+  for (size_t asked = 0; asked < leaves.size(); ++asked) {
+    // Inputs that ask for nothing beside weights that do, too.
+    const bool is_weight = asked >= 2;
+    const at::Tensor x = is_weight ? leaves[0].detach() : leaves[0];
+    const at::Tensor router = is_weight ? leaves[1].detach() : leaves[1];
+    const at::Tensor out =
+        MoeTrainWithGradient(x, router, leaves[2], leaves[3], 32, 2, true, std::nullopt);
+    const at::Tensor grad =
+        torch::autograd::grad({out}, {leaves[asked]}, {at::ones_like(out)}, true, true)[0];
+    ASSERT_TRUE(grad.requires_grad()) << "leaf " << asked;
+    EXPECT_THROW((grad.pow(2).sum() + leaves[2].sum()).backward(), c10::Error) << "leaf " << asked;
+  }
 }
 
 // Experts over the weights that the codes stand for, in plain operators.

@@ -165,7 +165,7 @@ TORCH_LIBRARY_IMPL(quatrain, Autograd, library) {
     library.impl(name, torch::CppFunction::makeFallthrough());
   }
   // A gradient through these is an error, not a missing one: the rollout's layer has none, the
-  // others no second derivative.
+  // others no second derivative (but w4a16_linear_train's of dx: gradients.cc).
   library.impl("w4a16_moe", torch::autograd::autogradNotImplementedFallback());
   library.impl("_moe_forward", torch::autograd::autogradNotImplementedFallback());
   library.impl("_linear_weight_grad", torch::autograd::autogradNotImplementedFallback());

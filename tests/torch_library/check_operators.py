@@ -203,8 +203,18 @@ def check_linear_gradients_of_any_shape(ops, device):
         assert torch.equal(dx, grads[0])
 
 
+def refuse(derivative):
+    try:
+        derivative()
+    except RuntimeError as error:
+        assert "not implemented" in str(error), error
+    else:
+        raise AssertionError("a derivative that there is not was given")
+
+
 def check_second_derivatives(ops, device):
-    """w4a16_linear is linear in x: its second derivative by dy is itself. The training form refuses its own."""
+    """w4a16_linear is linear in x: its second derivative by dy is itself. The training form's dx has gradients of dy and
+    of the weight, as through fake_quant_int4; a gradient of its dweight and those of experts' gradients are refused."""
     kind = torch.float32 if device == "cpu" else torch.bfloat16
     packed, scale = ops.pack_int4(torch.randn(16, 128, device=device), 32)
     x = torch.randn(5, 128, device=device).to(kind).requires_grad_()
@@ -215,12 +225,24 @@ def check_second_derivatives(ops, device):
     assert torch.equal(ddy, ops.w4a16_linear(ddx, packed, scale))
     weight = torch.randn(16, 128, device=device, requires_grad=True)
     (dweight,) = torch.autograd.grad(ops.w4a16_linear_train(x, weight, 32), weight, dy, create_graph=True)
-    try:
-        torch.autograd.grad(dweight.sum(), dy)
-    except RuntimeError as error:
-        assert "not implemented" in str(error), error
-    else:
-        raise AssertionError("a second derivative of a weight was given")
+    refuse(lambda: torch.autograd.grad(dweight.sum(), dy))
+    for sizes in ((16, 128), (2, 8, 128)):
+        weight = torch.randn(sizes, device=device, requires_grad=True)
+        plain = torch.nn.functional.linear(x.float(), ops.fake_quant_int4(weight, 32).flatten(0, -2))
+        pairs = []
+        for y in (ops.w4a16_linear_train(x, weight, 32), plain):
+            (dx,) = torch.autograd.grad(y, x, dy.to(y.dtype), create_graph=True)
+            pairs.append(torch.autograd.grad(dx.float().square().sum(), (weight, dy)))
+        for ours, theirs in zip(*pairs):
+            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype and theirs.norm() > 1, sizes
+            error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+            assert error < (1e-4 if kind == torch.float32 else 2e-2), (sizes, error.item())
+    router = torch.randn(8, 128, device=device).to(kind)
+    masters = [torch.randn(8, *sizes, device=device, requires_grad=True) for sizes in ((128, 128), (128, 64))]
+    for inputs, of in ((x, x), (x.detach(), masters[0]), (x.detach(), masters[1])):
+        y = ops.w4a16_moe_train(inputs, router, *masters, 32, 2)
+        (grad,) = torch.autograd.grad(y.float().sum(), of, create_graph=True)
+        refuse(lambda: (grad.float().square().sum() + masters[0].sum()).backward())
 
 
 def check_rows_of_input_gradient(ops, device):
