@@ -1,5 +1,7 @@
 #include "torch_library/meta.h"
 
+#include <vector>
+
 #include "torch_library/shapes.h"
 
 namespace quatrain::torch_library {
