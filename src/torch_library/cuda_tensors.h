@@ -59,10 +59,6 @@ inline cuda::CodeTensors TensorsOf(const at::Tensor& packed, const at::Tensor& s
   return {DeviceData<int32_t>(packed, packed), DeviceData<BFloat16>(scale, packed)};
 }
 
-inline void CheckBFloat16(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16 on CUDA", ShapeOf(x));
-}
-
 // The kernel layout of `packed` (checked: CheckPacked), which may be it already. Codes are packed
 // by the call, which reads and writes all of them.
 at::Tensor LayoutOf(const at::Tensor& packed, const at::Tensor& scale, const MatrixShape& shape);

@@ -20,6 +20,12 @@ Sizes SizesWithLast(const at::Tensor& tensor, int64_t last) {
   return sizes;
 }
 
+// As the kernels of CUDA do, for x that stands for a tensor there: inside a kernel its device is
+// meta, its dispatch key that of CUDA still.
+void CheckTypeOfDevice(const at::Tensor& x) {
+  if (x.key_set().has_backend(c10::BackendComponent::CUDABit)) CheckBFloat16(x);
+}
+
 }  // namespace
 
 at::Tensor FakeQuantMeta(const at::Tensor& weight_OI, int64_t group_size) {
@@ -51,6 +57,7 @@ at::Tensor UnpackLayoutMeta(const at::Tensor& layout, const at::Tensor& scale,
 
 at::Tensor LinearMeta(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale,
                       const std::optional<at::Tensor>& bias) {
+  CheckTypeOfDevice(x);
   const MatrixShape shape = CheckLinear(x, packed, scale, bias);
   return Empty(x, SizesWithLast(x, shape.rows), x.scalar_type());
 }
@@ -62,16 +69,19 @@ at::Tensor InputGradMeta(const at::Tensor& dy, const at::Tensor& packed, const a
 }
 
 at::Tensor WeightGradMeta(const at::Tensor& dy, const at::Tensor& x) {
+  CheckTypeOfDevice(x);
   CheckWeightGrad(dy, x);
   return Empty(x, {dy.sym_size(-1), x.sym_size(-1)}, at::kFloat);
 }
 
 at::Tensor MoeMeta(const MoeCall& call) {
+  CheckTypeOfDevice(call.x_TD);
   CheckMoe(call);
   return Empty(call.x_TD, call.x_TD.sym_sizes().vec(), call.x_TD.scalar_type());
 }
 
 MoeSaved MoeForwardMeta(const MoeCall& call) {
+  CheckTypeOfDevice(call.x_TD);
   const MoeShape shape = CheckMoe(call);
   const at::Tensor& x = call.x_TD;
   const c10::SymInt tokens = x.sym_size(0), slots = call.experts_per_token;

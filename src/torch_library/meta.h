@@ -1,5 +1,7 @@
 // The operators on tensors without data, which torch.compile and torch.export trace with: the
-// shapes, types and checks of operators.h, gradients.h and moe.h, on any device.
+// shapes, types and checks of operators.h, gradients.h and moe.h, on any device. For CUDA x is
+// BF16, as its kernels want it; which groups they take (docs/torch_operators.md) shows at the call
+// only.
 #pragma once
 
 #include "torch_library/moe.h"

@@ -54,6 +54,10 @@ inline void CheckActivation(const at::Tensor& x) {
   }
 }
 
+inline void CheckBFloat16(const at::Tensor& x) {
+  if (x.scalar_type() != at::kBFloat16) ThrowShape("x", "BF16 on CUDA", ShapeOf(x));
+}
+
 // Rows, columns and group of a weight.
 struct MatrixShape {
   int64_t rows = 0;  // leading dimensions included; 0: an empty weight

@@ -172,6 +172,16 @@ def check_fake_cuda(ops):
         saved = ops._moe_forward(x, router, *weights, 2, True, None)
         grads = ops._moe_backward(y, saved, x, router, *weights, True, [True] * 4)
         assert [tuple(grad.shape) for grad in grads] == [(5, 64), (8, 64), (8, 64, 64), (8, 64, 32)]
+        for call in (lambda: ops.w4a16_linear(x.float(), layout, scale), lambda: ops._linear_weight_grad(dy, x.float()),
+                     lambda: ops.w4a16_linear_train(x.float(), weight, GROUP),
+                     lambda: ops.w4a16_moe(x.float(), router.float(), *weights, 2),
+                     lambda: ops.w4a16_moe_train(x.float(), router.float(), *masters, GROUP, 2)):
+            try:
+                call()
+            except RuntimeError as error:
+                assert "x: expected BF16 on CUDA" in str(error), error
+            else:
+                raise AssertionError("FP32 x was taken for CUDA")
 
 
 def check_gradients_that_none_has(ops, device):
