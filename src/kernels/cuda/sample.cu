@@ -112,12 +112,7 @@ __device__ Mass ListCandidates(Part<kCtas, false>& part, float least) {
   __syncthreads();  // the last values of warps have been read
   if (threadIdx.x % 32 == 0) part.shared.of_warps[threadIdx.x / 32] = of_warp;
   __syncthreads();
-  int32_t place = prefix - mine;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    place +=
-        w < static_cast<int>(threadIdx.x / 32) ? static_cast<int32_t>(part.shared.of_warps[w]) : 0;
-  }
+  int32_t place = static_cast<int32_t>(SumBeforeWarp(part.shared.of_warps)) + prefix - mine;
   if (place + mine <= kMostCandidates) {
     part.ForFew(least, INFINITY, [&](int32_t token, float logit) {
       part.shared.candidates[place++] = {token, logit};

@@ -123,6 +123,16 @@ __device__ __forceinline__ T PrefixOfWarp(T sum) {
   return sum;
 }
 
+// Of the warps before this one.
+__device__ __forceinline__ Mass SumBeforeWarp(const Mass (&of_warps)[kWarps]) {
+  Mass before = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    before += w < static_cast<int>(threadIdx.x / 32) ? of_warps[w] : 0;
+  }
+  return before;
+}
+
 // The CTAs of a row.
 template <int kCtas>
 struct Ctas {
@@ -231,11 +241,8 @@ __device__ Sums SumsOfRow(P& part, Mass mine) {
       part.Exchange(__shfl_sync(0xFFFFFFFFu, prefix, 31), [](Mass a, Mass b) { return a + b; }));
   const int rank = Ctas<kCtasOf<P>>::Rank();
   const Mass last = __shfl_sync(0xFFFFFFFFu, of_ctas, max(0, rank - 1));
-  Mass before = (rank > 0 ? last : 0) + prefix - mine;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < static_cast<int>(threadIdx.x / 32) ? part.shared.of_warps[w] : 0;
-  }
+  const Mass before_cta = rank > 0 ? last : 0;
+  const Mass before = before_cta + SumBeforeWarp(part.shared.of_warps) + prefix - mine;
   return {__shfl_sync(0xFFFFFFFFu, of_ctas, kCtasOf<P> - 1), before, mine};
 }
 
@@ -324,9 +331,7 @@ __device__ Level NextLevel(Shared& shared, int level, Mass reached, Mass target,
   if constexpr (kCtas > 1) {
     if (warp == 0) FindBin<kCtas>(shared, level % 2, reached, target);
   } else {
-    Mass before = reached + prefix - sum;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) before += w < warp ? shared.of_groups[level % 2][w] : 0;
+    const Mass before = reached + SumBeforeWarp(shared.of_groups[level % 2]) + prefix - sum;
     if (before < target && before + sum >= target) {
       shared.bin = threadIdx.x;
       shared.reached = before;
